@@ -1,0 +1,162 @@
+"""Make the embedded policy: supervised training on the built-in tasks, up to middling accuracy.
+
+    python -m g2rpo_torch.policy.cold_start --output FOLDER
+
+First the vision tower learns to name what stands on each patch, then the whole policy learns the
+answer format, a first skill at every task, and two styles: half of its examples think aloud, half
+answer at once. Which style serves which task is left to reinforcement learning to find out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from g2rpo.tasks import TASKS, Item
+from g2rpo_torch.trainer.policy_model import Policy, make_policy
+from g2rpo_torch.trainer.prompts import encode_prompts
+
+from .build import build_model, build_processor
+from .patch_labels import CLASSES, patch_labels
+
+VISION_STEPS = 500
+STEPS = 1800
+BATCH = 48
+LEARNING_RATE = 2e-3
+THINKS = 0.5
+
+
+def main() -> None:
+    """Train, report, and write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    processor = build_processor()
+    policy = make_policy(build_model(processor.tokenizer, seed=arguments.seed), processor)
+    train_vision(policy, arguments.vision_steps, arguments.seed)
+    train_responses(policy, arguments.steps, arguments.seed)
+    policy.model.half()
+    policy.save(arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+def train_vision(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the vision tower the class of every patch, through a head that is then thrown away."""
+    tower = policy.model.model.vision_tower
+    head = torch.nn.Linear(tower.config.hidden_size, len(CLASSES))
+
+    def loss(step: int) -> torch.Tensor:
+        items = draw_items(seed, step)
+        images = [item.record["images"][0] for item in items]
+        pixels = policy.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        labels = torch.as_tensor(np.stack([patch_labels(item.scene) for item in items]))
+        logits = head(tower(pixels).last_hidden_state)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-1
+        )
+
+    optimise("vision", [tower, head], loss, steps)
+
+
+def train_responses(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the whole policy to imitate responses."""
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, step])
+        items = draw_items(seed, step)
+        responses = [response(item, thinks=rng.random() < THINKS) for item in items]
+        return imitation_loss(policy, items, responses)
+
+    optimise("policy", [policy.model], loss, steps)
+
+
+def optimise(
+    name: str,
+    modules: list[torch.nn.Module],
+    loss_of_step: Callable[[int], torch.Tensor],
+    steps: int,
+) -> None:
+    """Minimise a loss over ``steps``, with a warm-up and a cosine decay of the learning rate."""
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizers = muon_and_adamw(modules)
+    schedules = [get_cosine_schedule_with_warmup(each, steps // 20, steps) for each in optimizers]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    started = time.monotonic()
+    for step in range(steps):
+        loss = loss_of_step(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if step % 100 == 0 or step == steps - 1:
+            seconds = time.monotonic() - started
+            print(f"{name} step {step}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+
+
+def muon_and_adamw(modules: list[torch.nn.Module]) -> list[torch.optim.Optimizer]:
+    """Return Muon over the hidden matrices and AdamW over everything else.
+
+    Muon reached in 300 steps a loss for which AdamW took more than twice as many.
+    """
+    hidden, other = [], []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            is_hidden = parameter.ndim == 2 and "layers" in name
+            (hidden if is_hidden else other).append(parameter)
+    return [
+        torch.optim.Muon(
+            hidden, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(other, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def draw_items(seed: int, step: int) -> list[Item]:
+    """Return a batch of training items, the tasks in turn."""
+    tasks = list(TASKS.values())
+    rows = range(step * BATCH, (step + 1) * BATCH)
+    return [tasks[row % len(tasks)].item(seed, row) for row in rows]
+
+
+def response(item: Item, *, thinks: bool) -> str:
+    """Return the response to imitate, thinking aloud or answering at once."""
+    thought = item.worked if thinks else ""
+    return f"<think>{thought}</think><answer>{item.record['answer']}</answer>"
+
+
+def imitation_loss(policy: Policy, items: list[Item], responses: list[str]) -> torch.Tensor:
+    """Return the cross-entropy of the responses in nats, a mean over tokens, then over responses.
+
+    A mean over all tokens at once would leave the learning to the tasks with long answers.
+    """
+    tokenizer = policy.tokenizer
+    inputs = encode_prompts(policy, [item.record for item in items])
+    encoded = tokenizer(
+        [text + tokenizer.eos_token for text in responses],
+        padding=True,
+        padding_side="right",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    tokens, mask = encoded["input_ids"], encoded["attention_mask"]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
+    logits = policy.model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    return ((losses * mask).sum(-1) / mask.sum(-1)).mean()
+
+
+if __name__ == "__main__":
+    main()

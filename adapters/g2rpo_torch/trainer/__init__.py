@@ -1,0 +1,23 @@
+"""The reference trainer: one step from prompt to update, file by file.
+
+====================  =======================================================================
+``loop.py``           a run: evaluate, step, save, report
+``step.py``           one step, in the order in which it happens
+``data.py``           which records a step trains on
+``prompts.py``        records to model inputs
+``rollout.py``        sampling, with log-probabilities and entropies on the way
+``scoring.py``        responses to rewards
+``shaping.py``        rewards and lengths to advantages
+``update.py``         mini-batches, micro-batches, loss, optimiser
+``forward.py``        the differentiable pass
+``evaluation.py``     held-out rewards
+``checkpoint.py``     Hugging Face folder with the optimiser beside it
+====================  =======================================================================
+"""
+
+from .evaluation import Evaluation, evaluate_policy
+from .interrupt import Interrupted
+from .loop import train
+from .policy_model import Policy, load_policy
+
+__all__ = ["Evaluation", "Interrupted", "Policy", "evaluate_policy", "load_policy", "train"]

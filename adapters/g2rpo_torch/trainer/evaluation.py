@@ -1,0 +1,92 @@
+"""Held-out rewards: the same items and the same random numbers before and after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from g2rpo.run.description import RunDescription
+
+from .data import heldout_records
+from .policy_model import Policy
+from .prompts import encode_prompts
+from .rollout import sample
+from .scoring import score_responses
+
+_SAMPLING_SEED = 2_604_08539
+_PROMPTS_AT_ONCE = 64
+
+
+class Evaluation(NamedTuple):
+    """Means over a task's held-out items, by task.
+
+    Attributes
+    ----------
+    reward : dict of str to float
+        Mean reward, with ``"mean"`` over the tasks.
+    length : dict of str to float
+        Mean response length in tokens.
+    """
+
+    reward: dict[str, float]
+    length: dict[str, float]
+
+
+def evaluate_policy(
+    policy: Policy,
+    description: RunDescription,
+    *,
+    advance: Callable[[int], None] = lambda items: None,
+) -> Evaluation:
+    """Sample answers to the held-out items of every task and score them.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is sampled, at the run's temperature.
+    description : RunDescription
+        Its data and rollout sections.
+    advance : callable
+        Called with the number of items done since its last call.
+
+    Returns
+    -------
+    Evaluation
+    """
+    rewards, lengths = {}, {}
+    with _own_random_numbers(policy.device):
+        for task in description.data.tasks:
+            rewards[task], lengths[task] = _evaluate_task(policy, description, task, advance)
+    rewards["mean"] = sum(rewards.values()) / len(rewards)
+    return Evaluation(rewards, lengths)
+
+
+def _evaluate_task(
+    policy: Policy, description: RunDescription, task: str, advance: Callable[[int], None]
+) -> tuple[float, float]:
+    records = heldout_records(description.data, task)
+    rewards, lengths = [], []
+    for start in range(0, len(records), _PROMPTS_AT_ONCE):
+        part = records[start : start + _PROMPTS_AT_ONCE]
+        completions = sample(
+            policy,
+            encode_prompts(policy, part),
+            num_generations=description.data.eval_generations,
+            max_completion_length=description.rollout.max_completion_length,
+            temperature=description.rollout.temperature,
+        )
+        rewards.append(score_responses(part, completions.texts).reward)
+        lengths.append(completions.lengths.float())
+        advance(len(part))
+    return float(torch.cat(rewards).mean()), float(torch.cat(lengths).mean())
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_SAMPLING_SEED)
+        yield

@@ -1,0 +1,102 @@
+"""Checks of arguments: everything that dtypes and shapes tell, and nothing that needs values.
+
+Values live on a device and may be traced by a compiler, so looking at them would synchronise or
+fail. What is checked here is static, and costs nothing under ``jax.jit`` and ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+from g2rpo._typing import Array, Namespace
+
+
+def namespace_of(**arrays: Array | None) -> Namespace:
+    """Return the one namespace of the named arrays; a ``None`` takes no part."""
+    given = {name: array for name, array in arrays.items() if array is not None}
+    for name, array in given.items():
+        if not is_array_api_obj(array):
+            raise TypeError(
+                f"{name} must be an array of an Array API library (NumPy, PyTorch, JAX, ...), "
+                f"got {type(array).__name__}"
+            )
+    try:
+        return array_namespace(*given.values())
+    except TypeError as error:
+        kinds = ", ".join(f"{name}: {type(array).__name__}" for name, array in given.items())
+        raise TypeError(f"all arrays must be of one library, got {kinds}") from error
+
+
+def require_shape(name: str, array: Array, *shapes: tuple[int | str, ...]) -> None:
+    """Raise unless ``array`` has one of the shapes; a letter stands for any size."""
+    for shape in shapes:
+        if len(shape) == array.ndim and all(
+            isinstance(want, str) or want == got
+            for want, got in zip(shape, array.shape, strict=True)
+        ):
+            return
+    wanted = " or ".join(f"({', '.join(map(str, s))}{',' * (len(s) == 1)})" for s in shapes)
+    raise ValueError(f"{name} must have shape {wanted}, got {tuple(array.shape)}")
+
+
+def require_labels(xp: Namespace, name: str, labels: Array, size: int) -> None:
+    """Raise unless ``labels`` is a vector of ``size`` integers."""
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise TypeError(f"{name} must hold integer labels, got dtype {labels.dtype}")
+    require_shape(name, labels, (size,))
+
+
+def require_floating(xp: Namespace, name: str, array: Array) -> None:
+    """Raise unless ``array`` holds real floating-point numbers."""
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise TypeError(f"{name} must be real floating point, got dtype {array.dtype}")
+
+
+def require_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def require_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise unless the Python number ``value`` is finite and positive (or zero, if ``zero``)."""
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        bound = "non-negative" if zero else "positive"
+        raise ValueError(f"{name} must be finite and {bound}, got {value!r}")
+
+
+def working_dtype(xp: Namespace, name: str, array: Array) -> tuple[Array, Array]:
+    """Return the dtype to compute in and the dtype to answer in.
+
+    Floating dtypes answer in kind, and half precision is computed in float32. Integers and
+    booleans are promoted to the library's default floating dtype.
+    """
+    if xp.isdtype(array.dtype, "real floating"):
+        result = array.dtype
+    elif xp.isdtype(array.dtype, ("integral", "bool")):
+        result = xp.__array_namespace_info__().default_dtypes(device=device(array))["real floating"]
+    else:
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    return wide_dtype(xp, result), result
+
+
+def wide_dtype(xp: Namespace, dtype: Array) -> Array:
+    """Return float32 for half precision and every other floating dtype itself."""
+    return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+
+
+def widen(xp: Namespace, array: Array) -> Array:
+    """Widen half precision to float32 and leave every other floating dtype alone."""
+    return xp.astype(array, wide_dtype(xp, array.dtype), copy=False)
+
+
+def as_mask(xp: Namespace, mask: Array, shape: tuple[int | str, ...]) -> Array:
+    """Return ``mask`` as bool after checking that it is a mask of the given shape."""
+    require_shape("mask", mask, shape)
+    if not xp.isdtype(mask.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"mask must be boolean or hold 0 and 1, got dtype {mask.dtype}")
+    return xp.astype(mask, xp.bool)

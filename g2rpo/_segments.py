@@ -1,0 +1,121 @@
+"""Sorted segments, and sums over them that are exact whatever stands around a segment.
+
+A difference of running sums is the only segmented sum that needs neither a loop nor a scatter,
+but in floating point it carries the rounding of everything before the segment. Here the running
+sum is taken over integers: they wrap instead of rounding, so the difference is the segment's own
+sum to the last bit, independent of its place, of its neighbours and of the order inside it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import device
+
+from g2rpo._typing import Array, Namespace
+
+
+class Layout(NamedTuple):
+    """A stable ordering of N elements by segment; all fields are integer arrays (N,).
+
+    Attributes
+    ----------
+    order : array
+        Index of the element at each sorted position.
+    inverse : array
+        Sorted position of each element.
+    labels_differ : array of bool
+        Whether a sorted position opens a segment.
+    first, stop : array
+        Bounds of the segment that a sorted position belongs to, as sorted positions.
+    """
+
+    order: Array
+    inverse: Array
+    labels_differ: Array
+    first: Array
+    stop: Array
+
+
+def sort_by_segment(xp: Namespace, labels: Array, keys: Array | None = None) -> Layout:
+    """Order elements by label and, within a label, by ``keys`` (no NaN) or as they came."""
+    if keys is None:
+        order = xp.argsort(labels, stable=True)
+    else:
+        order = xp.argsort(keys, stable=True)
+        order = xp.take(order, xp.argsort(xp.take(labels, order), stable=True))
+    opens = differs_from_previous(xp, xp.take(labels, order))
+    first, stop = run_bounds(xp, opens)
+    return Layout(order, xp.argsort(order, stable=True), opens, first, stop)
+
+
+def differs_from_previous(xp: Namespace, values: Array) -> Array:
+    """Return (N,) bool: whether each element differs from the one before it; the first does."""
+    return xp.concat([xp.ones_like(values[:1], dtype=xp.bool), values[1:] != values[:-1]])
+
+
+def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
+    """Return first and one-past-last position of the run that each position belongs to."""
+    positions = xp.arange(opens.shape[0] + 1, device=device(opens))
+    integer = positions.dtype
+    run = xp.cumulative_sum(xp.astype(opens, integer), dtype=integer) - 1
+    starts = xp.astype(xp.searchsorted(run, positions), integer)
+    return xp.take(starts, run), xp.take(starts, run + 1)
+
+
+def count(xp: Namespace, flags: Array, first: Array, stop: Array) -> Array:
+    """Return how many flags are set in [first, stop)."""
+    return _integer_sum(xp, xp.astype(flags, first.dtype), first, stop)
+
+
+def exact_sum(xp: Namespace, values: Array, first: Array, stop: Array, *, bits: int) -> Array:
+    """Return the sums of ``values`` over [first, stop), for values of magnitude up to 2**bits.
+
+    Each value is cut into integer limbs wide enough that together they hold every bit that
+    matters and narrow enough that no sum overflows; how many is known from the array's size and
+    the library's integer width (two for 64-bit integers, more where JAX has only 32 bits).
+    Opposite values have opposite limbs, so a symmetric sum is exactly 0.
+
+    Parameters
+    ----------
+    values : array
+        Floating point, shape (N,), finite.
+    first, stop : array
+        Integer positions, shape (N,), 0 <= first <= stop <= N.
+    bits : int
+        Bound on the magnitude, as a power of two.
+
+    Returns
+    -------
+    array
+        Shape (N,), the dtype of ``values``; one rounding of the exact sum of values that were
+        first rounded to a grid finer than eps / N.
+    """
+    growth = values.shape[0].bit_length()
+    digits = 1 - round(math.log2(xp.finfo(values.dtype).eps))
+    width = max(1, xp.iinfo(first.dtype).bits - 2 - growth)
+    limbs = -(-(digits + growth + bits) // width)
+    sums, unit, rest = [], 2.0**bits, values
+    for _ in range(limbs):
+        unit *= 2.0**-width
+        limb = xp.round(rest / unit)
+        rest = rest - limb * unit
+        limb_sum = _integer_sum(xp, xp.astype(limb, first.dtype), first, stop)
+        sums.append(xp.astype(limb_sum, values.dtype) * unit)
+    total = sums.pop()
+    while sums:
+        total = total + sums.pop()
+    return total
+
+
+def segment_peak(xp: Namespace, values: Array, labels: Array) -> Array:
+    """Return for each element the largest value of its segment; shape (N,), no NaN."""
+    layout = sort_by_segment(xp, labels, values)
+    largest = xp.take(xp.take(values, layout.order), layout.stop - 1)
+    return xp.take(largest, layout.inverse)
+
+
+def _integer_sum(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
+    running = xp.cumulative_sum(values, dtype=values.dtype, include_initial=True)
+    return xp.take(running, stop) - xp.take(running, first)

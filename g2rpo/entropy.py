@@ -1,0 +1,260 @@
+"""Entropy shaping: exact token entropies, their mean per task, and a band to hold them in.
+
+All entropies are in nats. A *mask* marks the response tokens that count; what stands elsewhere
+may be anything, NaN included. A task without a counted token is *absent*: it has no mean and
+adds no penalty.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from g2rpo._checks import (
+    as_mask,
+    namespace_of,
+    require_floating,
+    require_labels,
+    require_shape,
+    widen,
+)
+from g2rpo._gradients import stop_gradient
+from g2rpo._typing import Array, Namespace
+
+
+@dataclass(frozen=True)
+class EntropyBounds:
+    """The band, in nats, that the mean token entropy of a task should stay in.
+
+    Parameters
+    ----------
+    low, high : float
+        0 <= low <= high; ``high`` may be infinite.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are not ordered, negative, NaN, or ``low`` is infinite.
+
+    Examples
+    --------
+    >>> EntropyBounds(0.2, 0.6).high
+    0.6
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= self.high and math.isfinite(self.low)):
+            raise ValueError(
+                "entropy bounds must have 0 <= low <= high with finite low, "
+                f"got ({self.low}, {self.high})"
+            )
+
+
+def entropy_from_logits(logits: Array, /) -> Array:
+    r"""Return the exact entropy :math:`-\sum_v p_v \log p_v` of softmax(logits), in nats.
+
+    Parameters
+    ----------
+    logits : array
+        Floating point, shape (..., V). Minus infinity excludes an entry.
+
+    Returns
+    -------
+    array
+        Shape (...), the dtype of ``logits``; half precision is computed in float32. A row without
+        a finite logit has entropy 0.
+
+    Raises
+    ------
+    TypeError
+        If ``logits`` is no array or not real floating point.
+    ValueError
+        If ``logits`` has no axis.
+
+    Notes
+    -----
+    Differentiable, with a finite gradient also where logits are minus infinity. This is the
+    entropy to shape: the mean of -log p over sampled tokens has the same value in expectation,
+    but an expected gradient of zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> entropy_from_logits(np.asarray([[0.0, 0.0], [3.0, -np.inf]])).round(4)
+    array([0.6931, 0.    ])
+    """
+    xp = namespace_of(logits=logits)
+    require_floating(xp, "logits", logits)
+    if logits.ndim == 0:
+        raise ValueError("logits must have shape (..., V), got ()")
+    wide = widen(xp, logits)
+    allowed = wide > -xp.inf
+    highest = stop_gradient(xp.max(wide, axis=-1, keepdims=True))
+    highest = xp.where(highest > -xp.inf, highest, 0.0)
+    # Replaced twice: 0 * inf would be NaN in the value, and inf * 0 in the gradient.
+    shifted = xp.where(allowed, wide, highest) - highest
+    weights = xp.where(allowed, xp.exp(shifted), 0.0)
+    total = xp.sum(weights, axis=-1)
+    total = xp.where(total > 0, total, 1.0)
+    entropy = xp.log(total) - xp.sum(weights * shifted, axis=-1) / total
+    return xp.astype(entropy, logits.dtype)
+
+
+def entropy_from_probs(probs: Array, /) -> Array:
+    """Return the entropy of probabilities that sum to 1 over the last axis, in nats.
+
+    Parameters
+    ----------
+    probs : array
+        Floating point, shape (..., V), non-negative. Zeros contribute nothing.
+
+    Returns
+    -------
+    array
+        Shape (...), the dtype of ``probs``.
+
+    Raises
+    ------
+    TypeError
+        If ``probs`` is no array or not real floating point.
+    ValueError
+        If ``probs`` has no axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(entropy_from_probs(np.asarray([0.5, 0.5, 0.0])).round(4))
+    0.6931
+    """
+    xp = namespace_of(probs=probs)
+    require_floating(xp, "probs", probs)
+    if probs.ndim == 0:
+        raise ValueError("probs must have shape (..., V), got ()")
+    wide = widen(xp, probs)
+    surprise = -xp.log(xp.where(wide > 0, wide, 1.0))
+    return xp.astype(xp.sum(wide * surprise, axis=-1), probs.dtype)
+
+
+def task_means(
+    token_values: Array, mask: Array, tasks: Array, /, num_tasks: int
+) -> tuple[Array, Array]:
+    """Return the mean token value of each task, over the tokens that the mask marks.
+
+    Parameters
+    ----------
+    token_values : array
+        Floating point, shape (B, T), such as entropies in nats.
+    mask : array
+        bool or 0/1, shape (B, T).
+    tasks : array
+        Integer labels, shape (B,). Labels outside 0 .. num_tasks - 1 belong to no task.
+    num_tasks : int
+        Number of tasks, at least 1.
+
+    Returns
+    -------
+    means : array
+        Shape (num_tasks,), 0 for an absent task; differentiable.
+    present : array
+        bool, shape (num_tasks,).
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type.
+    ValueError
+        If shapes differ or ``num_tasks`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values = np.asarray([[1.0, 3.0], [5.0, np.nan]])
+    >>> mask = np.asarray([[True, True], [True, False]])
+    >>> task_means(values, mask, np.asarray([0, 2]), 3)
+    (array([2., 0., 5.]), array([ True, False,  True]))
+    """
+    xp = namespace_of(token_values=token_values, mask=mask, tasks=tasks)
+    require_floating(xp, "token_values", token_values)
+    require_shape("token_values", token_values, ("B", "T"))
+    mask = as_mask(xp, mask, token_values.shape)
+    require_labels(xp, "tasks", tasks, token_values.shape[0])
+    sums, tokens = task_sums(xp, token_values, mask, tasks, num_tasks)
+    present = tokens > 0
+    means = sums / xp.where(present, tokens, 1.0)
+    return xp.astype(means, token_values.dtype), present
+
+
+def task_sums(
+    xp: Namespace, token_values: Array, mask: Array, tasks: Array, num_tasks: int
+) -> tuple[Array, Array]:
+    """Return per task the sum of the masked values and the number of tokens, at least float32."""
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
+        raise TypeError(f"num_tasks must be an int, got {type(num_tasks).__name__}")
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    values = widen(xp, token_values)
+    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device(values))
+    member = xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
+    member = xp.astype(member, values.dtype)
+    of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)
+    tokens_of_row = xp.sum(xp.astype(mask, values.dtype), axis=1, keepdims=True)
+    return xp.sum(member * of_row, axis=0), xp.sum(member * tokens_of_row, axis=0)
+
+
+def entropy_penalty(
+    task_entropy: Array, low: Array, high: Array, /, present: Array | None = None
+) -> Array:
+    r"""Return how far the tasks' entropies are outside their bands, in nats.
+
+    :math:`\sum_t \max(0, H_t - high_t) + \max(0, low_t - H_t)`
+
+    Parameters
+    ----------
+    task_entropy : array
+        Floating point, shape (num_tasks,), in nats.
+    low, high : array
+        Bounds, shape (num_tasks,), the dtype of ``task_entropy``; ``high`` may be infinite.
+    present : array, optional
+        bool, shape (num_tasks,): tasks to count; all by default.
+
+    Returns
+    -------
+    array
+        Scalar. Its gradient is +1 above, -1 below and 0 inside the band.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array or ``task_entropy`` is not floating point.
+    ValueError
+        If shapes differ.
+
+    References
+    ----------
+    G²RPO, arXiv:2604.08539, Eq. 10.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> low, high = np.asarray([0.2, 0.2, 0.2]), np.asarray([0.6, 0.6, 0.6])
+    >>> round(float(entropy_penalty(np.asarray([0.1, 0.4, 0.9]), low, high)), 4)
+    0.4
+    """
+    xp = namespace_of(task_entropy=task_entropy, low=low, high=high, present=present)
+    require_floating(xp, "task_entropy", task_entropy)
+    require_shape("task_entropy", task_entropy, ("num_tasks",))
+    require_shape("low", low, task_entropy.shape)
+    require_shape("high", high, task_entropy.shape)
+    above = task_entropy > high
+    below = task_entropy < low
+    hinge = xp.where(above, task_entropy - xp.where(above, high, 0.0), 0.0)
+    hinge = hinge + xp.where(below, xp.where(below, low, 0.0) - task_entropy, 0.0)
+    if present is not None:
+        require_shape("present", present, task_entropy.shape)
+        hinge = xp.where(present, hinge, 0.0)
+    return xp.sum(hinge)

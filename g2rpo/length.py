@@ -1,0 +1,131 @@
+"""Length shaping: a trapezoid of reward over the response length, in tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from g2rpo._checks import namespace_of, require_shape, working_dtype
+from g2rpo._typing import Array, Namespace
+
+
+@dataclass(frozen=True)
+class LengthTarget:
+    """Four thresholds, in tokens, of the length reward of one task.
+
+    The reward is 0 below ``minimum`` and above ``maximum``, 1 from ``low`` to ``high``, and linear
+    between. Equal neighbours make a step.
+
+    Parameters
+    ----------
+    minimum, low : float
+        Where the reward leaves 0 and where it reaches 1; finite, 0 <= minimum <= low.
+    high, maximum : float
+        Where it leaves 1 and where it reaches 0 again; low <= high <= maximum, may be infinite.
+
+    Raises
+    ------
+    ValueError
+        If the thresholds are not ordered, negative, NaN, or one of the first two is infinite.
+
+    Examples
+    --------
+    >>> LengthTarget(minimum=8, low=16, high=64, maximum=float("inf")).low
+    16
+    """
+
+    minimum: float
+    low: float
+    high: float
+    maximum: float
+
+    def __post_init__(self) -> None:
+        thresholds = self.thresholds
+        ordered = 0 <= self.minimum <= self.low <= self.high <= self.maximum
+        if not (ordered and math.isfinite(self.low)):
+            raise ValueError(
+                "a length target must have 0 <= minimum <= low <= high <= maximum "
+                f"with finite minimum and low, got {thresholds}"
+            )
+
+    @property
+    def thresholds(self) -> tuple[float, float, float, float]:
+        """(minimum, low, high, maximum), in tokens."""
+        return (self.minimum, self.low, self.high, self.maximum)
+
+
+def length_reward(
+    lengths: Array, targets: LengthTarget | Array, /, *, right: Array | None = None
+) -> Array:
+    """Return how well each response's length fits its target, from 0 to 1.
+
+    Parameters
+    ----------
+    lengths : array
+        Real, shape (N,), in tokens.
+    targets : LengthTarget or array
+        One target for all, or thresholds of shape (4,) or (N, 4), in tokens, in the order
+        minimum, low, high, maximum. The values of an array are not checked: they may be traced.
+    right : array, optional
+        bool, shape (N,). Where False the result is NaN, "no reward", so that a later matching
+        ranks only the lengths of responses that are right.
+
+    Returns
+    -------
+    array
+        Shape (N,), of the floating dtype of ``lengths`` (the default one for integers).
+
+    Raises
+    ------
+    TypeError
+        If ``lengths`` is no array or complex, or ``right`` is not boolean.
+    ValueError
+        If a shape is wrong.
+
+    Notes
+    -----
+    At a threshold the reward is that of the inner side: a step includes its own length. With an
+    infinite ``maximum`` the reward does not fall.
+
+    References
+    ----------
+    G²RPO, arXiv:2604.08539, Eq. 9.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> length_reward(np.asarray([0, 10, 15, 20, 50, 90, 99]), LengthTarget(10, 20, 80, 100))
+    array([0.  , 0.  , 0.5 , 1.  , 1.  , 0.5 , 0.05])
+    """
+    given = None if isinstance(targets, LengthTarget) else targets
+    xp = namespace_of(lengths=lengths, targets=given, right=right)
+    require_shape("lengths", lengths, ("N",))
+    size = lengths.shape[0]
+    working, result = working_dtype(xp, "lengths", lengths)
+    if isinstance(targets, LengthTarget):
+        targets = xp.asarray(targets.thresholds, dtype=working, device=device(lengths))
+    require_shape("targets", targets, (4,), (size, 4))
+    thresholds = xp.broadcast_to(xp.reshape(xp.astype(targets, working), (-1, 4)), (size, 4))
+    minimum, low, high, maximum = (thresholds[:, k] for k in range(4))
+    lengths = xp.astype(lengths, working)
+    rising = _ramp(xp, lengths, minimum, low)
+    falling = _ramp(xp, -lengths, -maximum, -high)
+    reward = xp.minimum(rising, falling)
+    if right is not None:
+        if not xp.isdtype(right.dtype, "bool"):
+            raise TypeError(f"right must be boolean, got dtype {right.dtype}")
+        require_shape("right", right, (size,))
+        reward = xp.where(right, reward, xp.nan)
+    return xp.astype(reward, result)
+
+
+def _ramp(xp: Namespace, x: Array, foot: Array, top: Array) -> Array:
+    """Return 0 below ``foot``, 1 from ``top`` on, linear between; 1 if ``foot`` is -infinity."""
+    inside = xp.isfinite(foot) & (foot <= x) & (x < top)
+    # Outside the slope stand-ins keep 0 / 0 and inf / inf from ever being formed.
+    rise = xp.where(inside, x - xp.where(inside, foot, 0.0), 0.0)
+    run = xp.where(inside, xp.where(inside, top, 1.0) - xp.where(inside, foot, 0.0), 1.0)
+    flat = xp.where(x < foot, xp.zeros_like(x), xp.ones_like(x))
+    return xp.where(xp.isnan(x), x, xp.where(inside, rise / run, flat))

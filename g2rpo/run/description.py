@@ -1,0 +1,237 @@
+"""One description of a run for every engine: read from YAML, changed by flags, checked once.
+
+Three layers, later ones win: the defaults of the models in `g2rpo.run.sections`, a YAML file, and
+single values by dotted key (``optimization.steps=50``). A mapping such as ``length.targets`` in a
+file replaces the default mapping whole; a dotted key changes one entry of it.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from g2rpo.run.errors import RunError
+from g2rpo.run.sections import (
+    BUILTIN_TASKS,
+    Data,
+    Entropy,
+    Estimator,
+    Length,
+    Model,
+    Optimization,
+    Output,
+    Rollout,
+    Section,
+)
+from g2rpo.run.suggest import did_you_mean, unknown_name
+
+__all__ = ["RunDescription", "dump_description", "load_description", "parse_setting"]
+
+
+class RunDescription(Section):
+    """Everything that decides a run: model, data, estimator, shaping, optimisation, output."""
+
+    engine: Literal["reference"] = Field("reference", description="what trains the policy")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of data, sampling and order")
+    model: Model = Field(Model(), description="which policy is trained, and where")
+    data: Data = Field(Data(), description="what the policy is asked")
+    rollout: Rollout = Field(Rollout(), description="how responses are sampled")
+    estimator: Estimator = Field(Estimator(), description="how rewards become advantages")
+    length: Length = Field(Length(), description="shaping of the response length")
+    entropy: Entropy = Field(Entropy(), description="bounds of the token entropy")
+    optimization: Optimization = Field(
+        Optimization(), description="how advantages change the policy"
+    )
+    output: Output = Field(Output(), description="what the run leaves behind")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        self._check_tasks()
+        if self.entropy.low > self.entropy.high:
+            raise ValueError(
+                f"entropy.low {self.entropy.low} is above entropy.high {self.entropy.high}; "
+                "bounds must ascend"
+            )
+        if self.optimization.updates_per_batch > self.rollout.prompts_per_step:
+            raise ValueError(
+                f"optimization.updates_per_batch {self.optimization.updates_per_batch} is more "
+                f"than rollout.prompts_per_step {self.rollout.prompts_per_step}; "
+                "an update needs at least one prompt"
+            )
+        self._check_targets_are_reachable()
+        return self
+
+    def _check_tasks(self) -> None:
+        if self.data.source != "builtin":
+            return
+        for task in self.data.tasks:
+            if task not in BUILTIN_TASKS:
+                raise ValueError(f"data.tasks: {unknown_name('task', task, BUILTIN_TASKS)}")
+
+    def _check_targets_are_reachable(self) -> None:
+        if self.length.mode == "off":
+            return
+        longest = self.rollout.max_completion_length
+        for task in self.data.tasks:
+            minimum = self.length.targets.get(task, (0, 0, 0, 0))[0]
+            if minimum >= longest:
+                raise ValueError(
+                    f"length.targets.{task} rewards nothing up to {minimum:g} tokens, but "
+                    f"rollout.max_completion_length is {longest}; lower the target or raise that"
+                )
+
+
+def load_description(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    settings: Iterable[str] = (),
+) -> RunDescription:
+    """Read a run's description: the defaults, then a file, then `settings`, then `overrides`.
+
+    Parameters
+    ----------
+    path : path, optional
+        YAML file; keys that it leaves out keep their defaults.
+    overrides : mapping of str to object, optional
+        Values by dotted key, such as ``{"optimization.steps": 50}``.
+    settings : iterable of str
+        The same as text, ``"optimization.steps=50"``; the right side is read as YAML.
+
+    Returns
+    -------
+    RunDescription
+
+    Raises
+    ------
+    RunError
+        One line for each thing that is wrong: where it stands, the dotted key, what it is, what it
+        must be.
+
+    Examples
+    --------
+    >>> load_description(settings=["data.tasks=[maths, ocr]"]).data.tasks
+    ['maths', 'ocr']
+    """
+    values = RunDescription().model_dump()
+    origin: dict[str, str] = {}
+    if path is not None:
+        _lay_file(values, _read_yaml(Path(path)))
+    for text in settings:
+        key, value = parse_setting(text)
+        _lay_key(values, key, value)
+        origin[key] = "--set "
+    for key, value in (overrides or {}).items():
+        _lay_key(values, key, value)
+        origin[key] = ""
+    try:
+        return RunDescription.model_validate(values)
+    except ValidationError as error:
+        file = f"{path}: " if path is not None else ""
+        lines = [_explain(details, origin, file) for details in error.errors()]
+        raise RunError("\n".join(lines)) from None
+
+
+def dump_description(description: RunDescription) -> str:
+    """Return the description as YAML that `load_description` reads back to an equal one."""
+    return yaml.dump(
+        description.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=100
+    )
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split ``"a.b=value"`` into the dotted key and the value, which is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RunError(
+            f"--set {text!r} must be KEY=VALUE with a dotted key, such as optimization.steps=50"
+        )
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RunError(f"--set {text!r}: {value!r} is not a YAML value") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes mappings as blocks and lists on one line, as a person would."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True)
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:  # an empty file changes nothing
+        return {}
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: holds a {type(values).__name__}, but must hold keys with values")
+    return values
+
+
+def _lay_file(values: dict[str, Any], file: dict[str, Any]) -> None:
+    for key, value in file.items():
+        section = values.get(key)
+        if isinstance(section, dict) and isinstance(value, dict):
+            section.update(copy.deepcopy(value))
+        else:
+            values[key] = value
+
+
+def _lay_key(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        if not isinstance(child, dict):
+            # An unknown parent stays in place, so that validation names it like any other key.
+            child = values[parent] = {}
+        values = child
+    values[last] = value
+
+
+def _explain(details: ErrorDetails, origin: Mapping[str, str], file: str) -> str:
+    """Turn one of Pydantic's errors into a line: where, the key, what it is, what to do."""
+    key = ".".join(str(part) for part in details["loc"])
+    where = next((origin[k] for k in origin if key == k or key.startswith(f"{k}.")), file)
+    context = details.get("ctx", {})
+    if details["type"] == "extra_forbidden":
+        *parents, last = (str(part) for part in details["loc"])
+        return f"{where}{key}: unknown key{did_you_mean(last, _fields(parents))}"
+    if details["type"] == "value_error":  # our own text, complete in itself
+        return f"{where}{key}: {context['error']}" if key else f"{file}{context['error']}"
+    if details["type"] == "literal_error":
+        return f"{where}{key} is {details['input']!r}, but must be {context['expected']}"
+    if details["type"] == "missing":  # the only fields without a default are those of a tuple
+        key = key.rpartition(".")[0]
+        return f"{where}{key} is {details['input']!r}, but has too few values"
+    wish = _WISHES.get(details["type"]) or details["msg"].replace("Input should ", "must ")
+    return f"{where}{key} is {details['input']!r}, but {wish}"
+
+
+_WISHES = {
+    "list_type": "must be a list, such as [maths, ocr]",
+    "model_type": "must be a section with keys of its own",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "too_short": "must have at least one entry",
+    "too_long": "has too many values",
+}
+
+
+def _fields(parents: list[str]) -> list[str]:
+    model: type[BaseModel] = RunDescription
+    for parent in parents:
+        annotation = model.model_fields[parent].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,225 @@
+"""The sections of a run's description: one frozen model each, every field with its unit."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from g2rpo.run.suggest import unknown_name
+
+__all__ = [
+    "BUILTIN_TASKS",
+    "DEFAULT_LENGTH_TARGETS",
+    "Data",
+    "Entropy",
+    "Estimator",
+    "Length",
+    "Model",
+    "Optimization",
+    "Output",
+    "Rollout",
+]
+
+BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
+"""Names of the built-in tasks. Kept here so that reading a description loads no task."""
+
+LengthThresholds = tuple[float, float, float, float]
+
+_DIRECT: LengthThresholds = (0, 0, 14, 20)
+_REASONING: LengthThresholds = (16, 20, 40, 48)
+DEFAULT_LENGTH_TARGETS: dict[str, LengthThresholds] = {
+    task: _REASONING if task == "maths" else _DIRECT for task in BUILTIN_TASKS
+}
+"""Length targets of the built-in tasks in tokens: maths is asked to reason, the rest to answer."""
+
+
+def _off(value: Any) -> Any:
+    # YAML 1.1 reads a bare `off` as False, and `--set length.mode=off` should do what it says.
+    return "off" if value is False else value
+
+
+def _none(value: Any) -> Any:
+    # YAML's null is `null` or `~`; people who come from Python write None.
+    return None if value in ("none", "None") else value
+
+
+class Section(BaseModel):
+    """A part of the description: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which policy is trained, and where."""
+
+    name: str = Field(
+        "builtin",
+        min_length=1,
+        description="`builtin` for the policy inside the package, a folder, or a model id of the Hugging Face hub",
+    )
+    device: str = Field(
+        "auto",
+        description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, … or `mps`",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="floating dtype of the weights"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"unknown device {device!r}; name auto, cpu, mps, cuda or cuda:1, …")
+        return device
+
+
+class Data(Section):
+    """What the policy is asked."""
+
+    source: str = Field("builtin", min_length=1, description="name of the source of the prompts")
+    tasks: list[str] = Field(
+        list(BUILTIN_TASKS), min_length=1, description="names of the tasks that are trained"
+    )
+    level: int | None = Field(
+        None, ge=1, le=3, description="difficulty, 1 to 3; null is each task's own mix"
+    )
+    eval_items: int = Field(128, ge=1, description="held-out items of each task [items]")
+    eval_generations: int = Field(
+        4, ge=1, description="responses sampled to each held-out item [rollouts]"
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_distinct(cls, tasks: list[str]) -> list[str]:
+        repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+        if repeated:
+            raise ValueError(f"must name each task once, but repeats {', '.join(repeated)}")
+        return tasks
+
+
+class Rollout(Section):
+    """How responses are sampled."""
+
+    num_generations: int = Field(8, ge=2, description="responses to each prompt [rollouts]")
+    prompts_per_step: int = Field(24, ge=1, description="prompts in each step [prompts]")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    max_completion_length: int = Field(48, ge=1, description="longest response [tokens]")
+
+
+class Estimator(Section):
+    """How rewards become advantages."""
+
+    name: str = Field("gaussian", description="a name in `g2rpo.ESTIMATORS`")
+    task_stage: Annotated[
+        Literal["standardize", "match", "match-all"] | None, BeforeValidator(_none)
+    ] = Field("standardize", description="what works across a task's groups; null for nothing")
+    ties: Literal["midpoint", "barycentre"] = Field(
+        "midpoint", description="which value a block of equal rewards gets"
+    )
+    resolution: float | None = Field(
+        None, gt=0, description="grid that rewards are rounded to before ranking [reward units]"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        try:
+            from g2rpo.advantages import ESTIMATORS
+        except ImportError:  # TEMPORARY
+            return name
+
+        if name not in ESTIMATORS:
+            raise ValueError(unknown_name("estimator", name, ESTIMATORS))
+        return name
+
+
+class Length(Section):
+    """Shaping of the response length, task by task."""
+
+    mode: Annotated[Literal["term", "reward", "off"], BeforeValidator(_off)] = Field(
+        "term", description="own term of the loss, part of the reward, or nothing"
+    )
+    weight: float = Field(0.1, ge=0, description="weight of the term, or of the reward component")
+    only_right: bool = Field(True, description="count the length of right responses only")
+    targets: dict[str, LengthThresholds] = Field(
+        DEFAULT_LENGTH_TARGETS,
+        description="task: [minimum, low, high, maximum] [tokens]; a task without one has no target",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _thresholds_ascend(
+        cls, targets: dict[str, LengthThresholds]
+    ) -> dict[str, LengthThresholds]:
+        for task, thresholds in targets.items():
+            if thresholds[0] < 0 or list(thresholds) != sorted(thresholds):
+                raise ValueError(
+                    f"{task} is {list(thresholds)}, but must ascend from 0 or more: "
+                    "[minimum, low, high, maximum]"
+                )
+        return targets
+
+
+class Entropy(Section):
+    """Bounds of each task's mean token entropy."""
+
+    weight: float = Field(0.02, ge=0, description="weight of the term; 0 switches it off")
+    low: float = Field(0.2, ge=0, description="lower bound [nats]")
+    high: float = Field(0.6, ge=0, description="upper bound [nats]")
+    bounds: dict[str, tuple[float, float]] = Field(
+        {}, description="task: [low, high] in place of the common bounds [nats]"
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_ascend(
+        cls, bounds: dict[str, tuple[float, float]]
+    ) -> dict[str, tuple[float, float]]:
+        for task, (low, high) in bounds.items():
+            if not 0 <= low <= high:
+                raise ValueError(f"{task} is [{low}, {high}], but must have 0 <= low <= high")
+        return bounds
+
+    def of(self, task: str) -> tuple[float, float]:
+        """Return the bounds of `task` in nats: its own, else the common ones."""
+        return self.bounds.get(task, (self.low, self.high))
+
+
+class Optimization(Section):
+    """How advantages change the policy."""
+
+    steps: int = Field(130, ge=1, description="length of the run [steps]")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate after warm-up")
+    updates_per_batch: int = Field(
+        1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
+    )
+    micro_batch_size: int = Field(
+        96, ge=1, description="rollouts in one forward and backward pass [rollouts]"
+    )
+    epsilon: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio below 1")
+    epsilon_high: float = Field(0.3, gt=0, description="clip range of the ratio above 1")
+    dual_clip: float | None = Field(
+        3.0, gt=1, description="ratio at which negative advantages stop counting; null for never"
+    )
+    beta: float = Field(0.0, ge=0, description="weight of the KL penalty; 0 loads no reference")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm that gradients are clipped to")
+    warmup_steps: int = Field(5, ge=0, description="linear rise of the learning rate [steps]")
+    loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = Field(
+        "ppo", description="the surrogate of the policy term"
+    )
+    aggregation: Literal["token", "sequence", "constant"] = Field(
+        "token", description="what the loss is a mean over"
+    )
+
+
+class Output(Section):
+    """What a run leaves behind."""
+
+    dir: str = Field("runs/g2rpo", min_length=1, description="the run's folder")
+    save_steps: int = Field(25, ge=1, description="steps between checkpoints [steps]")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that stay [checkpoints]")
+    eval_steps: int = Field(
+        0, ge=0, description="steps between evaluations; 0 is before and after only [steps]"
+    )
+    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")

@@ -1,0 +1,18 @@
+"""Error texts for names that do not exist: what there is, and what may have been meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["did_you_mean", "unknown_name"]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the name in `known` nearest to `name`, or nothing."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the text for an unknown `name` of some `kind`, which lists all that are `known`."""
+    names = list(known)
+    return f"unknown {kind} {name!r}{did_you_mean(name, names)} (there are: {', '.join(names)})"

@@ -1,0 +1,139 @@
+"""Rewards: the value of every kind of answer, and no text that breaks one."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g2rpo.rewards import (
+    ACCURACY,
+    box_iou,
+    character_accuracy,
+    choice_match,
+    mean_relative_accuracy,
+    number_match,
+    parse_response,
+    score,
+)
+
+TRUTHS = {
+    "spatial grounding": "[1,2,30,40]",
+    "numerical": "3",
+    "maths": "-82.5",
+    "multiple choice": "B",
+    "regression": "17",
+    "character OCR": "7A8",
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("[0,0,10,10]", 1.0),
+        ("[0, 0, 10, 5]", 0.5),
+        ("the box is [5,0,15,10].", 1 / 3),
+        ("[10,0,20,10]", 0.0),
+        ("[10,10,0,0]", 0.0),
+        ("[0,0,10]", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_box_iou(answer, expected):
+    assert box_iou(answer, "[0,0,10,10]") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("7", 1), ("7.0", 1), ("7.001", 1), ("7.01", 0), ("+7", 1), ("7 8", 0), ("x", 0), ("1e999", 0)],
+)
+def test_number_match(answer, expected):
+    assert number_match(answer, "7") == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("20", 1.0), ("19.5", 1.0), ("19", 0.9), ("21", 0.9), ("16", 0.6), ("11", 0.1), ("10", 0.0)],
+)
+def test_mean_relative_accuracy_steps(answer, expected):
+    assert mean_relative_accuracy(answer, "20") == pytest.approx(expected)
+
+
+def test_mean_relative_accuracy_of_zero():
+    assert mean_relative_accuracy("0", "0") == 1.0
+    assert mean_relative_accuracy("0.1", "0") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("B", 1), ("b", 1), ("(B)", 1), ("B. left", 1), ("A", 0), ("Below", 0), ("", 0), ("1", 0)],
+)
+def test_choice_match(answer, expected):
+    assert choice_match(answer, "B") == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("7A8", 1.0), (" 7A8 ", 1.0), ("7A", 2 / 3), ("7B8", 2 / 3), ("", 0.0), ("7A8" * 9, 0.0)],
+)
+def test_character_accuracy(answer, expected):
+    assert character_accuracy(answer, "7A8") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "well_formed"),
+    [
+        ("<think></think><answer>4</answer>", "4", True),
+        ("<think>a\nb</think>\n<answer>4</answer>\n", "4", True),
+        ("<answer>4</answer>", "4", False),
+        ("<think>a</think><answer>4</answer>!", "4", False),
+        ("<think>a</think><answer>4", None, False),
+        ("<think><answer>3</answer></think><answer>4</answer>", "4", False),
+        ("<think></think><answer>3</answer><answer>4</answer>", "4", False),
+        ("<think>a</think></think><answer>4</answer>", "4", False),
+        ("", None, False),
+    ],
+)
+def test_parse_response(text, answer, well_formed):
+    assert parse_response(text) == (answer, well_formed)
+
+
+def test_format_and_accuracy_add_up():
+    record = {"problem_type": "maths", "answer": "4"}
+    assert score(record, "<think></think><answer>4</answer>").reward == pytest.approx(1.0)
+    assert score(record, "<answer>4</answer>").reward == pytest.approx(0.9)
+    assert score(record, "<think></think><answer>5</answer>").reward == pytest.approx(0.1)
+    assert score(record, "4").reward == 0.0
+
+
+TAGS = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[", "]", ",", "1", "e9", "B"])
+
+
+@pytest.mark.parametrize("problem_type", list(ACCURACY))
+@given(pieces=st.lists(TAGS | st.text(max_size=12), max_size=12))
+def test_any_response_scores_a_number_from_0_to_1(problem_type, pieces):
+    record = {"problem_type": problem_type, "answer": TRUTHS[problem_type]}
+    for text in ("".join(pieces), f"<think></think><answer>{''.join(pieces)}</answer>"):
+        scores = score(record, text)
+        assert all(math.isfinite(value) and 0 <= value <= 1 for value in scores)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "truth"),
+    [
+        ("spatial grounding", "left"),
+        ("spatial grounding", "[5,5,5,9]"),
+        ("numerical", "three"),
+        ("regression", "inf"),
+        ("multiple choice", "?"),
+        ("character OCR", " "),
+    ],
+)
+def test_a_record_without_a_usable_answer_says_so(problem_type, truth):
+    with pytest.raises(ValueError, match="truth is"):
+        score({"problem_type": problem_type, "answer": truth}, "<answer>1</answer>")
+
+
+def test_unknown_problem_type_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"problem_type is 'poetry'; .*'maths'"):
+        score({"problem_type": "poetry", "answer": ""}, "")

@@ -1,0 +1,143 @@
+"""The built-in tasks: deterministic, solvable, apart on both sides of the split."""
+
+import numpy as np
+import pytest
+
+from g2rpo.rewards import ACCURACY, score
+from g2rpo.tasks import LEVELS, SPLITS, TASKS, contact_sheet
+from g2rpo.tasks.base import Record
+
+ALL = pytest.mark.parametrize("name", list(TASKS))
+
+
+@ALL
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_item_follows_from_its_seed(name, level):
+    first, again, other = (TASKS[name].item(seed, 5, level=level) for seed in (3, 3, 4))
+    assert first.scene == again.scene
+    assert first.record["problem"] == again.record["problem"]
+    assert np.array_equal(*(np.asarray(item.record["images"][0]) for item in (first, again)))
+    assert first.scene != other.scene
+
+
+@ALL
+def test_an_item_does_not_depend_on_its_neighbours(name):
+    stream = [TASKS[name].item(0, index).scene for index in range(5)]
+    assert TASKS[name].item(0, 4).scene == stream[4]
+
+
+@ALL
+def test_train_and_heldout_are_apart(name):
+    task = TASKS[name]
+    train, heldout = (
+        {task.item(seed, index, split=split).scene for seed in range(2) for index in range(300)}
+        for split in SPLITS
+    )
+    assert not train & heldout
+    assert all(task.split_of(scene) == "heldout" for scene in heldout)
+
+
+@ALL
+def test_an_eighth_is_held_out(name):
+    task = TASKS[name]
+    rng = np.random.default_rng(0)
+    scenes = {task.scene(rng, int(rng.choice(LEVELS))) for _ in range(4000)}
+    share = np.mean([task.split_of(scene) == "heldout" for scene in scenes])
+    assert share == pytest.approx(1 / 8, abs=0.03)
+
+
+@ALL
+def test_the_right_answer_scores_one(name):
+    for index in range(30):
+        item = TASKS[name].item(1, index)
+        response = f"<think>{item.worked}</think><answer>{item.record['answer']}</answer>"
+        assert score(item.record, response).reward == pytest.approx(1.0)
+
+
+@ALL
+def test_records_have_the_papers_columns(name):
+    record = TASKS[name].item(0, 0).record
+    assert set(record) == set(Record.__annotations__)
+    assert record["problem_type"] in ACCURACY
+    assert record["task_type"] == name
+    assert record["data_type"] == "image"
+    assert record["images"][0].mode == "RGB"
+
+
+@ALL
+def test_pictures_differ_where_scenes_do(name):
+    items = [TASKS[name].item(0, index) for index in range(40)]
+    pictures = {item.record["images"][0].tobytes() for item in items}
+    assert len(pictures) > 35
+
+
+def test_grounding_asks_for_a_box_that_holds_the_shapes_colour():
+    from g2rpo.tasks.canvas import COLOURS
+
+    for index in range(20):
+        item = TASKS["grounding"].item(0, index)
+        shape = item.scene.shapes[0]
+        pixels = np.asarray(item.record["images"][0])
+        ys, xs = np.nonzero((pixels == COLOURS[shape.colour]).all(-1))
+        left, top, right, bottom = shape.box
+        inside = (xs >= left) & (xs < right) & (ys >= top) & (ys < bottom)
+        assert inside.sum() > 0.4 * shape.size**2
+
+
+def test_spatial_options_are_shuffled_and_right():
+    orders = set()
+    for index in range(60):
+        item = TASKS["spatial"].item(0, index)
+        scene = item.scene
+        dx, dy = scene.first.x - scene.second.x, scene.first.y - scene.second.y
+        truth = {"left": -dx, "right": dx, "above": -dy, "below": dy}
+        assert max(truth, key=truth.get) == scene.relation
+        chosen = item.record["options"]["ABCD".index(item.record["answer"])]
+        assert chosen.endswith(scene.relation)
+        orders.add(scene.order)
+    assert len(orders) > 12
+
+
+def test_counting_counts_what_is_drawn():
+    for index in range(40):
+        scene = TASKS["vqa"].item(0, index).scene
+        asked = [s for s in scene.shapes if (s.colour, s.kind) == (scene.colour, scene.kind)]
+        assert len(asked) == scene.count
+
+
+def test_half_of_the_characters_are_handwritten():
+    glyphs = [g for index in range(200) for g in TASKS["ocr"].item(0, index).scene.glyphs]
+    assert np.mean([glyph.sample >= 0 for glyph in glyphs]) == pytest.approx(0.5, abs=0.08)
+
+
+def test_worked_arithmetic_is_true():
+    for index in range(60):
+        item = TASKS["maths"].item(0, index)
+        for step in item.worked.split(": ")[-1].split(","):
+            left, right = step.split("=")
+            assert _value(left) == int(right)
+        assert item.worked.endswith(f"={item.record['answer']}")
+
+
+def _value(expression: str) -> int:
+    """Add up a sum of signed integers."""
+    return sum(int(part) for part in expression.replace("-", "+-").split("+") if part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"level": 4}, "level is 4"), ({"split": "test"}, "split is 'test'")],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TASKS["maths"].item(0, 0, **arguments)
+
+
+def test_contact_sheet_shows_every_task(tmp_path):
+    from PIL import Image
+
+    path = contact_sheet(tmp_path / "sheet.png", rows=2)
+    with Image.open(path) as sheet:
+        width, height = sheet.size
+    assert width > 6 * 168
+    assert height > 2 * 168
