@@ -3,16 +3,29 @@
 Every function takes and returns arrays of any Array API library: what comes in goes out.
 """
 
-from g2rpo.advantages import gaussian_advantages
+from g2rpo import diagnostics
+from g2rpo.advantages import (
+    ESTIMATORS,
+    EMAState,
+    ema_grpo_advantages,
+    gaussian_advantages,
+    gdpo_advantages,
+    grpo_advantages,
+    register_estimator,
+    rloo_advantages,
+)
+from g2rpo.calibration import LengthCalibration, calibrate_lengths, length_quantiles
 from g2rpo.entropy import (
     EntropyBounds,
+    EntropyControl,
+    adapt_entropy_weights,
     entropy_from_logits,
     entropy_from_probs,
     entropy_penalty,
     task_means,
 )
 from g2rpo.labels import encode_labels
-from g2rpo.length import LengthTarget, length_reward
+from g2rpo.length import LengthTarget, LengthTargets, length_reward
 from g2rpo.losses import kl_penalty, policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.transport import match_gaussian
@@ -20,20 +33,34 @@ from g2rpo.transport import match_gaussian
 __version__ = "0.1.0"
 
 __all__ = [
+    "ESTIMATORS",
     "BatchTotals",
+    "EMAState",
     "EntropyBounds",
+    "EntropyControl",
+    "LengthCalibration",
     "LengthTarget",
+    "LengthTargets",
     "LossTerms",
+    "adapt_entropy_weights",
     "batch_totals",
+    "calibrate_lengths",
+    "diagnostics",
+    "ema_grpo_advantages",
     "encode_labels",
     "entropy_from_logits",
     "entropy_from_probs",
     "entropy_penalty",
     "g2rpo_loss",
     "gaussian_advantages",
+    "gdpo_advantages",
+    "grpo_advantages",
     "kl_penalty",
+    "length_quantiles",
     "length_reward",
     "match_gaussian",
     "policy_loss",
+    "register_estimator",
+    "rloo_advantages",
     "task_means",
 ]

@@ -10,24 +10,29 @@ from g2rpo._checks import require_shape
 from g2rpo._typing import Array, Namespace
 
 
-def as_weights(
+def as_weights(xp: Namespace, weights: Sequence[float] | Array | None, columns: Array) -> Array:
+    """Return weights (K,) of the dtype and device of ``columns`` (N, K); ones by default."""
+    if weights is None:
+        return xp.ones(columns.shape[1], dtype=columns.dtype, device=device(columns))
+    if is_array_api_obj(weights):
+        weights = xp.astype(weights, columns.dtype)
+    else:
+        weights = xp.asarray(weights, dtype=columns.dtype, device=device(columns))
+    require_shape("component_weights", weights, (columns.shape[1],))
+    return weights
+
+
+def weights_if_components(
     xp: Namespace, weights: Sequence[float] | Array | None, rewards: Array
 ) -> Array | None:
-    """Return weights (K,) of the dtype and device of ``rewards``; None if those are (N,)."""
-    if rewards.ndim == 1:
-        if weights is not None:
-            raise ValueError(
-                f"component_weights need rewards of shape (N, K), got shape {tuple(rewards.shape)}"
-            )
-        return None
-    if weights is None:
-        return xp.ones(rewards.shape[1], dtype=rewards.dtype, device=device(rewards))
-    if is_array_api_obj(weights):
-        weights = xp.astype(weights, rewards.dtype)
-    else:
-        weights = xp.asarray(weights, dtype=rewards.dtype, device=device(rewards))
-    require_shape("component_weights", weights, (rewards.shape[1],))
-    return weights
+    """Return the weights of rewards (N, K), and None for rewards (N,), which must have none."""
+    if rewards.ndim == 2:
+        return as_weights(xp, weights, rewards)
+    if weights is not None:
+        raise ValueError(
+            f"component_weights need rewards of shape (N, K), got shape {tuple(rewards.shape)}"
+        )
+    return None
 
 
 def weighted_rewards(xp: Namespace, rewards: Array, weights: Array) -> Array:

@@ -116,6 +116,15 @@ def segment_peak(xp: Namespace, values: Array, labels: Array) -> Array:
     return xp.take(largest, layout.inverse)
 
 
+def renumber(xp: Namespace, labels: Array) -> Array:
+    """Replace labels by 0, 1, ... in their sorted order; shape (N,)."""
+    order = xp.argsort(labels, stable=True)
+    opens = differs_from_previous(xp, xp.take(labels, order))
+    inverse = xp.argsort(order, stable=True)
+    number = xp.cumulative_sum(xp.astype(opens, inverse.dtype), dtype=inverse.dtype) - 1
+    return xp.take(number, inverse)
+
+
 def _integer_sum(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
     running = xp.cumulative_sum(values, dtype=values.dtype, include_initial=True)
     return xp.take(running, stop) - xp.take(running, first)

@@ -1,163 +1,164 @@
-"""Gaussian advantages: matching inside each prompt's group, then a stage across each task.
+"""Rewards to advantages: every estimator, and the registry that calls them all alike.
 
 Labels are integers in any order. A *group* is the rollouts of one prompt, a *task* a family of
-prompts. A group *has signal* when its rewards are not all equal; without signal every advantage
-is exactly 0. A NaN reward is absent: it takes no rank and gets 0.
+prompts. A group *has signal* when its rewards are not all equal. A NaN reward is absent: it
+enters no rank and no mean, and gets 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, overload
 
 from array_api_compat import device
 
-from g2rpo._checks import (
-    namespace_of,
-    require_choice,
-    require_labels,
-    require_positive,
-    require_shape,
-    working_dtype,
-)
-from g2rpo._components import as_weights, weighted_rewards
-from g2rpo._segments import count, exact_sum, segment_peak, sort_by_segment
-from g2rpo._typing import Array, Namespace
-from g2rpo.transport import QUANTILE_BITS, Ties, match
+from g2rpo._baselines import gdpo_advantages, grpo_advantages, rloo_advantages
+from g2rpo._checks import namespace_of, require_shape, working_dtype
+from g2rpo._components import weighted_rewards, weights_if_components
+from g2rpo._ema_grpo import EMAState, ema_grpo_advantages
+from g2rpo._gaussian import TaskStage, gaussian_advantages
+from g2rpo._segments import renumber
+from g2rpo._typing import Array
 
-TaskStage = Literal["standardize", "match", "match-all"]
+__all__ = [
+    "ESTIMATORS",
+    "EMAState",
+    "Estimator",
+    "TaskStage",
+    "ema_grpo_advantages",
+    "gaussian_advantages",
+    "gdpo_advantages",
+    "grpo_advantages",
+    "register_estimator",
+    "rloo_advantages",
+]
+
+#: ``estimator(rewards, groups, tasks, **options)`` -> advantages (N,). Rewards are (N,) or
+#: (N, K); ``tasks`` may be None for a single task.
+Estimator: TypeAlias = Callable[..., Array]
+
+#: Estimators by name. Those that know no tasks ignore them; those that know no components add
+#: them first, with ``component_weights``.
+ESTIMATORS: dict[str, Estimator] = {}
+
+E = TypeVar("E", bound=Estimator)
 
 
-def gaussian_advantages(
-    rewards: Array,
-    groups: Array,
-    tasks: Array | None = None,
-    /,
-    *,
-    task_stage: TaskStage | None = "standardize",
-    component_weights: Sequence[float] | Array | None = None,
-    decoupled: bool = False,
-    ties: Ties = "midpoint",
-    resolution: float | None = None,
-) -> Array:
-    r"""Return G²RPO's advantages: rewards matched to N(0, 1) in each group, then per task.
-
-    The task stage decides what happens between a task's groups in the batch:
-
-    - ``"standardize"`` divides by the task's root mean square over the samples of groups with
-      signal. Signs, zeros and each prompt's zero sum survive (the mean is 0 by construction),
-      and every task has variance 1, so that none dominates the gradient.
-    - ``"match"`` matches once more, over the task's groups with signal. Signs and zero sums may
-      change.
-    - ``"match-all"`` matches once more over everything, as the authors' released code does. A
-      group without signal then gets a non-zero advantage.
-    - ``None`` leaves the matched values as they are.
+@overload
+def register_estimator(name: str, estimator: E, /, *, overwrite: bool = ...) -> E: ...
+@overload
+def register_estimator(name: str, /, *, overwrite: bool = ...) -> Callable[[E], E]: ...
+def register_estimator(
+    name: str, estimator: Estimator | None = None, /, *, overwrite: bool = False
+) -> Any:
+    """Add an estimator to :data:`ESTIMATORS`, as a call or as a decorator.
 
     Parameters
     ----------
-    rewards : array
-        Real, shape (N,), or (N, K) for K reward components.
-    groups : array
-        Integer prompt labels, shape (N,). A group's rollouts belong to one task.
-    tasks : array, optional
-        Integer task labels, shape (N,); one task by default.
-    task_stage : {"standardize", "match", "match-all", None}, optional
-        See above.
-    component_weights : sequence of float or array, optional
-        Weights of the K components, shape (K,); ones by default.
-    decoupled : bool, optional
-        Match every component inside its group and add the results with the weights, rather than
-        add the rewards first. A NaN is absent from its own component only.
-    ties, resolution
-        As in :func:`g2rpo.match_gaussian`. Both apply inside the group; the task stage's own
-        matching uses ``ties`` only.
+    name : str
+        The name in configurations and comparisons.
+    estimator : callable, optional
+        ``estimator(rewards, groups, tasks, **options)``; without it, returns a decorator.
+    overwrite : bool, optional
+        Allow the name to be taken already.
 
     Returns
     -------
-    array
-        Shape (N,), the device and floating dtype of ``rewards``.
+    callable
+        The estimator, or the decorator.
 
     Raises
     ------
     TypeError
-        If an argument is no array, ``rewards`` are complex or labels are not integers.
+        If ``estimator`` cannot be called.
     ValueError
-        If a shape is wrong, an option is unknown, or there are weights without components.
-
-    Notes
-    -----
-    Summing components counts a NaN as 0 unless all components are NaN. The result does not
-    depend on the order of the rollouts or on other tasks, to the last bit.
-
-    References
-    ----------
-    G²RPO, arXiv:2604.08539. Decoupled normalisation: GDPO, arXiv:2601.05242.
+        If the name is empty or taken.
 
     Examples
     --------
-    Two prompts of one task; the second has no signal:
-
-    >>> import numpy as np
-    >>> rewards = np.asarray([0.0, 0.0, 1.0, 1.0, 0.7, 0.7, 0.7, 0.7])
-    >>> groups = np.asarray([0, 0, 0, 0, 1, 1, 1, 1])
-    >>> gaussian_advantages(rewards, groups)
-    array([-1., -1.,  1.,  1.,  0.,  0.,  0.,  0.])
-    >>> gaussian_advantages(rewards, groups, task_stage=None).round(4)
-    array([-0.7345, -0.7345,  0.7345,  0.7345,  0.    ,  0.    ,  0.    ,  0.    ])
+    >>> @register_estimator("rewards-themselves")
+    ... def identity(rewards, groups, tasks=None):
+    ...     return rewards
+    >>> ESTIMATORS.pop("rewards-themselves") is identity
+    True
     """
-    xp = namespace_of(rewards=rewards, groups=groups, tasks=tasks)
+    if estimator is None:
+        return lambda function: register_estimator(name, function, overwrite=overwrite)
+    if not callable(estimator):
+        raise TypeError(f"estimator must be callable, got {type(estimator).__name__}")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a non-empty string, got {name!r}")
+    if name in ESTIMATORS and not overwrite:
+        raise ValueError(f"name must not be taken, but an estimator is called {name!r} already")
+    ESTIMATORS[name] = estimator
+    return estimator
+
+
+def _of_one_reward(rewards: Array, component_weights: Any) -> Array:
+    """Return rewards (N,), adding up components if there are any."""
+    xp = namespace_of(rewards=rewards)
     require_shape("rewards", rewards, ("N",), ("N", "K"))
-    size = rewards.shape[0]
-    require_labels(xp, "groups", groups, size)
-    if tasks is None:
-        tasks = xp.zeros(size, dtype=xp.int32, device=device(rewards))
-    require_labels(xp, "tasks", tasks, size)
-    require_choice("task_stage", task_stage, ("standardize", "match", "match-all", None))
-    require_choice("ties", ties, ("midpoint", "barycentre"))
-    if resolution is not None:
-        require_positive("resolution", resolution)
     working, result = working_dtype(xp, "rewards", rewards)
-    rewards = xp.astype(rewards, working)
-    weights = as_weights(xp, component_weights, rewards)
-    if size == 0:
-        return xp.zeros(0, dtype=result, device=device(rewards))
-
-    if decoupled and weights is not None:
-        columns = [rewards[:, k] for k in range(rewards.shape[1])]
-        matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
-        advantages = sum(weights[k] * column for k, column in enumerate(matched))
-        present = ~xp.all(xp.isnan(rewards), axis=1)
-        has_signal = segment_peak(xp, xp.abs(advantages), groups) > 0
-    else:
-        summed = rewards if weights is None else weighted_rewards(xp, rewards, weights)
-        advantages, has_signal = match(xp, summed, groups, ties, resolution)
-        present = ~xp.isnan(summed)
-
-    if task_stage == "standardize":
-        bits = 2 * QUANTILE_BITS
-        if decoupled:
-            # Weights of any size: bring each task's largest advantage to 1 first.
-            peak = segment_peak(xp, xp.abs(advantages), tasks)
-            advantages, bits = advantages / xp.where(peak > 0, peak, 1.0), 0
-        advantages = _standardise(xp, advantages, present & has_signal, tasks, bits)
-    elif task_stage is not None:
-        taking_part = present if task_stage == "match-all" else present & has_signal
-        candidates = xp.where(taking_part, advantages, xp.nan)
-        advantages, _ = match(xp, candidates, tasks, ties, None)
-    return xp.astype(advantages, result)
+    weights = weights_if_components(xp, component_weights, xp.astype(rewards, working))
+    if weights is None:
+        return rewards
+    return xp.astype(weighted_rewards(xp, xp.astype(rewards, working), weights), result)
 
 
-def _standardise(xp: Namespace, values: Array, has_signal: Array, tasks: Array, bits: int) -> Array:
-    """Divide by each task's root mean square over ``has_signal``; squares are at most 2**bits.
+@register_estimator("grpo")
+def _grpo(
+    rewards: Array,
+    groups: Array,
+    tasks: Array | None = None,
+    *,
+    component_weights: Any = None,
+    **options: Any,
+) -> Array:
+    return grpo_advantages(_of_one_reward(rewards, component_weights), groups, **options)
 
-    No mean is subtracted: it is 0 but for rounding, and taking the rounding away would cost the
-    exact zeros and signs.
-    """
-    layout = sort_by_segment(xp, tasks)
-    squares = xp.take(xp.where(has_signal, values * values, 0.0), layout.order)
-    samples = count(xp, xp.take(has_signal, layout.order), layout.first, layout.stop)
-    total = exact_sum(xp, squares, layout.first, layout.stop, bits=bits)
-    samples = xp.maximum(samples, xp.ones_like(samples))
-    root = xp.take(xp.sqrt(total / xp.astype(samples, values.dtype)), layout.inverse)
-    active = has_signal & (root > 0)
-    return xp.where(active, values / xp.where(active, root, 1.0), 0.0)
+
+@register_estimator("grpo-batch")
+def _grpo_batch(rewards: Array, groups: Array, tasks: Array | None = None, **options: Any) -> Array:
+    return _grpo(rewards, groups, scale="batch", **options)
+
+
+@register_estimator("dr-grpo")
+def _dr_grpo(rewards: Array, groups: Array, tasks: Array | None = None, **options: Any) -> Array:
+    return _grpo(rewards, groups, scale="none", **options)
+
+
+@register_estimator("rloo")
+def _rloo(
+    rewards: Array, groups: Array, tasks: Array | None = None, *, component_weights: Any = None
+) -> Array:
+    return rloo_advantages(_of_one_reward(rewards, component_weights), groups)
+
+
+@register_estimator("gdpo")
+def _gdpo(rewards: Array, groups: Array, tasks: Array | None = None, **options: Any) -> Array:
+    return gdpo_advantages(rewards, groups, **options)
+
+
+@register_estimator("ema-grpo")
+def _ema_grpo(
+    rewards: Array,
+    groups: Array,
+    tasks: Array | None = None,
+    *,
+    component_weights: Any = None,
+    **options: Any,
+) -> Array:
+    """Take the batch for the first: training carries the state of ``ema_grpo_advantages``."""
+    rewards = _of_one_reward(rewards, component_weights)
+    xp = namespace_of(rewards=rewards, groups=groups, tasks=tasks)
+    working, _ = working_dtype(xp, "rewards", rewards)
+    if tasks is None:
+        tasks = xp.zeros_like(groups)
+    # The state wants labels 0 .. num_tasks - 1, and no more tasks than rollouts can occur.
+    state = EMAState.start(
+        max(1, rewards.shape[0]), xp.zeros(1, dtype=working, device=device(rewards))
+    )
+    return ema_grpo_advantages(rewards, groups, renumber(xp, tasks), state, **options)[0]
+
+
+register_estimator("gaussian", gaussian_advantages)

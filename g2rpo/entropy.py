@@ -20,8 +20,19 @@ from g2rpo._checks import (
     require_shape,
     widen,
 )
+from g2rpo._entropy_control import EntropyControl, adapt_entropy_weights
 from g2rpo._gradients import stop_gradient
 from g2rpo._typing import Array, Namespace
+
+__all__ = [
+    "EntropyBounds",
+    "EntropyControl",
+    "adapt_entropy_weights",
+    "entropy_from_logits",
+    "entropy_from_probs",
+    "entropy_penalty",
+    "task_means",
+]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 from array_api_compat import device
 
 from g2rpo._checks import namespace_of, require_shape, working_dtype
@@ -54,6 +58,92 @@ class LengthTarget:
     def thresholds(self) -> tuple[float, float, float, float]:
         """(minimum, low, high, maximum), in tokens."""
         return (self.minimum, self.low, self.high, self.maximum)
+
+    @classmethod
+    def reasoning(cls, max_completion_length: int = 4096) -> LengthTarget:
+        """Return the extended target, for tasks that gain from a written chain of thought.
+
+        Full reward from 1/16 to 1/2 of the longest response allowed, none below 1/64 or beyond
+        the longest.
+        """
+        unit = _positive_length(max_completion_length) / 64
+        return cls(unit, 4 * unit, 32 * unit, 64 * unit)
+
+    @classmethod
+    def direct(cls, max_completion_length: int = 4096) -> LengthTarget:
+        """Return the direct target, for tasks of perception that should be answered outright.
+
+        Full reward up to 1/32 of the longest response allowed, none beyond 1/8.
+        """
+        unit = _positive_length(max_completion_length) / 64
+        return cls(0, 0, 2 * unit, 8 * unit)
+
+
+@dataclass(frozen=True)
+class LengthTargets:
+    """A length target for every task, by name.
+
+    Parameters
+    ----------
+    by_task : mapping of str to LengthTarget
+        The tasks that have a target of their own.
+    default : LengthTarget, optional
+        For every other task; by default one that any length meets.
+
+    Examples
+    --------
+    >>> targets = LengthTargets.presets(reasoning=["maths"], direct=["ocr"])
+    >>> targets["maths"].high, targets["ocr"].high, targets["captions"].high
+    (2048.0, 128.0, inf)
+    >>> targets.table(["maths", "ocr"])
+    array([[  64.,  256., 2048., 4096.],
+           [   0.,    0.,  128.,  512.]])
+    """
+
+    by_task: Mapping[str, LengthTarget]
+    default: LengthTarget = field(default=LengthTarget(0, 0, math.inf, math.inf))
+
+    def __post_init__(self) -> None:
+        for name, target in {**self.by_task, "default": self.default}.items():
+            if not isinstance(target, LengthTarget):
+                raise TypeError(
+                    f"the target of {name!r} must be a LengthTarget, got {type(target).__name__}"
+                )
+        object.__setattr__(self, "by_task", MappingProxyType(dict(self.by_task)))
+
+    def __getitem__(self, task: str) -> LengthTarget:
+        return self.by_task.get(task, self.default)
+
+    def table(self, names: Iterable[str]) -> npt.NDArray[np.float64]:
+        """Return thresholds (num_tasks, 4) in tokens, one row for each name, in their order.
+
+        Indexed with integer task labels it gives the ``targets`` of :func:`length_reward`.
+        """
+        rows = [self[name].thresholds for name in names]
+        return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+
+    @classmethod
+    def presets(
+        cls,
+        *,
+        reasoning: Iterable[str] = (),
+        direct: Iterable[str] = (),
+        max_completion_length: int = 4096,
+    ) -> LengthTargets:
+        """Return extended targets for the reasoning tasks and direct ones for the others named.
+
+        Raises
+        ------
+        ValueError
+            If a task is in both lists, or ``max_completion_length`` is not positive.
+        """
+        extended, outright = set(reasoning), set(direct)
+        if extended & outright:
+            both = ", ".join(sorted(extended & outright))
+            raise ValueError(f"reasoning and direct must not share tasks, both have {both}")
+        targets = dict.fromkeys(sorted(extended), LengthTarget.reasoning(max_completion_length))
+        targets |= dict.fromkeys(sorted(outright), LengthTarget.direct(max_completion_length))
+        return cls(targets)
 
 
 def length_reward(
@@ -129,3 +219,9 @@ def _ramp(xp: Namespace, x: Array, foot: Array, top: Array) -> Array:
     run = xp.where(inside, xp.where(inside, top, 1.0) - xp.where(inside, foot, 0.0), 1.0)
     flat = xp.where(x < foot, xp.zeros_like(x), xp.ones_like(x))
     return xp.where(xp.isnan(x), x, xp.where(inside, rise / run, flat))
+
+
+def _positive_length(length: int) -> int:
+    if length < 1:
+        raise ValueError(f"max_completion_length must be at least 1 token, got {length!r}")
+    return length

@@ -163,6 +163,7 @@ def _block_means(
 
 
 def _round_to(xp: Namespace, values: Array, resolution: float) -> Array:
-    """Round to multiples of ``resolution``; a value too large for its quotient stays itself."""
-    rounded = xp.round(values / resolution) * resolution
-    return xp.where(xp.isfinite(rounded), rounded, values)
+    """Round to multiples of ``resolution``, except values spaced wider than that themselves."""
+    coarse = ~(xp.abs(values) * xp.finfo(values.dtype).eps < resolution)
+    fine = xp.where(coarse, 0.0, values)
+    return xp.where(coarse, values, xp.round(fine / resolution) * resolution)

@@ -77,9 +77,7 @@ class Display:
         self._steps = self._progress.add_task(
             "training", total=total_steps, completed=start_step, start=False
         )
-        self._live = Live(
-            get_renderable=self._render, console=self._console, refresh_per_second=4
-        )
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

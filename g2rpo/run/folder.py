@@ -57,11 +57,7 @@ class RunFolder:
     def create(cls, path: str | Path, description: RunDescription) -> Self:
         """Start a new run in `path`, which must hold none yet; write ``config.yaml``."""
         path = Path(path)
-        if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
-            raise RunError(
-                f"{path} already holds a run; continue it with --resume, "
-                "or name another folder with --output-dir"
-            )
+        cls.refuse_existing(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_text(path / "config.yaml", dump_description(description))
@@ -72,20 +68,36 @@ class RunFolder:
             ) from None
         return cls(path, description)
 
+    @staticmethod
+    def refuse_existing(path: str | Path) -> None:
+        """Raise `RunError` if `path` holds a run, which a new one would overwrite."""
+        path = Path(path)
+        if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
+            raise RunError(
+                f"{path} already holds a run; continue it with --resume, "
+                "or name another folder with --output-dir"
+            )
+
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open the run in `path` to continue or to read it."""
+        """Open the run in `path` to continue or to read it; a folder may have been moved."""
         path = Path(path)
         if not (path / "config.yaml").exists():
             raise RunError(
                 f"{path} holds no run (no config.yaml); leave out --resume to start one there"
             )
-        return cls(path, load_description(path / "config.yaml"))
+        description = load_description(path / "config.yaml", {"output.dir": str(path)})
+        return cls(path, description)
 
     def update_description(self, description: RunDescription) -> None:
         """Replace the description, for a run that is continued with more steps."""
         _write_text(self.path / "config.yaml", dump_description(description))
         self.description = description
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended and left its summary."""
+        return (self.path / "summary.json").exists()
 
     @property
     def metrics_path(self) -> Path:
@@ -135,7 +147,7 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None before the first."""
-        return (self.checkpoints() or [None])[-1]
+        return next(reversed(self.checkpoints()), None)
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint by `write(folder)`, then drop the oldest beyond `keep_checkpoints`.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -156,13 +157,15 @@ def _draw_panel(panel: "Axes", points: Sequence[tuple[float, float]], band: Band
     panel.grid(alpha=0.25, linewidth=0.5)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the centred moving average over a tenth of the run; NaN counts as absent."""
     window = np.ones(2 * (len(values) // 20) + 1)
     present = np.isfinite(values)
     total = np.convolve(np.where(present, values, 0.0), window, mode="same")
     count = np.convolve(present, window, mode="same")
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    smooth: NDArray[np.float64] = np.full_like(total, np.nan)
+    np.divide(total, count, out=smooth, where=count > 0)
+    return smooth
 
 
 def _length_band(description: RunDescription, task: str) -> Band | None:

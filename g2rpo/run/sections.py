@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from g2rpo.run.suggest import unknown_name
 
 __all__ = [
+    "BUILTIN_SOURCES",
     "BUILTIN_TASKS",
     "DEFAULT_LENGTH_TARGETS",
     "Data",
@@ -22,6 +23,9 @@ __all__ = [
 
 BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 """Names of the built-in tasks. Kept here so that reading a description loads no task."""
+
+BUILTIN_SOURCES = ("builtin",)
+"""Names of the sources of prompts."""
 
 LengthThresholds = tuple[float, float, float, float]
 
@@ -53,16 +57,16 @@ class Model(Section):
     """Which policy is trained, and where."""
 
     name: str = Field(
-        "builtin",
+        default="builtin",
         min_length=1,
-        description="`builtin` for the policy inside the package, a folder, or a model id of the Hugging Face hub",
+        description="`builtin` (the policy inside the package), a folder, or a Hugging Face model",
     )
     device: str = Field(
-        "auto",
+        default="auto",
         description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, … or `mps`",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="floating dtype of the weights"
+        default="float32", description="floating dtype of the weights"
     )
 
     @field_validator("device")
@@ -76,21 +80,33 @@ class Model(Section):
 class Data(Section):
     """What the policy is asked."""
 
-    source: str = Field("builtin", min_length=1, description="name of the source of the prompts")
+    source: str = Field(
+        default="builtin", min_length=1, description="name of the source of the prompts"
+    )
     tasks: list[str] = Field(
-        list(BUILTIN_TASKS), min_length=1, description="names of the tasks that are trained"
+        default=list(BUILTIN_TASKS), min_length=1, description="names of the tasks that are trained"
     )
     level: int | None = Field(
-        None, ge=1, le=3, description="difficulty, 1 to 3; null is each task's own mix"
+        default=None, ge=1, le=3, description="difficulty, 1 to 3; null is each task's own mix"
     )
-    eval_items: int = Field(128, ge=1, description="held-out items of each task [items]")
+    eval_items: int = Field(default=128, ge=1, description="held-out items of each task [items]")
     eval_generations: int = Field(
-        4, ge=1, description="responses sampled to each held-out item [rollouts]"
+        default=4, ge=1, description="responses sampled to each held-out item [rollouts]"
     )
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        if source not in BUILTIN_SOURCES:
+            raise ValueError(unknown_name("source", source, BUILTIN_SOURCES))
+        return source
 
     @field_validator("tasks")
     @classmethod
-    def _tasks_are_distinct(cls, tasks: list[str]) -> list[str]:
+    def _tasks_are_known(cls, tasks: list[str]) -> list[str]:
+        for task in tasks:
+            if task not in BUILTIN_TASKS:
+                raise ValueError(unknown_name("task", task, BUILTIN_TASKS))
         repeated = sorted({task for task in tasks if tasks.count(task) > 1})
         if repeated:
             raise ValueError(f"must name each task once, but repeats {', '.join(repeated)}")
@@ -100,33 +116,35 @@ class Data(Section):
 class Rollout(Section):
     """How responses are sampled."""
 
-    num_generations: int = Field(8, ge=2, description="responses to each prompt [rollouts]")
-    prompts_per_step: int = Field(24, ge=1, description="prompts in each step [prompts]")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    max_completion_length: int = Field(48, ge=1, description="longest response [tokens]")
+    num_generations: int = Field(default=8, ge=2, description="responses to each prompt [rollouts]")
+    prompts_per_step: int = Field(default=24, ge=1, description="prompts in each step [prompts]")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    max_completion_length: int = Field(default=48, ge=1, description="longest response [tokens]")
 
 
 class Estimator(Section):
     """How rewards become advantages."""
 
-    name: str = Field("gaussian", description="a name in `g2rpo.ESTIMATORS`")
+    name: str = Field(default="gaussian", description="a name in `g2rpo.ESTIMATORS`")
     task_stage: Annotated[
         Literal["standardize", "match", "match-all"] | None, BeforeValidator(_none)
-    ] = Field("standardize", description="what works across a task's groups; null for nothing")
+    ] = Field(
+        default="standardize", description="what works across a task's groups; null for nothing"
+    )
     ties: Literal["midpoint", "barycentre"] = Field(
-        "midpoint", description="which value a block of equal rewards gets"
+        default="midpoint", description="which value a block of equal rewards gets"
     )
     resolution: float | None = Field(
-        None, gt=0, description="grid that rewards are rounded to before ranking [reward units]"
+        default=None,
+        gt=0,
+        description="grid that rewards are rounded to before ranking [reward units]",
     )
 
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, name: str) -> str:
-        try:
-            from g2rpo.advantages import ESTIMATORS
-        except ImportError:  # TEMPORARY
-            return name
+        # Read at the time of the check, so that a registered estimator counts.
+        from g2rpo.advantages import ESTIMATORS
 
         if name not in ESTIMATORS:
             raise ValueError(unknown_name("estimator", name, ESTIMATORS))
@@ -137,13 +155,15 @@ class Length(Section):
     """Shaping of the response length, task by task."""
 
     mode: Annotated[Literal["term", "reward", "off"], BeforeValidator(_off)] = Field(
-        "term", description="own term of the loss, part of the reward, or nothing"
+        default="term", description="own term of the loss, part of the reward, or nothing"
     )
-    weight: float = Field(0.1, ge=0, description="weight of the term, or of the reward component")
-    only_right: bool = Field(True, description="count the length of right responses only")
+    weight: float = Field(
+        default=0.1, ge=0, description="weight of the term, or of the reward component"
+    )
+    only_right: bool = Field(default=True, description="count the length of right responses only")
     targets: dict[str, LengthThresholds] = Field(
-        DEFAULT_LENGTH_TARGETS,
-        description="task: [minimum, low, high, maximum] [tokens]; a task without one has no target",
+        default=DEFAULT_LENGTH_TARGETS,
+        description="task: [minimum, low, high, maximum] [tokens]; a task left out has none",
     )
 
     @field_validator("targets")
@@ -163,11 +183,11 @@ class Length(Section):
 class Entropy(Section):
     """Bounds of each task's mean token entropy."""
 
-    weight: float = Field(0.02, ge=0, description="weight of the term; 0 switches it off")
-    low: float = Field(0.2, ge=0, description="lower bound [nats]")
-    high: float = Field(0.6, ge=0, description="upper bound [nats]")
+    weight: float = Field(default=0.02, ge=0, description="weight of the term; 0 switches it off")
+    low: float = Field(default=0.2, ge=0, description="lower bound [nats]")
+    high: float = Field(default=0.6, ge=0, description="upper bound [nats]")
     bounds: dict[str, tuple[float, float]] = Field(
-        {}, description="task: [low, high] in place of the common bounds [nats]"
+        default={}, description="task: [low, high] in place of the common bounds [nats]"
     )
 
     @field_validator("bounds")
@@ -188,38 +208,52 @@ class Entropy(Section):
 class Optimization(Section):
     """How advantages change the policy."""
 
-    steps: int = Field(130, ge=1, description="length of the run [steps]")
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate after warm-up")
+    steps: int = Field(default=130, ge=1, description="length of the run [steps]")
+    learning_rate: float = Field(
+        default=1e-4, gt=0, description="AdamW's learning rate after warm-up"
+    )
     updates_per_batch: int = Field(
-        1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
+        default=1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
     )
     micro_batch_size: int = Field(
-        96, ge=1, description="rollouts in one forward and backward pass [rollouts]"
+        default=96, ge=1, description="rollouts in one forward and backward pass [rollouts]"
     )
-    epsilon: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio below 1")
-    epsilon_high: float = Field(0.3, gt=0, description="clip range of the ratio above 1")
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="clip range of the ratio below 1")
+    epsilon_high: float = Field(default=0.3, gt=0, description="clip range of the ratio above 1")
     dual_clip: float | None = Field(
-        3.0, gt=1, description="ratio at which negative advantages stop counting; null for never"
+        default=3.0,
+        gt=1,
+        description="ratio at which negative advantages stop counting; null for never",
     )
-    beta: float = Field(0.0, ge=0, description="weight of the KL penalty; 0 loads no reference")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="norm that gradients are clipped to")
-    warmup_steps: int = Field(5, ge=0, description="linear rise of the learning rate [steps]")
+    beta: float = Field(
+        default=0.0, ge=0, description="weight of the KL penalty; 0 loads no reference"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="norm that gradients are clipped to"
+    )
+    warmup_steps: int = Field(
+        default=5, ge=0, description="linear rise of the learning rate [steps]"
+    )
     loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = Field(
-        "ppo", description="the surrogate of the policy term"
+        default="ppo", description="the surrogate of the policy term"
     )
     aggregation: Literal["token", "sequence", "constant"] = Field(
-        "token", description="what the loss is a mean over"
+        default="token", description="what the loss is a mean over"
     )
 
 
 class Output(Section):
     """What a run leaves behind."""
 
-    dir: str = Field("runs/g2rpo", min_length=1, description="the run's folder")
-    save_steps: int = Field(25, ge=1, description="steps between checkpoints [steps]")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that stay [checkpoints]")
-    eval_steps: int = Field(
-        0, ge=0, description="steps between evaluations; 0 is before and after only [steps]"
+    dir: str = Field(default="runs/g2rpo", min_length=1, description="the run's folder")
+    save_steps: int = Field(default=25, ge=1, description="steps between checkpoints [steps]")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="newest checkpoints that stay [checkpoints]"
     )
-    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+    eval_steps: int = Field(
+        default=0, ge=0, description="steps between evaluations; 0 is before and after only [steps]"
+    )
+    tensorboard: bool = Field(
+        default=True, description="write TensorBoard events beside metrics.jsonl"
+    )

@@ -61,13 +61,21 @@ class Chart(Task[ChartScene]):
         for quarter in range(5):
             y = _BASE - quarter * _HEIGHT // 4
             board.line((0, y, 3, y), fill=COLOURS["black"])
-        width = (SIZE - 6) // len(scene.values)
-        for position, (colour, value) in enumerate(zip(scene.colours, scene.values, strict=True)):
-            left, right = 6 + position * width, 6 + (position + 1) * width - 3
-            y = _BASE - _height(scene, value)
-            bottom = _BASE - 1 if scene.kind == "bar" else min(y + 4, _BASE - 1)
-            board.rectangle((left, y, right, bottom), fill=COLOURS[colour])
+        for colour, (left, top, right, bottom) in zip(
+            scene.colours, self.marks(scene), strict=True
+        ):
+            board.rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[colour])
         return image
+
+    def marks(self, scene: ChartScene) -> list[tuple[int, int, int, int]]:
+        """Return the box of every bar or point in pixels: left, top, right, bottom."""
+        width = (SIZE - 6) // len(scene.values)
+        boxes = []
+        for position, value in enumerate(scene.values):
+            left, top = 6 + position * width, _BASE - _height(scene, value)
+            bottom = _BASE if scene.kind == "bar" else min(top + 5, _BASE)
+            boxes.append((left, top, left + width - 2, bottom))
+        return boxes
 
     def problem(self, scene: ChartScene) -> str:
         """Ask for one value; the top of the axis is named, since ticks carry no numbers."""

@@ -14,12 +14,12 @@ from .canvas import COLOURS, PATCH, blank, draw_glyph
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PRINTED = "0123456789ACEHKLPTXY"
+PRINTED = "0123456789ABCDEFGHJKLMNPQRTUVWXYZ"
 LEFT, TOP = PATCH, 3 * PATCH
 _CELL = 2 * PATCH
 
 # Level -> (number of characters, most pixels that a character is off its cell).
-_LEVELS = {1: (2, 0), 2: (3, 0), 3: (3, 2)}
+_LEVELS = {1: (3, 0), 2: (3, 1), 3: (3, 2)}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class OcrScene:
 
 
 class Ocr(Task[OcrScene]):
-    """Read two or three characters, half of them handwritten digits."""
+    """Read three characters, half of them handwritten digits."""
 
     name = "ocr"
     family = "OCR"

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,16 @@ class Library:
         return self.xp.asarray(values)
 
     def call(self, function: Callable[..., Any], *arrays: Any, **options: Any) -> np.ndarray:
-        """Apply ``function`` to arrays of this library and return the result as NumPy's."""
+        """Apply ``function`` to arrays of this library and return the result as NumPy's.
+
+        JAX is called through ``jit``: that is how it is used, and eager JAX compiles every
+        primitive for every new shape.
+        """
         given = [a if a is None else self.array(a) for a in arrays]
-        return self.numpy(function(*given, **options))
+        function = partial(function, **options)
+        if self.name == "jax":
+            function = importlib.import_module("jax").jit(function)
+        return self.numpy(function(*given))
 
     @staticmethod
     def numpy(array: Any) -> np.ndarray:

@@ -13,8 +13,14 @@ def exact_quantile(p: float) -> float:
     """Solve Phi(z) = p to 30 digits."""
     with mpmath.workdps(30):
         p = mpmath.mpf(p)
-        return float(mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)) if p > 1e-3 else float(
-            mpmath.findroot(lambda z: mpmath.log(mpmath.ncdf(z) / p), -mpmath.sqrt(-2 * mpmath.log(p)))
+        return (
+            float(mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1))
+            if p > 1e-3
+            else float(
+                mpmath.findroot(
+                    lambda z: mpmath.log(mpmath.ncdf(z) / p), -mpmath.sqrt(-2 * mpmath.log(p))
+                )
+            )
         )
 
 

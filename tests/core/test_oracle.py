@@ -33,9 +33,7 @@ def oracle_match(values, segments, ties="midpoint"):
                 mean = math.fsum(NORMAL.inv_cdf((r + 0.5) / n) for r in ranks) / len(ranks)
             else:
                 edges = (ranks[0] / n, (ranks[-1] + 1) / n)
-                low, high = (
-                    NORMAL.pdf(NORMAL.inv_cdf(p)) if 0 < p < 1 else 0.0 for p in edges
-                )
+                low, high = (NORMAL.pdf(NORMAL.inv_cdf(p)) if 0 < p < 1 else 0.0 for p in edges)
                 mean = (low - high) / (edges[1] - edges[0])
             if len(ranks) == n:
                 mean = 0.0

@@ -18,8 +18,10 @@ OF_EIGHT = {1: (1.534, -0.219), 2: (1.211, -0.404), 3: (0.970, -0.582), 4: (0.76
 
 @pytest.mark.parametrize(("rewards", "expected"), FIGURE)
 def test_values_of_the_papers_figure(library, rewards, expected):
-    assert np.array_equal(library.call(match_gaussian, np.asarray(rewards, float)).round(4),
-                          np.asarray(expected, library.dtype))
+    assert np.array_equal(
+        library.call(match_gaussian, np.asarray(rewards, float)).round(4),
+        np.asarray(expected, library.dtype),
+    )
 
 
 @pytest.mark.parametrize("right", range(1, 8))
@@ -34,8 +36,14 @@ def test_binary_groups_of_eight(library, right):
 
 @pytest.mark.parametrize(
     ("size", "mean_square", "largest"),
-    [(2, 0.455, None), (4, 0.712, 1.15), (8, 0.851, 1.53), (16, 0.924, 1.86), (64, 0.980, 2.42),
-     (512, 0.9975, 3.10)],
+    [
+        (2, 0.455, None),
+        (4, 0.712, 1.15),
+        (8, 0.851, 1.53),
+        (16, 0.924, 1.86),
+        (64, 0.980, 2.42),
+        (512, 0.9975, 3.10),
+    ],
 )
 def test_moments_without_ties(library, rng, size, mean_square, largest):
     matched = library.call(match_gaussian, rng.permutation(size).astype(float))
@@ -135,8 +143,9 @@ def test_absent_values_take_no_rank(library):
 def test_degenerate_inputs(library):
     assert library.call(match_gaussian, np.zeros(0)).shape == (0,)
     for values in ([5.0], [np.nan], [np.nan, np.nan], [np.inf, np.inf], [0.0, -0.0]):
-        assert np.array_equal(library.call(match_gaussian, np.asarray(values)),
-                              np.zeros(len(values)))
+        assert np.array_equal(
+            library.call(match_gaussian, np.asarray(values)), np.zeros(len(values))
+        )
 
 
 def test_extreme_magnitudes_are_only_ranks(library):
@@ -148,9 +157,7 @@ def test_extreme_magnitudes_are_only_ranks(library):
 def test_resolution_makes_ties(library):
     values = np.asarray([0.810, 0.811, 0.9, -np.inf, np.finfo(library.dtype).max, np.inf])
     matched = library.call(match_gaussian, values, resolution=0.01)
-    assert np.array_equal(
-        matched, library.call(match_gaussian, np.asarray([1.0, 1, 2, 0, 3, 4]))
-    )
+    assert np.array_equal(matched, library.call(match_gaussian, np.asarray([1.0, 1, 2, 0, 3, 4])))
 
 
 def test_barycentre_is_the_conditional_mean(library):

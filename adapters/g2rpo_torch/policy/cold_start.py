@@ -2,9 +2,10 @@
 
     python -m g2rpo_torch.policy.cold_start --output FOLDER
 
-First the vision tower learns to name what stands on each patch, then the whole policy learns the
-answer format, a first skill at every task, and two styles: half of its examples think aloud, half
-answer at once. Which style serves which task is left to reinforcement learning to find out.
+First the vision tower learns to name what stands on each patch, and the language model, without
+any image, how a thought leads to an answer. Then the whole policy learns to do both together, in two
+styles: half of its examples think aloud, half answer at once. Which style serves which task is left
+to reinforcement learning to find out.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import g2rpo
 from g2rpo.tasks import TASKS, Item
 from g2rpo_torch.trainer.policy_model import Policy, make_policy
 from g2rpo_torch.trainer.prompts import encode_prompts
@@ -24,10 +27,12 @@ from g2rpo_torch.trainer.prompts import encode_prompts
 from .build import build_model, build_processor
 from .patch_labels import CLASSES, patch_labels
 
-VISION_STEPS = 500
-STEPS = 1800
+VISION_STEPS = 1000
+LANGUAGE_STEPS = 1000
+STEPS = 1500
 BATCH = 48
 LEARNING_RATE = 2e-3
+BOX_WEIGHT = 5.0
 THINKS = 0.5
 
 
@@ -36,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
+    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -43,32 +49,55 @@ def main() -> None:
     processor = build_processor()
     policy = make_policy(build_model(processor.tokenizer, seed=arguments.seed), processor)
     train_vision(policy, arguments.vision_steps, arguments.seed)
-    train_responses(policy, arguments.steps, arguments.seed)
+    train_language(policy, arguments.language_steps, arguments.seed)
+    train_policy(policy, arguments.steps, arguments.seed)
     policy.model.half()
     policy.save(arguments.output)
     print(f"wrote {arguments.output}")
 
 
 def train_vision(policy: Policy, steps: int, seed: int) -> None:
-    """Teach the vision tower the class of every patch, through a head that is then thrown away."""
+    """Teach the vision tower what stands on every patch, and where its edges are.
+
+    The heads that say so are thrown away afterwards.
+    """
     tower = policy.model.model.vision_tower
-    head = torch.nn.Linear(tower.config.hidden_size, len(CLASSES))
+    kind_head = torch.nn.Linear(tower.config.hidden_size, len(CLASSES))
+    box_head = torch.nn.Linear(tower.config.hidden_size, 4)
 
     def loss(step: int) -> torch.Tensor:
         items = draw_items(seed, step)
         images = [item.record["images"][0] for item in items]
         pixels = policy.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        labels = torch.as_tensor(np.stack([patch_labels(item.scene) for item in items]))
-        logits = head(tower(pixels).last_hidden_state)
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=-1
+        labels = [patch_labels(item.scene) for item in items]
+        kinds = torch.as_tensor(np.stack([label.kinds for label in labels]))
+        boxes = torch.as_tensor(np.stack([label.boxes for label in labels]))
+        features = tower(pixels).last_hidden_state
+        wrong_kind = torch.nn.functional.cross_entropy(
+            kind_head(features).flatten(0, 1), kinds.flatten()
         )
+        wrong_edge = (box_head(features) - boxes).abs().mean()
+        return wrong_kind + BOX_WEIGHT * wrong_edge
 
-    optimise("vision", [tower, head], loss, steps)
+    optimise("vision", [tower, kind_head, box_head], loss, steps)
 
 
-def train_responses(policy: Policy, steps: int, seed: int) -> None:
-    """Teach the whole policy to imitate responses."""
+def train_language(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the language model to calculate and to look up options, from text alone.
+
+    What only the image could tell it stays a guess; what follows from the thought is learned.
+    """
+
+    def loss(step: int) -> torch.Tensor:
+        items = draw_items(seed, step)
+        blind = [replace(item, record={**item.record, "images": []}) for item in items]
+        return imitation_loss(policy, blind, [response(item, thinks=True) for item in items])
+
+    optimise("language", [policy.model], loss, steps)
+
+
+def train_policy(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the whole policy to look, to think or not, and to answer."""
 
     def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, step])
@@ -113,7 +142,7 @@ def muon_and_adamw(modules: list[torch.nn.Module]) -> list[torch.optim.Optimizer
     hidden, other = [], []
     for module in modules:
         for name, parameter in module.named_parameters():
-            is_hidden = parameter.ndim == 2 and "layers" in name
+            is_hidden = parameter.ndim == 2 and ("layers" in name or "projector" in name)
             (hidden if is_hidden else other).append(parameter)
     return [
         torch.optim.Muon(
@@ -125,8 +154,8 @@ def muon_and_adamw(modules: list[torch.nn.Module]) -> list[torch.optim.Optimizer
 
 def draw_items(seed: int, step: int) -> list[Item]:
     """Return a batch of training items, the tasks in turn."""
-    tasks = list(TASKS.values())
     rows = range(step * BATCH, (step + 1) * BATCH)
+    tasks = list(TASKS.values())
     return [tasks[row % len(tasks)].item(seed, row) for row in rows]
 
 
@@ -137,9 +166,10 @@ def response(item: Item, *, thinks: bool) -> str:
 
 
 def imitation_loss(policy: Policy, items: list[Item], responses: list[str]) -> torch.Tensor:
-    """Return the cross-entropy of the responses in nats, a mean over tokens, then over responses.
+    """Return the cross-entropy of the responses in nats, a mean over tokens, then over tasks.
 
-    A mean over all tokens at once would leave the learning to the tasks with long answers.
+    A mean over all tokens at once would leave the learning to the tasks with long answers, and one
+    over each response's tokens first would prefer the short style.
     """
     tokenizer = policy.tokenizer
     inputs = encode_prompts(policy, [item.record for item in items])
@@ -155,7 +185,10 @@ def imitation_loss(policy: Policy, items: list[Item], responses: list[str]) -> t
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
     logits = policy.model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
-    return ((losses * mask).sum(-1) / mask.sum(-1)).mean()
+    names = list(TASKS)
+    tasks = torch.tensor([names.index(item.record["task_type"]) for item in items])
+    means, _ = g2rpo.task_means(losses, mask, tasks, len(names))
+    return means.mean()
 
 
 if __name__ == "__main__":

@@ -1,69 +1,98 @@
-"""What stands on each patch of an image, for the first phase of the cold start."""
+"""What stands on each patch of an image, and where: the targets of the cold start's first phase."""
 
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from g2rpo.tasks import maths, ocr
-from g2rpo.tasks.canvas import COLOURS, PATCH, SHAPES, SIZE, Shape
+from g2rpo.tasks import TASKS, maths, ocr
+from g2rpo.tasks.canvas import COLOURS, PATCH, SHAPES, SIZE
 from g2rpo.tasks.chart import ChartScene
 from g2rpo.tasks.grounding import GroundingScene
 from g2rpo.tasks.spatial import SpatialScene
 from g2rpo.tasks.vqa import CountingScene
 
 GRID = SIZE // PATCH
-CLASSES = ["", *ocr.PRINTED, "+", "-", *(f"{c} {k}" for c in COLOURS for k in SHAPES)]
+Box = tuple[int, int, int, int]
+
+CLASSES = [
+    "",
+    *ocr.PRINTED,
+    *"+-",
+    *(f"{colour} {kind}" for colour in COLOURS for kind in (*SHAPES, "bar", "point")),
+]
+
+
+class PatchLabels(NamedTuple):
+    """Targets of the 49 patches of one image, row by row.
+
+    Attributes
+    ----------
+    kinds : array (49,), int64
+        Index in :data:`CLASSES` of what covers the patch.
+    boxes : array (49, 4), float32
+        Left, top, right and bottom of what covers it, or of the patch itself, from 0 to 1.
+    """
+
+    kinds: np.ndarray
+    boxes: np.ndarray
+
+
+def patch_labels(scene: Any) -> PatchLabels:
+    """Return the targets for the image of a built-in task's scene."""
+    kinds = np.zeros((GRID, GRID), dtype=np.int64)
+    low = PATCH * np.arange(GRID)
+    high = low + PATCH
+    boxes = np.empty((GRID, GRID, 4), dtype=np.float32)
+    boxes[..., 0], boxes[..., 2] = low, high
+    boxes[..., 1], boxes[..., 3] = low[:, None], high[:, None]
+    for name, box in _things(scene):
+        left, top, right, bottom = box
+        # Two pixels of a thing on a patch are enough to see it.
+        rows, columns = (high > top + 1) & (low < bottom - 1), (high > left + 1) & (low < right - 1)
+        kinds[np.ix_(rows, columns)] = CLASSES.index(name)
+        boxes[np.ix_(rows, columns)] = box
+    return PatchLabels(kinds.ravel(), boxes.reshape(-1, 4) / SIZE)
 
 
 @singledispatch
-def patch_labels(scene: Any) -> np.ndarray:
-    """Return the class of every patch, (49,) int64, or −1 where there is nothing to say."""
+def _things(scene: Any) -> list[tuple[str, Box]]:
+    """Return name and box of everything in the image, in pixels."""
     raise TypeError(f"scene is a {type(scene).__name__}; it must be a scene of a built-in task")
 
 
-@patch_labels.register
-def _(scene: ChartScene) -> np.ndarray:
-    return np.full(GRID * GRID, -1)
+@_things.register
+def _(scene: GroundingScene | CountingScene) -> list[tuple[str, Box]]:
+    return [(shape.name, shape.box) for shape in scene.shapes]
 
 
-@patch_labels.register
-def _(scene: ocr.OcrScene) -> np.ndarray:
-    return _glyphs([glyph.text for glyph in scene.glyphs], columns=2)
+@_things.register
+def _(scene: SpatialScene) -> list[tuple[str, Box]]:
+    return [(shape.name, shape.box) for shape in (scene.first, scene.second)]
 
 
-@patch_labels.register
-def _(scene: maths.MathsScene) -> np.ndarray:
-    return _glyphs(list(scene.expression), columns=1)
+@_things.register
+def _(scene: ChartScene) -> list[tuple[str, Box]]:
+    names = [f"{colour} {scene.kind}" for colour in scene.colours]
+    return list(zip(names, TASKS["chart"].marks(scene), strict=True))
 
 
-@patch_labels.register
-def _(scene: GroundingScene | CountingScene) -> np.ndarray:
-    return _shapes(scene.shapes)
+@_things.register
+def _(scene: ocr.OcrScene) -> list[tuple[str, Box]]:
+    return _row_of_glyphs([glyph.text for glyph in scene.glyphs], width=2 * PATCH)
 
 
-@patch_labels.register
-def _(scene: SpatialScene) -> np.ndarray:
-    return _shapes((scene.first, scene.second))
+@_things.register
+def _(scene: maths.MathsScene) -> list[tuple[str, Box]]:
+    return _row_of_glyphs(list(scene.expression), width=PATCH)
 
 
-def _glyphs(glyphs: list[str], columns: int) -> np.ndarray:
-    labels = np.zeros((GRID, GRID), dtype=np.int64)
-    top, left = ocr.TOP // PATCH, ocr.LEFT // PATCH
-    for position, glyph in enumerate(glyphs):
-        start = left + position * columns
-        labels[top : top + 2, start : start + columns] = CLASSES.index(glyph)
-    return labels.ravel()
-
-
-def _shapes(shapes: tuple[Shape, ...]) -> np.ndarray:
-    labels = np.zeros((GRID, GRID), dtype=np.int64)
-    centres = PATCH * np.arange(GRID) + PATCH / 2
-    for shape in shapes:
-        left, top, right, bottom = shape.box
-        rows = (centres > top - 2) & (centres < bottom + 2)
-        columns = (centres > left - 2) & (centres < right + 2)
-        labels[np.ix_(rows, columns)] = CLASSES.index(shape.name)
-    return labels.ravel()
+def _row_of_glyphs(glyphs: list[str], width: int) -> list[tuple[str, Box]]:
+    lefts = [ocr.LEFT + position * width for position in range(len(glyphs))]
+    top, bottom = ocr.TOP, ocr.TOP + 2 * PATCH
+    return [
+        (glyph, (left, top, left + width, bottom))
+        for glyph, left in zip(glyphs, lefts, strict=True)
+    ]

@@ -15,9 +15,17 @@
 ====================  =======================================================================
 """
 
-from .evaluation import Evaluation, evaluate_policy
+from .evaluation import Evaluation, evaluate, evaluate_policy
 from .interrupt import Interrupted
 from .loop import train
 from .policy_model import Policy, load_policy
 
-__all__ = ["Evaluation", "Interrupted", "Policy", "evaluate_policy", "load_policy", "train"]
+__all__ = [
+    "Evaluation",
+    "Interrupted",
+    "Policy",
+    "evaluate",
+    "evaluate_policy",
+    "load_policy",
+    "train",
+]

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import torch
 
 from g2rpo.run.description import RunDescription
+from g2rpo.run.display import Display
 
 from .data import heldout_records
-from .policy_model import Policy
+from .device import resolve_device
+from .policy_model import Policy, load_policy
 from .prompts import encode_prompts
 from .rollout import sample
 from .scoring import score_responses
 
-_SAMPLING_SEED = 2_604_08539
+_SAMPLING_SEED = 260_408_539
 _PROMPTS_AT_ONCE = 64
 
 
@@ -33,6 +35,33 @@ class Evaluation(NamedTuple):
 
     reward: dict[str, float]
     length: dict[str, float]
+
+
+def evaluate(
+    model: str, description: RunDescription, display: Display | None = None
+) -> dict[str, dict[str, float]]:
+    """Load a model and evaluate it on the held-out items.
+
+    Parameters
+    ----------
+    model : str
+        ``"builtin"``, a folder or a hub id.
+    description : RunDescription
+        Its model, data and rollout sections.
+    display : Display, optional
+        Shows the progress.
+
+    Returns
+    -------
+    dict
+        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}}``.
+    """
+    data = description.data
+    display = display or Display(0, data.tasks)
+    device = resolve_device(description.model.device)
+    policy = load_policy(model, device=device, dtype=description.model.dtype)
+    with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
+        return evaluate_policy(policy, description, advance=advance)._asdict()
 
 
 def evaluate_policy(

@@ -48,7 +48,7 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
         for record in records
     ]
     texts = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
-    images = [record["images"] for record in records]
+    images = [record["images"] for record in records] if records[0]["images"] else None
     encoded = policy.processor(text=texts, images=images, padding=True, return_tensors="pt")
     return {name: tensor.to(policy.device) for name, tensor in encoded.items()}
 

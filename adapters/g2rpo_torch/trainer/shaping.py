@@ -78,16 +78,9 @@ def _estimate(
     description: RunDescription, rewards: torch.Tensor, groups: torch.Tensor, tasks: torch.Tensor
 ) -> torch.Tensor:
     estimator = description.estimator
-    if estimator.name == "gaussian":
-        return g2rpo.gaussian_advantages(
-            rewards,
-            groups,
-            tasks,
-            task_stage=estimator.task_stage,
-            ties=estimator.ties,
-            resolution=estimator.resolution,
-        )
-    return g2rpo.grpo_advantages(rewards, groups)
+    # The other estimators have no use for what the description says of Gaussian matching.
+    options = estimator.model_dump(exclude={"name"}) if estimator.name == "gaussian" else {}
+    return g2rpo.ESTIMATORS[estimator.name](rewards, groups, tasks, **options)
 
 
 def _length_reward(

@@ -1,0 +1,53 @@
+"""Errors in one line: what was wrong and what to do; tracebacks only for who asks for them."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+__all__ = ["need", "reported"]
+
+_USAGE, _FAILURE = 2, 1
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print an error in red on stderr and exit: 2 for what the user can change, else 1.
+
+    With ``G2RPO_DEBUG=1`` in the environment errors pass through with their traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
+            raise
+        from g2rpo.run.errors import RunError
+
+        if isinstance(error, RunError):
+            _print_error(str(error))
+            raise SystemExit(_USAGE) from None
+        text = " ".join(str(error).split())
+        _print_error(f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)")
+        raise SystemExit(_FAILURE) from None
+
+
+def need(command: str, *modules: str, extra: str) -> None:
+    """Exit with the command to install when one of `modules` is missing."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        _print_error(f'{command} needs {", ".join(missing)}; run: pip install "g2rpo[{extra}]"')
+        raise SystemExit(_USAGE)
+
+
+def _is_exit(error: Exception) -> bool:
+    # Typer ends commands by exceptions of its own, which are no errors.
+    import typer
+
+    return isinstance(error, typer.Exit | typer.Abort)
+
+
+def _print_error(text: str) -> None:
+    # Not Rich: it would break the line, and a message may hold square brackets.
+    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}error:{plain} {text}", file=sys.stderr)

@@ -1,0 +1,192 @@
+"""``g2rpo train``: one run, from its description to its table of before and after."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from g2rpo_cli._errors import need, reported
+from g2rpo_cli._options import Data, Device, Tasks, given
+
+if TYPE_CHECKING:
+    from g2rpo.run import RunDescription
+
+__all__ = ["train"]
+
+# What a resumed run may change: all else would make it another run.
+_CHANGEABLE = {"optimization.steps", "output.dir"}
+
+
+def train(
+    model: Annotated[
+        str | None,
+        typer.Option(help="`builtin`, a folder in Hugging Face format, or a model of the hub."),
+    ] = None,
+    data: Data = None,
+    task: Tasks = None,
+    estimator: Annotated[
+        str | None, typer.Option(help="How rewards become advantages: `gaussian`, `grpo`, …")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data, sampling and order.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Folder of the run: `runs/g2rpo`.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the output folder.")
+    ] = False,
+    device: Device = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file that describes the run.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any value of the description."),
+    ] = None,
+) -> None:
+    """Train a policy with G²RPO, and show each task before and after.
+
+    Without options it trains the policy that comes with the package on the six built-in tasks.
+    Options win over `--set`, which wins over the file of `--config`.
+
+    The run's folder holds the resolved configuration, metrics, TensorBoard events, checkpoints in
+    Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops.
+
+    **Examples**
+
+    - `g2rpo train`
+
+    - `g2rpo train --estimator grpo --seed 1 -o runs/grpo-1`
+
+    - `g2rpo train -t maths -t ocr --set rollout.num_generations=16 --set entropy.weight=0`
+
+    - `g2rpo train --resume -o runs/grpo-1 --steps 300`
+    """
+    need("g2rpo train", "torch", "transformers", "safetensors", "pydantic", extra="torch")
+    flags = given(
+        {
+            "model.name": model,
+            "model.device": device,
+            "data.source": data,
+            "data.tasks": task,
+            "estimator.name": estimator,
+            "optimization.steps": steps,
+            "seed": seed,
+            "output.dir": output_dir,
+        }
+    )
+    with reported():
+        if resume:
+            description = _resumed(flags, settings or [], config)
+        else:
+            description = _fresh(flags, settings or [], config)
+        _run(description, resume=resume)
+
+
+def _fresh(
+    flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
+) -> "RunDescription":
+    from g2rpo.run import RunFolder, load_description
+
+    description = load_description(config, flags, settings)
+    # The trainer refuses as well, but only after the seconds that importing PyTorch takes.
+    RunFolder.refuse_existing(description.output.dir)
+    return description
+
+
+def _resumed(
+    flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
+) -> "RunDescription":
+    from g2rpo.run import RunDescription, RunError, RunFolder, load_description
+    from g2rpo.run.description import parse_setting
+
+    if config is not None:
+        raise RunError(
+            "--config with --resume: a run continues as its folder's config.yaml says; "
+            "leave out --config"
+        )
+    wanted = dict(parse_setting(text) for text in settings) | dict(flags)
+    path = wanted.get("output.dir", RunDescription().output.dir)
+    folder = RunFolder.open(path)
+    description = load_description(folder.path / "config.yaml", {**wanted, "output.dir": str(path)})
+    for key in wanted.keys() - _CHANGEABLE:
+        before, now = _value(folder.description, key), _value(description, key)
+        if now != before:
+            raise RunError(
+                f"{key} is {now!r}, but the run in {path} has {before!r}; --resume can change "
+                "--steps alone: leave that out, or start another run without --resume"
+            )
+    _refuse_finished(folder, description.optimization.steps)
+    return description
+
+
+def _refuse_finished(folder: Any, steps: int) -> None:
+    from g2rpo.run import RunError
+
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is not None and checkpoint.step > steps:
+        raise RunError(
+            f"--steps is {steps}, but the run in {folder.path} already has {checkpoint.step}; "
+            "name a larger number"
+        )
+    if checkpoint is not None and checkpoint.step == steps and folder.is_finished:
+        raise RunError(
+            f"the run in {folder.path} has done all its {steps} steps; "
+            "name a larger number with --steps to go on"
+        )
+
+
+def _value(description: "RunDescription", key: str) -> Any:
+    value: Any = description.model_dump()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _run(description: "RunDescription", *, resume: bool) -> None:
+    from g2rpo.run import Display, RunFolder
+    from g2rpo_torch.trainer import train as run_training
+
+    path = Path(description.output.dir)
+    start = RunFolder.open(path).latest_checkpoint() if resume else None
+    steps, tasks = description.optimization.steps, description.data.tasks
+    display = Display(steps, tasks, start.step if start else 0)
+    try:
+        with display:
+            summary = run_training(description, resume=resume, display=display)
+    except KeyboardInterrupt as interruption:
+        # The trainer's own interruption tells what is saved; a second Ctrl-C stops at once.
+        _say_how_to_resume(path, str(interruption) or "stopped at once")
+        raise SystemExit(130) from None
+    _report(summary, path)
+
+
+def _say_how_to_resume(path: Path, reason: str) -> None:
+    import shlex
+
+    if not (path / "config.yaml").exists():
+        typer.echo("stopped before the run began", err=True)
+        return
+    command = f"g2rpo train --resume --output-dir {shlex.quote(str(path))}"
+    typer.echo(f"{reason}\ncontinue with: {command}", err=True)
+
+
+def _report(summary: Mapping[str, Any], path: Path) -> None:
+    from rich.console import Console
+
+    from g2rpo.run.report import before_after_table
+    from g2rpo.tasks import TASKS
+
+    tasks = [task for task in summary["before"] if task != "mean"]
+    table = before_after_table(
+        {task: TASKS[task].reward_kind for task in tasks},
+        summary["before"],
+        summary["after"],
+        summary["length_before"],
+        summary["length_after"],
+    )
+    console = Console()
+    console.print(table)
+    text = f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {path}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,89 @@
+"""The command line with a trainer that only notes what it was asked for."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from g2rpo.run import RunFolder
+
+TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
+
+
+class FakeTrainer(ModuleType):
+    """Stands in for `g2rpo_torch.trainer`: writes a run's folder and returns a summary."""
+
+    def __init__(self):
+        super().__init__("g2rpo_torch.trainer")
+        self.calls = []
+        self.raises = None
+
+    def train(self, description, *, resume=False, display=None):
+        path = description.output.dir
+        folder = RunFolder.open(path) if resume else RunFolder.create(path, description)
+        folder.update_description(description)
+        self.calls.append((description, resume))
+        if self.raises is not None:
+            raise self.raises
+        steps = description.optimization.steps
+        folder.save_checkpoint(steps, lambda folder: (folder / "model").write_text(""))
+        scores = dict.fromkeys(description.data.tasks, 0.5)
+        summary = {
+            "before": {**scores, "mean": 0.5},
+            "after": {**scores, "mean": 0.5},
+            "length_before": scores,
+            "length_after": scores,
+            "steps": steps,
+            "seconds": 1.0,
+        }
+        folder.write_summary(summary)
+        return summary
+
+    def evaluate(self, model, description, display=None):
+        self.calls.append((model, description))
+        scores = dict.fromkeys(description.data.tasks, 0.5)
+        return {"reward": {**scores, "mean": 0.5}, "length": scores}
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    fake = FakeTrainer()
+    monkeypatch.setitem(sys.modules, "g2rpo_torch.trainer", fake)
+    return fake
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Return a function that runs the command in an empty folder: exit code, stdout, stderr."""
+    from g2rpo_cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def command(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["g2rpo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture
+def without(tmp_path):
+    """Return a function that runs the command in a process where modules are missing."""
+
+    def command(modules: list[str], *arguments: str):
+        code = (
+            f"import sys; sys.modules.update(dict.fromkeys({modules}));"
+            f"sys.argv = {['g2rpo', *arguments]}; from g2rpo_cli.main import main; main()"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(tmp_path)
+        )
+
+    return command

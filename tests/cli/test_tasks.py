@@ -1,0 +1,22 @@
+from PIL import Image
+
+from g2rpo.tasks import TASKS
+
+
+def test_list_names_every_task(run):
+    code, out, _ = run("tasks", "list")
+    assert code == 0
+    assert all(task.name in out and task.reward_kind in out for task in TASKS.values())
+
+
+def test_show_writes_a_picture(run, tmp_path):
+    code, out, _ = run("tasks", "show", "-t", "ocr", "--level", "1", "--output", "new/ocr.png")
+    assert code == 0
+    assert out.strip() == "new/ocr.png"
+    assert Image.open(tmp_path / "new" / "ocr.png").width > 100
+
+
+def test_show_of_an_unknown_task(run):
+    code, _, err = run("tasks", "show", "-t", "chrat")
+    assert code == 2
+    assert "'chart'" in err

@@ -1,0 +1,124 @@
+import pytest
+
+from g2rpo.run import RunError, load_description
+
+
+class Saved(KeyboardInterrupt):
+    """As the trainer's own interruption."""
+
+
+def one_line(text: str) -> str:
+    (line,) = text.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_no_option_at_all(run, trainer, tmp_path):
+    code, out, _ = run("train")
+    assert code == 0
+    assert trainer.calls == [(load_description(), False)]
+    assert all(task in out for task in load_description().data.tasks)
+    assert "everything is in runs/g2rpo" in out
+
+
+def test_flags_settings_and_file_reach_the_description(run, trainer, tmp_path):
+    (tmp_path / "run.yaml").write_text("seed: 7\nentropy: {weight: 0.5}\n")
+    arguments = "-c run.yaml -o out/a -t ocr -t maths --estimator grpo --steps 3 --device cpu"
+    code, _, err = run("train", *arguments.split(), "--set", "length.mode=off", "--model", "m")
+    assert code == 0, err
+    ((description, _),) = trainer.calls
+    assert description.seed == 7
+    assert description.entropy.weight == 0.5
+    assert description.length.mode == "off"
+    assert description.data.tasks == ["ocr", "maths"]
+    assert (description.model.name, description.model.device) == ("m", "cpu")
+    assert description.estimator.name == "grpo"
+    assert description.optimization.steps == 3
+    assert description.output.dir == "out/a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["-t", "math"], ["'math'", "'maths'", "grounding"]),
+        (["--estimator", "grop"], ["'grop'", "'grpo'", "gaussian"]),
+        (["--device", "gpu"], ["'gpu'", "cuda"]),
+        (["--data", "web"], ["'web'", "builtin"]),
+        (["--steps", "0"], ["optimization.steps is 0"]),
+        (["--set", "sed=1"], ["sed", "'seed'"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--resume"], ["runs/g2rpo", "holds no run"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, trainer, arguments, parts):
+    code, out, err = run("train", *arguments)
+    assert (code, out) == (2, "")
+    assert all(part in one_line(err) for part in parts), err
+    assert trainer.calls == []
+
+
+def test_bad_option_is_exit_code_2(run, trainer):
+    code, _, err = run("train", "--steps", "many")
+    assert code == 2
+    assert "--steps" in err
+
+
+def test_existing_run_is_refused(run, trainer):
+    assert run("train")[0] == 0
+    code, _, err = run("train")
+    assert code == 2
+    assert "--resume" in one_line(err)
+    assert "--output-dir" in err
+
+
+def test_resume_takes_the_configuration_from_the_folder(run, trainer):
+    run("train", "--seed", "5", "--steps", "2", "-o", "a")
+    code, _, err = run("train", "--resume", "-o", "a", "--steps", "4", "--seed", "5")
+    assert code == 0, err
+    description, resume = trainer.calls[-1]
+    assert resume
+    assert (description.seed, description.optimization.steps) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--seed", "6", "--steps", "9"], ["seed is 6", "has 0", "--steps"]),
+        (["--set", "rollout.temperature=0.5"], ["rollout.temperature is 0.5", "has 1.0"]),
+        (["--config", "x.yaml"], ["--config"]),
+        (["--steps", "1"], ["already has 2", "larger"]),
+        ([], ["all its 2 steps", "--steps"]),
+    ],
+)
+def test_resume_refuses_what_would_make_another_run(run, trainer, arguments, parts):
+    run("train", "--steps", "2", "-o", "a")
+    code, _, err = run("train", "--resume", "-o", "a", *arguments)
+    assert code == 2
+    assert all(part in one_line(err) for part in parts), err
+    assert len(trainer.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("interruption", "said"), [(Saved("saved 3"), "saved 3"), (KeyboardInterrupt(), "stopped")]
+)
+def test_ctrl_c_says_how_to_go_on(run, trainer, interruption, said):
+    trainer.raises = interruption
+    code, _, err = run("train", "-o", "my runs/a")
+    assert code == 130
+    assert said in err
+    assert "g2rpo train --resume --output-dir 'my runs/a'" in err
+
+
+def test_errors_of_the_trainer(run, trainer, monkeypatch):
+    trainer.raises = RunError("--device is 'cuda', but")
+    assert run("train", "-o", "a")[0] == 2
+    trainer.raises = RuntimeError("out of\nmemory")
+    code, _, err = run("train", "-o", "b")
+    assert code == 1
+    assert "RuntimeError: out of memory" in one_line(err)
+    monkeypatch.setenv("G2RPO_DEBUG", "1")
+    monkeypatch.setattr("sys.argv", ["g2rpo", "train", "-o", "c"])
+    from g2rpo_cli.main import main
+
+    with pytest.raises(RuntimeError, match="memory"):
+        main()

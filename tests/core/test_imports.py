@@ -1,0 +1,43 @@
+"""What importing the core costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FORBIDDEN = ("torch", "jax", "typer", "PIL", "scipy", "sklearn", "transformers", "matplotlib")
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in result.stdout.split()}
+
+
+def test_the_core_loads_no_framework():
+    loaded = loaded_by("import g2rpo")
+    assert not loaded & set(FORBIDDEN)
+    assert {"g2rpo", "numpy", "array_api_compat"} <= loaded
+
+
+def test_the_check_can_fail():
+    assert "scipy" in loaded_by("import g2rpo, scipy")
+
+
+def test_numpy_alone_computes_without_a_framework():
+    loaded = loaded_by(
+        "import g2rpo, numpy as np; g2rpo.gaussian_advantages(np.ones(3), np.zeros(3, int))"
+    )
+    assert not loaded & set(FORBIDDEN)
+
+
+def test_the_bindings_offer_every_name_of_the_core():
+    import g2rpo
+    import g2rpo_jax
+    import g2rpo_torch
+
+    for binding in (g2rpo_jax, g2rpo_torch):
+        assert set(g2rpo.__all__) <= set(binding.__all__)
+        assert all(getattr(binding, name) is getattr(g2rpo, name) for name in g2rpo.__all__)

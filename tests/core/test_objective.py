@@ -1,0 +1,201 @@
+"""The objective: its terms, and that the slices of a mini-batch add up to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from g2rpo import (
+    BatchTotals,
+    LossTerms,
+    batch_totals,
+    entropy_penalty,
+    g2rpo_loss,
+    kl_penalty,
+    policy_loss,
+    task_means,
+)
+
+LOW = np.asarray([0.2, 0.9, 0.5, 0.1])
+HIGH = np.asarray([0.4, 1.2, np.inf, 0.3])
+
+
+def make(rng, size=8):
+    logprobs = -np.abs(rng.standard_normal((size, 6)))
+    mask = rng.random((size, 6)) < 0.7
+    mask[3] = False
+    old, ref = (logprobs + 0.3 * rng.standard_normal((size, 6)) for _ in range(2))
+    entropies = np.abs(rng.standard_normal((size, 6)))
+    tasks = np.arange(size) % 3
+    advantages, length_advantages = rng.standard_normal((2, size))
+    return {
+        "positional": [np.where(mask, logprobs, np.nan), old, advantages, mask],
+        "entropies": np.where(mask, entropies, np.inf),
+        "tasks": tasks,
+        "length_advantages": length_advantages,
+        "ref_logprobs": ref,
+    }
+
+
+def loss_of(convert, batch, rows=slice(None), **options):
+    given = {k: convert(v[rows]) for k, v in batch.items() if k != "positional"}
+    return g2rpo_loss(
+        *(convert(x[rows]) for x in batch["positional"]),
+        **given,
+        entropy_low=convert(LOW),
+        entropy_high=convert(HIGH),
+        beta=0.05,
+        **options,
+    )
+
+
+def test_terms(library, rng):
+    batch = make(rng)
+    terms, metrics = loss_of(library.array, batch)
+    assert isinstance(terms, LossTerms)
+    arrays = [library.array(x) for x in batch["positional"]]
+    policy, base = policy_loss(*arrays)
+    length, _ = policy_loss(*arrays[:2], library.array(batch["length_advantages"]), arrays[3])
+    low, high = library.array(LOW), library.array(HIGH)
+    entropies, tasks = library.array(batch["entropies"]), library.array(batch["tasks"])
+    means, present = task_means(entropies, arrays[3], tasks, 4)
+    mask = batch["positional"][3]
+    kl = kl_penalty(arrays[0], library.array(batch["ref_logprobs"]))
+    expected = {
+        "policy": float(policy),
+        "length": 0.1 * float(length),
+        "entropy": 0.02 * float(entropy_penalty(means, low, high, present=present)),
+        "kl": 0.05 * library.numpy(kl)[mask].mean(),
+    }
+    for name, value in expected.items():
+        assert float(getattr(terms, name)) == pytest.approx(value, rel=1e-5), name
+        assert value != 0
+    assert float(terms.total) == float(terms.policy + terms.length + terms.entropy + terms.kl)
+    assert set(metrics) == {*base, "entropy", "kl"}
+    assert float(metrics["entropy"]) == pytest.approx(batch["entropies"][mask].mean(), rel=1e-5)
+
+
+def test_terms_that_are_not_asked_for_are_zero(library, rng):
+    terms, metrics = g2rpo_loss(*map(library.array, make(rng)["positional"]))
+    assert float(terms.total) == float(terms.policy) != 0
+    assert [float(t) for t in terms[2:]] == [0, 0, 0]
+    assert "kl" not in metrics
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_slices_add_up_in_value_and_gradient(rng, name, aggregation):
+    batch = make(rng)
+    options = {"aggregation": aggregation}
+    if aggregation == "constant":
+        options["max_completion_length"] = 6
+    coefficients = np.asarray([0.02, 0.5, 0.1, 0.3])
+    slices = [slice(0, 3), slice(3, 4), slice(4, 8)]
+    values, gradients = (torch_slices if name == "torch" else jax_slices)(
+        batch, [slice(None), *slices], coefficients, options
+    )
+    np.testing.assert_allclose(np.sum(values[1:], axis=0), values[0], atol=1e-14)
+    assert np.all(np.asarray(values[0]) != 0)
+    for gradient in gradients:
+        np.testing.assert_allclose(np.concatenate(gradient[1:]), gradient[0], atol=1e-15)
+
+
+def torch_slices(batch, slices, coefficients, options):
+    import torch
+
+    totals = batch_totals(
+        torch.tensor(batch["positional"][3]),
+        entropies=torch.tensor(batch["entropies"]),
+        tasks=torch.tensor(batch["tasks"]),
+        num_tasks=4,
+    )
+    values, gradients = [], ([], [])
+    for number, rows in enumerate(slices):
+        leaves = []
+
+        def convert(array, leaves=leaves):
+            leaves.append(torch.tensor(array, requires_grad=array.dtype.kind == "f"))
+            return leaves[-1]
+
+        terms, _ = loss_of(
+            convert,
+            batch,
+            rows,
+            totals=totals if number else None,
+            entropy_weight=torch.tensor(coefficients),
+            **options,
+        )
+        terms.total.backward()
+        values.append([t.item() for t in terms])
+        by_shape = [x for x in leaves if x.ndim == 2 and x.grad is not None]
+        gradients[0].append(by_shape[1].grad.numpy())
+        gradients[1].append(by_shape[0].grad.numpy())
+    return values, gradients
+
+
+def jax_slices(batch, slices, coefficients, options):
+    import jax
+
+    values, gradients = [], ([], [])
+    with jax.enable_x64(True):
+        jnp = jax.numpy
+        totals = batch_totals(
+            jnp.asarray(batch["positional"][3]),
+            entropies=jnp.asarray(batch["entropies"]),
+            tasks=jnp.asarray(batch["tasks"]),
+            num_tasks=4,
+        )
+        for number, rows in enumerate(slices):
+
+            def total(logprobs, entropies, rows=rows, number=number):
+                rest = [jnp.asarray(x[rows]) for x in batch["positional"][1:]]
+                terms, _ = g2rpo_loss(
+                    logprobs,
+                    *rest,
+                    entropies=entropies,
+                    tasks=jnp.asarray(batch["tasks"][rows]),
+                    length_advantages=jnp.asarray(batch["length_advantages"][rows]),
+                    ref_logprobs=jnp.asarray(batch["ref_logprobs"][rows]),
+                    entropy_low=jnp.asarray(LOW),
+                    entropy_high=jnp.asarray(HIGH),
+                    beta=0.05,
+                    totals=totals if number else None,
+                    entropy_weight=jnp.asarray(coefficients),
+                    **options,
+                )
+                return terms.total, terms
+
+            given = [jnp.asarray(x[rows]) for x in (batch["positional"][0], batch["entropies"])]
+            grads, terms = jax.grad(total, argnums=(0, 1), has_aux=True)(*given)
+            values.append([float(t) for t in terms])
+            for kept, gradient in zip(gradients, grads, strict=True):
+                kept.append(np.asarray(gradient))
+    return values, gradients
+
+
+def test_the_band_is_judged_on_the_whole_batch(library):
+    """Two slices on either side of the band, whose mean is inside: no penalty, no gradient."""
+    zeros, mask = np.zeros((1, 4)), np.ones((1, 4), bool)
+    totals = BatchTotals(8, 2, *(library.array(np.asarray([v])) for v in (8.0, 0.4)))
+    for entropy in (0.0, 0.8):
+        terms, _ = g2rpo_loss(
+            *map(library.array, (zeros, zeros, np.zeros(1), mask)),
+            entropies=library.array(zeros + entropy),
+            tasks=library.array(np.asarray([0])),
+            entropy_low=library.array(np.asarray([0.2])),
+            entropy_high=library.array(np.asarray([0.6])),
+            totals=totals,
+        )
+        assert float(terms.entropy) == 0
+
+
+def test_absent_task_with_infinite_band(library):
+    zeros, mask = np.zeros((2, 3)), np.zeros((2, 3), bool)
+    terms, _ = g2rpo_loss(
+        *map(library.array, (zeros, zeros, np.zeros(2), mask)),
+        entropies=library.array(zeros + np.nan),
+        tasks=library.array(np.asarray([0, 5])),
+        entropy_low=library.array(np.asarray([0.2, 0.2])),
+        entropy_high=library.array(np.asarray([np.inf, np.inf])),
+    )
+    assert [float(t) for t in terms] == [0, 0, 0, 0, 0]

@@ -1,0 +1,145 @@
+import pytest
+from pydantic import BaseModel
+
+from g2rpo.run import RunDescription, RunError, dump_description, load_description
+from g2rpo.run.sections import BUILTIN_TASKS
+from g2rpo.tasks import TASKS
+
+
+def fields(model: type[BaseModel], prefix: str = ""):
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+
+
+def error_of(**arguments) -> str:
+    with pytest.raises(RunError) as caught:
+        load_description(**arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "field"), list(fields(RunDescription)))
+def test_every_field_is_described(name, field):
+    assert field.description
+
+
+def test_names_of_the_tasks_are_those_of_the_tasks():
+    assert tuple(TASKS) == BUILTIN_TASKS
+
+
+def test_defaults_alone_are_valid():
+    assert load_description() == RunDescription()
+
+
+def test_dump_reads_back(tmp_path):
+    description = load_description(settings=["estimator.task_stage=null", "data.level=2"])
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_description(description))
+    assert load_description(path) == description
+
+
+def test_flag_wins_over_setting_wins_over_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\noptimization: {steps: 1, learning_rate: 1e-3}\nengine: reference\n")
+    description = load_description(path, {"seed": 3}, ["seed=2", "optimization.steps=2"])
+    assert (description.seed, description.optimization.steps) == (3, 2)
+    # PyYAML reads 1e-3, without a point, as text.
+    assert description.optimization.learning_rate == 1e-3
+
+
+def test_mapping_in_a_file_replaces_and_a_setting_changes_one_entry(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("length: {targets: {ocr: [0, 1, 2, 3]}}\n")
+    assert set(load_description(path).length.targets) == {"ocr"}
+    targets = load_description(settings=["length.targets.ocr=[0, 1, 2, 3]"]).length.targets
+    assert targets["ocr"] == (0, 1, 2, 3)
+    assert set(targets) == set(BUILTIN_TASKS)
+
+
+def test_loading_leaves_the_defaults_alone():
+    load_description(settings=["length.targets.ocr=[0, 1, 2, 3]", "entropy.bounds.ocr=[0, 1]"])
+    assert RunDescription().length.targets["ocr"] != (0, 1, 2, 3)
+    assert RunDescription().entropy.bounds == {}
+
+
+def test_empty_file_changes_nothing(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("")
+    assert load_description(path) == RunDescription()
+
+
+@pytest.mark.parametrize(("word", "mode"), [("off", "off"), ("term", "term")])
+def test_length_mode_off_survives_yaml(word, mode):
+    assert load_description(settings=[f"length.mode={word}"]).length.mode == mode
+
+
+@pytest.mark.parametrize("word", ["null", "~", "none", "None"])
+def test_no_task_stage(word):
+    assert load_description(settings=[f"estimator.task_stage={word}"]).estimator.task_stage is None
+
+
+def test_entropy_bounds_of_a_task():
+    entropy = load_description(settings=["entropy.bounds.ocr=[0.1, 0.3]"]).entropy
+    assert (entropy.of("ocr"), entropy.of("vqa")) == ((0.1, 0.3), (entropy.low, entropy.high))
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("rollout.num_generation=3", ["rollout.num_generation", "'num_generations'"]),
+        ("rolout.x=3", ["rolout", "'rollout'"]),
+        ("optimization.steps=0", ["optimization.steps is 0", "greater than or equal to 1"]),
+        ("optimization.epsilon=.nan", ["optimization.epsilon is nan", "finite"]),
+        ("seed=x", ["seed is 'x'", "whole number"]),
+        ("seed=-1", ["seed is -1"]),
+        ("data=3", ["data is 3", "section"]),
+        ("data.tasks=maths", ["data.tasks is 'maths'", "a list"]),
+        ("data.tasks=[]", ["data.tasks", "at least one"]),
+        ("data.tasks=[math]", ["data.tasks", "'math'", "'maths'", "grounding"]),
+        ("data.tasks=[ocr, ocr]", ["data.tasks", "once", "ocr"]),
+        ("data.source=web", ["data.source", "'web'", "builtin"]),
+        ("estimator.name=gausian", ["estimator.name", "'gausian'", "'gaussian'", "rloo"]),
+        ("model.device=gpu", ["model.device", "'gpu'", "cuda"]),
+        ("length.mode=fo", ["length.mode is 'fo'", "'term', 'reward' or 'off'"]),
+        ("length.targets.maths=[3, 2]", ["length.targets.maths is [3, 2]", "too few"]),
+        ("length.targets.maths=[3, 2, 1, 0]", ["length.targets", "maths", "ascend"]),
+        ("length.targets.maths=[50, 60, 70, 80]", ["maths", "max_completion_length is 48"]),
+        ("entropy.low=3", ["entropy.low 3.0", "entropy.high"]),
+        ("entropy.bounds.ocr=[1, 0]", ["entropy.bounds", "ocr", "low <= high"]),
+        ("optimization.updates_per_batch=99", ["updates_per_batch 99", "prompts_per_step"]),
+        ("steps", ["'steps'", "KEY=VALUE"]),
+        ("seed=[", ["'['", "YAML"]),
+    ],
+)
+def test_error_names_the_key_the_value_and_the_way_out(setting, parts):
+    text = error_of(settings=[setting])
+    assert "\n" not in text
+    assert all(part in text for part in parts), text
+
+
+def test_every_error_has_a_line_of_its_own():
+    assert len(error_of(settings=["seed=x", "sead=1"]).splitlines()) == 2
+
+
+def test_error_names_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: x\n")
+    assert error_of(path=path).startswith(f"{path}: seed is 'x'")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("a: [", "is not YAML"), ("3", "holds a int"), (None, "cannot be read")]
+)
+def test_unreadable_file(tmp_path, text, part):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    message = error_of(path=path)
+    assert str(path) in message
+    assert part in message
+
+
+def test_description_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        RunDescription().seed = 3

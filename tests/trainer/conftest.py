@@ -1,0 +1,66 @@
+"""A policy without any skill, for everything that does not need one."""
+
+import pytest
+import torch
+
+from g2rpo.run.description import load_description
+from g2rpo.tasks import TASKS
+from g2rpo_torch.policy.build import build_model, build_processor
+from g2rpo_torch.trainer.policy_model import make_policy
+from g2rpo_torch.trainer.prompts import encode_prompts
+from g2rpo_torch.trainer.rollout import sample
+
+
+@pytest.fixture(scope="session")
+def random_policy():
+    processor = build_processor()
+    return make_policy(build_model(processor.tokenizer, seed=0).eval(), processor)
+
+
+@pytest.fixture(scope="session")
+def random_policy_folder(random_policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    random_policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records():
+    """One record of every task, whose questions differ in length."""
+    return [task.item(0, 0).record for task in TASKS.values()]
+
+
+@pytest.fixture(scope="session")
+def prompts(random_policy, records):
+    return encode_prompts(random_policy, records)
+
+
+@pytest.fixture(scope="session")
+def completions(random_policy, prompts):
+    torch.manual_seed(0)
+    return sample(random_policy, prompts, num_generations=4, max_completion_length=12)
+
+
+@pytest.fixture
+def tiny_run(tmp_path, random_policy_folder):
+    """Return a function that describes a run of a few seconds."""
+
+    def describe(*settings: str, folder: str = "run"):
+        return load_description(
+            settings=[
+                f"model.name={random_policy_folder}",
+                "model.device=cpu",
+                "data.eval_items=2",
+                "data.eval_generations=1",
+                "rollout.prompts_per_step=6",
+                "rollout.num_generations=2",
+                "rollout.max_completion_length=8",
+                "length.targets={maths: [2, 4, 6, 8], grounding: [0, 0, 4, 8]}",
+                "optimization.steps=3",
+                "output.save_steps=1",
+                f"output.dir={tmp_path / folder}",
+                *settings,
+            ]
+        )
+
+    return describe

@@ -1,0 +1,182 @@
+"""The trainer's spine: a run, its folder, its resumption, its shaping."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from g2rpo.run.errors import RunError
+from g2rpo_torch.trainer import Interrupted, train
+from g2rpo_torch.trainer.data import training_records
+from g2rpo_torch.trainer.device import resolve_device
+from g2rpo_torch.trainer.scoring import Rewards
+from g2rpo_torch.trainer.shaping import shape_advantages
+
+
+def read_metrics(description) -> list[dict]:
+    from pathlib import Path
+
+    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def comparable(metrics: list[dict]) -> list[dict]:
+    """Leave out what the clock decides."""
+    return [
+        {name: value for name, value in line.items() if "time" not in name} for line in metrics
+    ]
+
+
+def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
+    description = tiny_run()
+    summary = train(description)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    tasks = {*description.data.tasks, "mean"}
+    assert set(summary["before"]) == set(summary["after"]) == tasks
+    assert (summary["steps"], summary["seed"], summary["estimator"]) == (3, 0, "gaussian")
+    assert summary["seconds"] > 0
+    assert {path.name for path in (folder / "plots").iterdir()} >= {"reward.png", "length.png"}
+    assert any((folder / "tensorboard").iterdir())
+    metrics = read_metrics(description)
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    for line in metrics:
+        parts = sum(line[f"loss/{term}"] for term in ("policy", "length", "entropy", "kl"))
+        assert line["loss/total"] == pytest.approx(parts, abs=1e-5)
+        assert {f"reward/{task}" for task in description.data.tasks} <= set(line)
+        assert all(value is None or math.isfinite(value) for value in line.values())
+
+
+def test_a_checkpoint_is_a_hugging_face_folder(tiny_run, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    train(tiny_run())
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-000003")
+    AutoModelForImageTextToText.from_pretrained(newest)
+    AutoProcessor.from_pretrained(newest)
+    assert {path.suffix for path in newest.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tiny_run):
+    whole = tiny_run(folder="whole")
+    expected = train(whole)
+    train(tiny_run("optimization.steps=1", folder="parts"))
+    parts = tiny_run(folder="parts")
+    summary = train(parts, resume=True)
+    assert comparable(read_metrics(parts)) == comparable(read_metrics(whole))
+    assert summary["before"] == expected["before"]
+    assert summary["after"] == expected["after"]
+
+
+def test_interrupted_run_saves_and_goes_on(tiny_run):
+    class PressesCtrlC:
+        """A display at which somebody presses Ctrl-C during the first step."""
+
+        def step(self, step, metrics):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def phase(self, name, total):
+            from contextlib import nullcontext
+
+            return nullcontext(lambda items: None)
+
+        def message(self, text):
+            pass
+
+    description = tiny_run("output.save_steps=100")
+    with pytest.raises(Interrupted) as stopped:
+        train(description, display=PressesCtrlC())
+    assert stopped.value.step == 1
+    train(description, resume=True)
+    assert [line["step"] for line in read_metrics(description)] == [1, 2, 3]
+
+
+def test_a_folder_with_a_run_is_refused(tiny_run):
+    description = tiny_run("optimization.steps=1")
+    train(description)
+    before = read_metrics(description)
+    with pytest.raises(RunError, match="--resume"):
+        train(description)
+    assert read_metrics(description) == before
+
+
+def test_nothing_to_resume_says_so(tiny_run):
+    with pytest.raises(RunError, match="holds no run"):
+        train(tiny_run(), resume=True)
+
+
+def test_missing_device_is_named_before_anything_is_written(tiny_run, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(RunError, match="--device is 'cuda'"):
+        train(tiny_run("model.device=cuda"))
+    assert not (tmp_path / "run").exists()
+    assert resolve_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["estimator.name=grpo"],
+        ["estimator.task_stage=null", "length.mode=reward"],
+        ["length.mode=off", "entropy.weight=0"],
+        ["optimization.updates_per_batch=2", "optimization.beta=0.1"],
+        ["data.tasks=[maths]"],
+    ],
+)
+def test_variants_run(tiny_run, settings):
+    description = tiny_run("optimization.steps=2", *settings)
+    train(description)
+    last = read_metrics(description)[-1]
+    assert math.isfinite(last["loss/total"])
+    if description.length.mode != "term":
+        assert last["loss/length"] == 0
+    if description.optimization.beta:
+        assert last["loss/kl"] > 0
+
+
+def test_micro_batches_change_a_step_by_rounding_only(tiny_run):
+    whole = tiny_run("optimization.steps=1", "optimization.micro_batch_size=12", folder="whole")
+    parts = tiny_run("optimization.steps=1", "optimization.micro_batch_size=5", folder="parts")
+    train(whole)
+    train(parts)
+    (one,), (many,) = read_metrics(whole), read_metrics(parts)
+    for name in ("loss/total", "loss/policy", "loss/length", "loss/entropy", "grad_norm"):
+        assert many[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)
+
+
+def test_data_follow_from_seed_and_step(tiny_run):
+    data = tiny_run().data
+    draw = [training_records(data, seed=0, step=step, prompts=6) for step in (0, 1, 1)]
+    problems = [[record["images"][0].tobytes() for record in records] for records in draw]
+    assert problems[1] == problems[2] != problems[0]
+    assert [record["task_type"] for record in draw[0]] == data.tasks
+
+
+def test_length_ranks_only_right_responses(tiny_run):
+    description = tiny_run()
+    names = description.data.tasks
+    rewards = Rewards(*torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]))
+    groups = torch.zeros(4, dtype=torch.int64)
+    tasks = torch.full((4,), names.index("maths"))
+    # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
+    advantages = shape_advantages(
+        description, rewards, torch.tensor([5, 7, 8, 5]), groups, tasks
+    )
+    first, second, third, wrong = advantages.length.tolist()
+    assert first > second > third
+    assert wrong == 0
+
+
+def test_a_task_without_a_target_has_no_length_advantage(tiny_run):
+    description = tiny_run()
+    tasks = torch.full((4,), description.data.tasks.index("vqa"))
+    rewards = Rewards(*torch.ones(3, 4))
+    advantages = shape_advantages(
+        description, rewards, torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.int64), tasks
+    )
+    assert (advantages.length == 0).all()
