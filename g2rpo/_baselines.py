@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from array_api_compat import device
-
 from g2rpo._checks import (
     namespace_of,
     require_choice,
@@ -19,7 +17,8 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._components import as_weights
+from g2rpo._components import as_weights, weighted_sum
+from g2rpo._libraries import device_of
 from g2rpo._moments import Moments, moments
 from g2rpo._typing import Array, Namespace
 
@@ -189,11 +188,12 @@ def gdpo_advantages(
     columns = xp.astype(columns, working)
     weights = as_weights(xp, component_weights, columns)
     if columns.shape[0] == 0:
-        return xp.zeros(0, dtype=result, device=device(rewards))
-    total = xp.zeros_like(columns[:, 0])
+        return xp.zeros(0, dtype=result, device=device_of(rewards))
+    scores = []
     for k in range(columns.shape[1]):
         component = moments(xp, columns[:, k], groups)
-        total = total + weights[k] * standard_score(xp, component, component, epsilon)
+        scores.append(standard_score(xp, component, component, epsilon))
+    total = weighted_sum(xp, scores, weights)
     total = xp.where(xp.all(xp.isnan(columns), axis=1), xp.nan, total)
     batch = moments(xp, total, xp.zeros_like(groups))
     return xp.astype(standard_score(xp, batch, batch, epsilon), result)

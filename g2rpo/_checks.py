@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from array_api_compat import array_namespace, device, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj
 
+from g2rpo._libraries import device_of
 from g2rpo._typing import Array, Namespace
 
 
@@ -78,7 +79,8 @@ def working_dtype(xp: Namespace, name: str, array: Array) -> tuple[Array, Array]
     if xp.isdtype(array.dtype, "real floating"):
         result = array.dtype
     elif xp.isdtype(array.dtype, ("integral", "bool")):
-        result = xp.__array_namespace_info__().default_dtypes(device=device(array))["real floating"]
+        defaults = xp.__array_namespace_info__().default_dtypes(device=device_of(array))
+        result = defaults["real floating"]
     else:
         raise TypeError(f"{name} must be real, got dtype {array.dtype}")
     return wide_dtype(xp, result), result

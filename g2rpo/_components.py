@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from array_api_compat import device, is_array_api_obj
+from array_api_compat import is_array_api_obj
 
 from g2rpo._checks import require_shape
+from g2rpo._libraries import device_of
+from g2rpo._rounding import rounded
 from g2rpo._typing import Array, Namespace
 
 
 def as_weights(xp: Namespace, weights: Sequence[float] | Array | None, columns: Array) -> Array:
     """Return weights (K,) of the dtype and device of ``columns`` (N, K); ones by default."""
     if weights is None:
-        return xp.ones(columns.shape[1], dtype=columns.dtype, device=device(columns))
+        return xp.ones(columns.shape[1], dtype=columns.dtype, device=device_of(columns))
     if is_array_api_obj(weights):
         weights = xp.astype(weights, columns.dtype)
     else:
-        weights = xp.asarray(weights, dtype=columns.dtype, device=device(columns))
+        weights = xp.asarray(weights, dtype=columns.dtype, device=device_of(columns))
     require_shape("component_weights", weights, (columns.shape[1],))
     return weights
 
@@ -41,7 +43,17 @@ def weighted_rewards(xp: Namespace, rewards: Array, weights: Array) -> Array:
     A weight of 0 leaves its component out, infinite rewards included.
     """
     absent = xp.isnan(rewards)
-    weights = xp.broadcast_to(xp.expand_dims(weights, axis=0), rewards.shape)
-    counted = ~absent & (weights != 0)
-    products = xp.where(counted, weights * xp.where(counted, rewards, 0.0), 0.0)
-    return xp.where(xp.all(absent, axis=1), xp.nan, xp.sum(products, axis=1))
+    components = []
+    for k in range(rewards.shape[1]):
+        counted = ~absent[:, k] & (weights[k] != 0)
+        components.append(xp.where(counted, rewards[:, k], 0.0))
+    total = weighted_sum(xp, components, weights)
+    return xp.where(xp.all(absent, axis=1), xp.nan, total)
+
+
+def weighted_sum(xp: Namespace, columns: Sequence[Array], weights: Array) -> Array:
+    """Return the weighted sum of K columns (N,), bit-equal for equal rows."""
+    total = xp.zeros_like(columns[0])
+    for k, column in enumerate(columns):
+        total = total + rounded(xp, weights[k] * column)
+    return total

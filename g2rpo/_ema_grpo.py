@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from array_api_compat import device
-
 from g2rpo._baselines import prepare
 from g2rpo._checks import (
     namespace_of,
@@ -16,6 +14,7 @@ from g2rpo._checks import (
     require_positive,
     require_shape,
 )
+from g2rpo._libraries import device_of
 from g2rpo._moments import Moments, moments
 from g2rpo._segments import segment_peak
 from g2rpo._state import state_from_json, state_to_json
@@ -47,7 +46,7 @@ class EMAState(NamedTuple):
         """Return the state before the first batch, on the library, device, dtype of ``like``."""
         xp = namespace_of(like=like)
         require_floating(xp, "like", like)
-        zeros = xp.zeros(num_tasks, dtype=like.dtype, device=device(like))
+        zeros = xp.zeros(num_tasks, dtype=like.dtype, device=device_of(like))
         return cls(zeros, zeros, xp.zeros_like(zeros, dtype=xp.bool))
 
     def to_json(self) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: 
     # One rollout of each task holds its statistics: find it in the sorted labels.
     order = xp.argsort(tasks, stable=True)
     labels = xp.take(tasks, order)
-    codes = xp.arange(state.mean.shape[0], dtype=tasks.dtype, device=device(tasks))
+    codes = xp.arange(state.mean.shape[0], dtype=tasks.dtype, device=device_of(tasks))
     place = xp.clip(xp.searchsorted(labels, codes), 0, tasks.shape[0] - 1)
     one = xp.take(order, place)
     size = xp.take(batch.size, one)

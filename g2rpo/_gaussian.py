@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from array_api_compat import device
-
 from g2rpo._checks import (
     namespace_of,
     require_choice,
@@ -15,7 +13,8 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._components import weighted_rewards, weights_if_components
+from g2rpo._components import weighted_rewards, weighted_sum, weights_if_components
+from g2rpo._libraries import device_of
 from g2rpo._segments import count, exact_sum, segment_peak, sort_by_segment
 from g2rpo._typing import Array, Namespace
 from g2rpo.transport import QUANTILE_BITS, Ties, match
@@ -105,7 +104,7 @@ def gaussian_advantages(
     size = rewards.shape[0]
     require_labels(xp, "groups", groups, size)
     if tasks is None:
-        tasks = xp.zeros(size, dtype=xp.int32, device=device(rewards))
+        tasks = xp.zeros(size, dtype=xp.int32, device=device_of(rewards))
     require_labels(xp, "tasks", tasks, size)
     require_choice("task_stage", task_stage, ("standardize", "match", "match-all", None))
     require_choice("ties", ties, ("midpoint", "barycentre"))
@@ -115,39 +114,45 @@ def gaussian_advantages(
     rewards = xp.astype(rewards, working)
     weights = weights_if_components(xp, component_weights, rewards)
     if size == 0:
-        return xp.zeros(0, dtype=result, device=device(rewards))
+        return xp.zeros(0, dtype=result, device=device_of(rewards))
 
-    if decoupled and weights is not None:
+    if weights is None:
+        advantages, has_signal = match(xp, rewards, groups, ties, resolution)
+        present = ~xp.isnan(rewards)
+    elif decoupled:
         columns = [rewards[:, k] for k in range(rewards.shape[1])]
         matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
-        advantages = sum(weights[k] * column for k, column in enumerate(matched))
+        advantages = weighted_sum(xp, matched, weights)
         present = ~xp.all(xp.isnan(rewards), axis=1)
-        has_signal = segment_peak(xp, xp.abs(advantages), groups) > 0
+        has_signal = present & (segment_peak(xp, xp.abs(advantages), groups) > 0)
     else:
-        summed = rewards if weights is None else weighted_rewards(xp, rewards, weights)
+        summed = weighted_rewards(xp, rewards, weights)
         advantages, has_signal = match(xp, summed, groups, ties, resolution)
         present = ~xp.isnan(summed)
 
     if task_stage == "standardize":
-        bits = 2 * QUANTILE_BITS
-        if decoupled:
-            # Weights of any size: bring each task's largest advantage to 1 first.
-            peak = segment_peak(xp, xp.abs(advantages), tasks)
-            advantages, bits = advantages / xp.where(peak > 0, peak, 1.0), 0
-        advantages = _standardise(xp, advantages, present & has_signal, tasks, bits)
+        weighted = decoupled and weights is not None
+        advantages = _standardise(xp, advantages, has_signal, tasks, weighted)
     elif task_stage is not None:
-        taking_part = present if task_stage == "match-all" else present & has_signal
+        taking_part = present if task_stage == "match-all" else has_signal
         candidates = xp.where(taking_part, advantages, xp.nan)
         advantages, _ = match(xp, candidates, tasks, ties, None)
     return xp.astype(advantages, result)
 
 
-def _standardise(xp: Namespace, values: Array, has_signal: Array, tasks: Array, bits: int) -> Array:
-    """Divide by each task's root mean square over ``has_signal``; squares are at most 2**bits.
+def _standardise(
+    xp: Namespace, values: Array, has_signal: Array, tasks: Array, weighted: bool
+) -> Array:
+    """Divide by each task's root mean square over ``has_signal``.
 
     No mean is subtracted: it is 0 but for rounding, and taking the rounding away would cost the
     exact zeros and signs.
     """
+    bits = 2 * QUANTILE_BITS
+    if weighted:
+        # The weights may be of any size: bring each task's largest value to 1 first.
+        peak = segment_peak(xp, xp.abs(values), tasks)
+        values, bits = values / xp.where(peak > 0, peak, 1.0), 0
     layout = sort_by_segment(xp, tasks)
     squares = xp.take(xp.where(has_signal, values * values, 0.0), layout.order)
     samples = count(xp, xp.take(has_signal, layout.order), layout.first, layout.stop)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+from g2rpo._rounding import rounded
 from g2rpo._typing import Array, Namespace
 
 # Numerator and denominator of each of the three regions, highest power first.
@@ -119,8 +120,8 @@ def quantile_of_ratio(xp: Namespace, numerator: Array, denominator: Array, dtype
 
 
 def density(xp: Namespace, z: Array) -> Array:
-    """Return the standard normal density."""
-    return xp.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    """Return the standard normal density, rounded so that differences of it are exactly odd."""
+    return rounded(xp, xp.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi))
 
 
 def mean_between(xp: Namespace, first: Array, stop: Array, size: Array, dtype: Array) -> Array:

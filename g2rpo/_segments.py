@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from array_api_compat import device
-
+from g2rpo._libraries import device_of, inverse_permutation
 from g2rpo._typing import Array, Namespace
 
 
@@ -47,7 +46,7 @@ def sort_by_segment(xp: Namespace, labels: Array, keys: Array | None = None) -> 
         order = xp.take(order, xp.argsort(xp.take(labels, order), stable=True))
     opens = differs_from_previous(xp, xp.take(labels, order))
     first, stop = run_bounds(xp, opens)
-    return Layout(order, xp.argsort(order, stable=True), opens, first, stop)
+    return Layout(order, inverse_permutation(xp, order), opens, first, stop)
 
 
 def differs_from_previous(xp: Namespace, values: Array) -> Array:
@@ -57,7 +56,7 @@ def differs_from_previous(xp: Namespace, values: Array) -> Array:
 
 def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
     """Return first and one-past-last position of the run that each position belongs to."""
-    positions = xp.arange(opens.shape[0] + 1, device=device(opens))
+    positions = xp.arange(opens.shape[0] + 1, device=device_of(opens))
     integer = positions.dtype
     run = xp.cumulative_sum(xp.astype(opens, integer), dtype=integer) - 1
     starts = xp.astype(xp.searchsorted(run, positions), integer)
@@ -89,8 +88,9 @@ def exact_sum(xp: Namespace, values: Array, first: Array, stop: Array, *, bits: 
     Returns
     -------
     array
-        Shape (N,), the dtype of ``values``; one rounding of the exact sum of values that were
-        first rounded to a grid finer than eps / N.
+        Shape (N,), the dtype of ``values``: the sum of values rounded to a grid finer than
+        eps / N, converted to floating point limb by limb. Within one call it depends on nothing
+        but the segment's own values.
     """
     growth = values.shape[0].bit_length()
     digits = 1 - round(math.log2(xp.finfo(values.dtype).eps))
@@ -120,7 +120,7 @@ def renumber(xp: Namespace, labels: Array) -> Array:
     """Replace labels by 0, 1, ... in their sorted order; shape (N,)."""
     order = xp.argsort(labels, stable=True)
     opens = differs_from_previous(xp, xp.take(labels, order))
-    inverse = xp.argsort(order, stable=True)
+    inverse = inverse_permutation(xp, order)
     number = xp.cumulative_sum(xp.astype(opens, inverse.dtype), dtype=inverse.dtype) - 1
     return xp.take(number, inverse)
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from array_api_compat import device, is_torch_array
+from array_api_compat import is_torch_array
 
 from g2rpo._checks import namespace_of
+from g2rpo._libraries import device_of
 from g2rpo._typing import Array
 
 S = TypeVar("S", bound=NamedTuple)
@@ -55,5 +56,5 @@ def state_from_json(kind: type[S], data: Mapping[str, Any], like: Array) -> S:
         if values.dtype.kind != "b":
             values = values.astype(np.float64)
         dtype = xp.bool if values.dtype.kind == "b" else like.dtype
-        arrays.append(xp.asarray(values.tolist(), dtype=dtype, device=device(like)))
+        arrays.append(xp.asarray(values.tolist(), dtype=dtype, device=device_of(like)))
     return kind._make(arrays)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from g2rpo._gradients import stop_gradient
+from g2rpo._libraries import stop_gradient
 from g2rpo._typing import Array, Namespace
 
 

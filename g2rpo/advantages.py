@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, overload
 
-from array_api_compat import device
-
 from g2rpo._baselines import gdpo_advantages, grpo_advantages, rloo_advantages
 from g2rpo._checks import namespace_of, require_shape, working_dtype
 from g2rpo._components import weighted_rewards, weights_if_components
 from g2rpo._ema_grpo import EMAState, ema_grpo_advantages
 from g2rpo._gaussian import TaskStage, gaussian_advantages
+from g2rpo._libraries import device_of
 from g2rpo._segments import renumber
 from g2rpo._typing import Array
 
@@ -156,7 +155,7 @@ def _ema_grpo(
         tasks = xp.zeros_like(groups)
     # The state wants labels 0 .. num_tasks - 1, and no more tasks than rollouts can occur.
     state = EMAState.start(
-        max(1, rewards.shape[0]), xp.zeros(1, dtype=working, device=device(rewards))
+        max(1, rewards.shape[0]), xp.zeros(1, dtype=working, device=device_of(rewards))
     )
     return ema_grpo_advantages(rewards, groups, renumber(xp, tasks), state, **options)[0]
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from array_api_compat import device
-
 from g2rpo._checks import (
     namespace_of,
     require_floating,
@@ -15,6 +13,7 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
+from g2rpo._libraries import device_of
 from g2rpo._segments import count, sort_by_segment
 from g2rpo._state import state_from_json, state_to_json
 from g2rpo._typing import Array
@@ -81,14 +80,14 @@ def length_quantiles(
     working, result = working_dtype(xp, "lengths", lengths)
     lengths = xp.astype(lengths, working)
     if lengths.shape[0] == 0:
-        nothing = xp.zeros(num_tasks, dtype=tasks.dtype, device=device(lengths))
-        return xp.zeros((num_tasks, 4), dtype=result, device=device(lengths)), nothing
+        nothing = xp.zeros(num_tasks, dtype=tasks.dtype, device=device_of(lengths))
+        return xp.zeros((num_tasks, 4), dtype=result, device=device_of(lengths)), nothing
 
     keys = xp.where(right, lengths, xp.inf)
     layout = sort_by_segment(xp, tasks, keys)
     labels, keys = xp.take(tasks, layout.order), xp.take(keys, layout.order)
     samples = count(xp, xp.take(right, layout.order), layout.first, layout.stop)
-    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device(tasks))
+    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(tasks))
     place = xp.clip(xp.searchsorted(labels, codes), 0, lengths.shape[0] - 1)
     samples = xp.where(xp.take(labels, place) == codes, xp.take(samples, place), 0)
 

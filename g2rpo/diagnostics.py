@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import device
 
 from g2rpo._checks import namespace_of, require_labels, require_shape
+from g2rpo._libraries import device_of
 from g2rpo._normal import density, quantile_of_ratio
 from g2rpo._state import to_numpy
 from g2rpo._typing import Array
@@ -240,7 +240,7 @@ def outlier_influence(
     if index is None:
         index = int(np.argmax(np.where(finite, values, -np.inf)))
     push = magnitude * max(1.0, float(np.abs(values[finite]).max()))
-    chosen = xp.arange(values.shape[0], device=device(rewards)) == index
+    chosen = xp.arange(values.shape[0], device=device_of(rewards)) == index
     before = to_numpy(estimator(rewards, groups, tasks, **options))
     after = to_numpy(estimator(xp.where(chosen, rewards + push, rewards), groups, tasks, **options))
     change = np.abs(after.astype(np.float64) - before.astype(np.float64))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from array_api_compat import device
-
 from g2rpo._checks import (
     as_mask,
     namespace_of,
@@ -21,7 +19,7 @@ from g2rpo._checks import (
     widen,
 )
 from g2rpo._entropy_control import EntropyControl, adapt_entropy_weights
-from g2rpo._gradients import stop_gradient
+from g2rpo._libraries import device_of, stop_gradient
 from g2rpo._typing import Array, Namespace
 
 __all__ = [
@@ -209,7 +207,7 @@ def task_sums(
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     values = widen(xp, token_values)
-    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device(values))
+    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(values))
     member = xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
     member = xp.astype(member, values.dtype)
     of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)

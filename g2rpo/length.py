@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import device
 
 from g2rpo._checks import namespace_of, require_shape, working_dtype
+from g2rpo._libraries import device_of
 from g2rpo._typing import Array, Namespace
 
 
@@ -195,7 +195,7 @@ def length_reward(
     size = lengths.shape[0]
     working, result = working_dtype(xp, "lengths", lengths)
     if isinstance(targets, LengthTarget):
-        targets = xp.asarray(targets.thresholds, dtype=working, device=device(lengths))
+        targets = xp.asarray(targets.thresholds, dtype=working, device=device_of(lengths))
     require_shape("targets", targets, (4,), (size, 4))
     thresholds = xp.broadcast_to(xp.reshape(xp.astype(targets, working), (-1, 4)), (size, 4))
     minimum, low, high, maximum = (thresholds[:, k] for k in range(4))

@@ -28,7 +28,7 @@ from g2rpo._checks import (
     wide_dtype,
     widen,
 )
-from g2rpo._gradients import stop_gradient
+from g2rpo._libraries import stop_gradient
 from g2rpo._surrogates import Clip, clipped, soft_gate, weighted_likelihood
 from g2rpo._typing import Array, Namespace
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from array_api_compat import device
-
 from g2rpo._checks import (
     namespace_of,
     require_choice,
@@ -19,6 +17,7 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
+from g2rpo._libraries import device_of
 from g2rpo._normal import mean_between, quantile_of_ratio
 from g2rpo._segments import count, differs_from_previous, exact_sum, run_bounds, sort_by_segment
 from g2rpo._typing import Array, Namespace
@@ -114,7 +113,7 @@ def match(
     if size == 0:
         return values, xp.zeros_like(values, dtype=xp.bool)
     if segments is None:
-        segments = xp.zeros(size, dtype=xp.int32, device=device(values))
+        segments = xp.zeros(size, dtype=xp.int32, device=device_of(values))
     if resolution is not None:
         values = _round_to(xp, values, resolution)
 
@@ -154,7 +153,7 @@ def _block_means(
         upper = xp.where(wanted, stop - origin, 1)
         return mean_between(xp, lower, upper, xp.where(wanted, size, 1), dtype)
     # The block's positions hold its ranks. Those that belong to absent values are never summed.
-    rank = xp.arange(first.shape[0], dtype=first.dtype, device=device(first)) - origin
+    rank = xp.arange(first.shape[0], dtype=first.dtype, device=device_of(first)) - origin
     ranked = rank < size
     numerator = xp.where(ranked, 2 * rank + 1, 1)
     quantiles = quantile_of_ratio(xp, numerator, xp.where(ranked, 2 * size, 2), dtype)

@@ -103,3 +103,9 @@ def test_readme_links_to_files_that_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_reference_lists_every_public_name():
+    page = (ROOT / "docs" / "reference" / "core.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\w+", page))
+    assert [name for name in g2rpo.__all__ if name not in listed] == []

@@ -7,6 +7,7 @@ import typer
 
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Data, Device, Tasks, given
+from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
     from g2rpo.run import RunDescription
@@ -88,6 +89,7 @@ def _evaluate(model: str, description: "RunDescription", output: Path | None) ->
     from g2rpo.tasks import TASKS
     from g2rpo_torch.trainer import evaluate as run_evaluation
 
+    hide_foreign_bars()
     with Display(0, description.data.tasks) as display:
         result = run_evaluation(model, description, display)
     kinds = {task: TASKS[task].reward_kind for task in description.data.tasks}

@@ -8,6 +8,7 @@ import typer
 
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Data, Device, Tasks, given
+from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
     from g2rpo.run import RunDescription
@@ -148,6 +149,7 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
     from g2rpo.run import Display, RunFolder
     from g2rpo_torch.trainer import train as run_training
 
+    hide_foreign_bars()
     path = Path(description.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = description.optimization.steps, description.data.tasks

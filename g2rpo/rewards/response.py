@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_WHOLE = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.S)
+_WHOLE = re.compile(
+    r"\s*<think>(?P<thought>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.S
+)
 _ANSWER = re.compile(r"<answer>(?P<answer>.*?)</answer>", re.S)
 _TAG = re.compile(r"</?(?:think|answer)>")
 

@@ -28,8 +28,7 @@ from .spatial import Spatial
 from .vqa import Counting
 
 TASKS: dict[str, Task[Any]] = {
-    task.name: task
-    for task in (Grounding(), Counting(), Spatial(), Chart(), Ocr(), Maths())
+    task.name: task for task in (Grounding(), Counting(), Spatial(), Chart(), Ocr(), Maths())
 }
 
 __all__ = ["LEVELS", "SPLITS", "TASKS", "Item", "Record", "Split", "Task", "contact_sheet"]

@@ -1,8 +1,8 @@
 """What a built-in task is, and how its items are drawn from a seed.
 
-A task turns a *scene* (a small frozen dataclass that says everything about one item) into an image,
-a question and an answer. Whether a scene belongs to the training or to the held-out items is decided
-by a hash of the scene itself, so no item can ever be in both, whatever the seed.
+A task turns a *scene* (a small frozen dataclass that says everything about one item) into an
+image, a question and an answer. Whether a scene belongs to the training or to the held-out items is
+decided by a hash of the scene itself, so no item can ever be in both, whatever the seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The drawing board of the built-in tasks: a small white square, six colours, three shapes, one font."""
+"""The drawing board of the built-in tasks: a white square, six colours, three shapes, a font."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def font(size: int) -> FreeTypeFont | ImageFont:
 
 
 def draw_glyph(board: ImageDraw, glyph: str, box: tuple[int, int, int, int], colour: str) -> None:
-    """Write one character into the middle of a box (left, top, width, height)."""
-    left, top, width, height = box
+    """Write one character into the middle of a box (left, top, right, bottom)."""
+    left, top, right, bottom = box
     board.text(
-        (left + width / 2, top + height / 2),
+        ((left + right) / 2, (top + bottom) / 2),
         glyph,
-        font=font(height - 1),
+        font=font(bottom - top - 1),
         fill=COLOURS[colour],
         anchor="mm",
     )

@@ -29,6 +29,21 @@ class ChartScene:
     top: int
     asked: int
 
+    @property
+    def marks(self) -> list[tuple[int, int, int, int]]:
+        """The box of every bar or point in pixels: left, top, right, bottom."""
+        width = (SIZE - 6) // len(self.values)
+        boxes = []
+        for position, value in enumerate(self.values):
+            left, top = 6 + position * width, _BASE - self.height(value)
+            bottom = _BASE if self.kind == "bar" else min(top + 5, _BASE)
+            boxes.append((left, top, left + width - 2, bottom))
+        return boxes
+
+    def height(self, value: int) -> int:
+        """Return how high a value stands above the axis, in pixels."""
+        return value * _HEIGHT // self.top
+
 
 class Chart(Task[ChartScene]):
     """Read a bar chart or a dot plot."""
@@ -61,26 +76,16 @@ class Chart(Task[ChartScene]):
         for quarter in range(5):
             y = _BASE - quarter * _HEIGHT // 4
             board.line((0, y, 3, y), fill=COLOURS["black"])
-        for colour, (left, top, right, bottom) in zip(
-            scene.colours, self.marks(scene), strict=True
-        ):
+        for colour, (left, top, right, bottom) in zip(scene.colours, scene.marks, strict=True):
             board.rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[colour])
         return image
-
-    def marks(self, scene: ChartScene) -> list[tuple[int, int, int, int]]:
-        """Return the box of every bar or point in pixels: left, top, right, bottom."""
-        width = (SIZE - 6) // len(scene.values)
-        boxes = []
-        for position, value in enumerate(scene.values):
-            left, top = 6 + position * width, _BASE - _height(scene, value)
-            bottom = _BASE if scene.kind == "bar" else min(top + 5, _BASE)
-            boxes.append((left, top, left + width - 2, bottom))
-        return boxes
 
     def problem(self, scene: ChartScene) -> str:
         """Ask for one value; the top of the axis is named, since ticks carry no numbers."""
         colour = scene.colours[scene.asked]
-        return f"The axis goes from 0 to {scene.top}. What is the value of the {colour} {scene.kind}?"
+        return (
+            f"The axis goes from 0 to {scene.top}. What is the value of the {colour} {scene.kind}?"
+        )
 
     def answer(self, scene: ChartScene) -> str:
         """Return the value."""
@@ -88,9 +93,5 @@ class Chart(Task[ChartScene]):
 
     def worked(self, scene: ChartScene) -> str:
         """Measure the height against the whole axis before scaling it."""
-        height = _height(scene, scene.values[scene.asked])
+        height = scene.height(scene.values[scene.asked])
         return f"The {scene.colours[scene.asked]} {scene.kind} is {height}/{_HEIGHT}*{scene.top}."
-
-
-def _height(scene: ChartScene, value: int) -> int:
-    return value * _HEIGHT // scene.top

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Level -> (number of shapes, smallest side, largest side).
-_LEVELS = {1: (1, 18, 30), 2: (2, 14, 26), 3: (3, 10, 22)}
+_LEVELS = {1: (1, 20, 36), 2: (2, 18, 28), 3: (3, 14, 22)}
 
 
 @dataclass(frozen=True)

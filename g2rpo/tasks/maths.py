@@ -13,7 +13,7 @@ from .canvas import PATCH, blank, draw_glyph
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LEFT, TOP = PATCH, 3 * PATCH
+_LEFT, _TOP = PATCH, 3 * PATCH
 
 # Level -> largest operands. Results stay between 0 and 99.
 _LEVELS = {1: (9, 9), 2: (49, 9), 3: (49, 49)}
@@ -27,6 +27,12 @@ class MathsScene:
     operator: str
     b: int
     colour: str
+
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """The box of every character in pixels: left, top, right, bottom."""
+        lefts = [_LEFT + position * PATCH for position in range(len(self.expression))]
+        return [(left, _TOP, left + PATCH, _TOP + 2 * PATCH) for left in lefts]
 
     @property
     def expression(self) -> str:
@@ -63,8 +69,7 @@ class Maths(Task[MathsScene]):
 
         image = blank()
         board = ImageDraw.Draw(image)
-        for position, glyph in enumerate(scene.expression):
-            box = (LEFT + position * PATCH, TOP, PATCH, 2 * PATCH)
+        for glyph, box in zip(scene.expression, scene.boxes, strict=True):
             draw_glyph(board, glyph, box, scene.colour)
         return image
 

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PRINTED = "0123456789ABCDEFGHJKLMNPQRTUVWXYZ"
-LEFT, TOP = PATCH, 3 * PATCH
+_LEFT, _TOP = PATCH, 3 * PATCH
 _CELL = 2 * PATCH
 
-# Level -> (number of characters, most pixels that a character is off its cell).
-_LEVELS = {1: (3, 0), 2: (3, 1), 3: (3, 2)}
+_COUNT = 3
+
+# Level -> most pixels that a character is off its place, to the side and up or down.
+_LEVELS = {1: (0, 1), 2: (2, 4), 3: (3, 8)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class OcrScene:
 
     glyphs: tuple[Glyph, ...]
 
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """The box of every character in pixels: left, top, right, bottom."""
+        corners = [
+            (_LEFT + position * _CELL + glyph.dx, _TOP + glyph.dy)
+            for position, glyph in enumerate(self.glyphs)
+        ]
+        return [(x, y, x + _CELL, y + _CELL) for x, y in corners]
+
 
 class Ocr(Task[OcrScene]):
     """Read three characters, half of them handwritten digits."""
@@ -50,8 +61,7 @@ class Ocr(Task[OcrScene]):
 
     def scene(self, rng: np.random.Generator, level: int) -> OcrScene:
         """Draw the characters."""
-        count, shift = _LEVELS[level]
-        return OcrScene(tuple(_glyph(rng, shift) for _ in range(count)))
+        return OcrScene(tuple(_glyph(rng, *_LEVELS[level]) for _ in range(_COUNT)))
 
     def draw(self, scene: OcrScene) -> Image:
         """Paint every character into its cell."""
@@ -59,15 +69,14 @@ class Ocr(Task[OcrScene]):
 
         image = blank()
         board = ImageDraw.Draw(image)
-        for position, glyph in enumerate(scene.glyphs):
-            left, top = LEFT + position * _CELL + glyph.dx, TOP + glyph.dy
+        for glyph, box in zip(scene.glyphs, scene.boxes, strict=True):
             if glyph.sample < 0:
-                draw_glyph(board, glyph.text, (left, top, _CELL, _CELL), glyph.colour)
+                draw_glyph(board, glyph.text, box, glyph.colour)
                 continue
             ink = Image.fromarray(_handwritten()[1][glyph.sample]).resize((_CELL, _CELL))
             image.paste(
                 ImageOps.colorize(ImageOps.invert(ink), COLOURS[glyph.colour], "white"),
-                (left, top),
+                box[:2],
                 mask=ink,
             )
         return image
@@ -85,7 +94,7 @@ class Ocr(Task[OcrScene]):
         return "I read: " + ",".join(glyph.text for glyph in scene.glyphs)
 
 
-def _glyph(rng: np.random.Generator, shift: int) -> Glyph:
+def _glyph(rng: np.random.Generator, aside: int, upright: int) -> Glyph:
     labels, _ = _handwritten()
     sample = int(rng.integers(len(labels))) if rng.random() < 0.5 else -1
     text = str(labels[sample]) if sample >= 0 else pick(rng, PRINTED)
@@ -93,8 +102,8 @@ def _glyph(rng: np.random.Generator, shift: int) -> Glyph:
         text=text,
         sample=sample,
         colour=pick(rng, ("black", "blue", "red")),
-        dx=between(rng, -shift, shift),
-        dy=between(rng, -shift, shift),
+        dx=between(rng, -aside, aside),
+        dy=between(rng, -upright, upright),
     )
 
 

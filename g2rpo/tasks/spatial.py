@@ -22,7 +22,7 @@ _LEVELS = {1: (14, 18, 2), 2: (12, 16, 6), 3: (10, 14, 10)}
 
 @dataclass(frozen=True)
 class SpatialScene:
-    """``first`` lies in direction ``relation`` from ``second``; ``order`` is that of the options."""
+    """``first`` lies in direction ``relation`` from ``second``; ``order`` is the options'."""
 
     first: Shape
     second: Shape

@@ -29,7 +29,7 @@ class CountingScene:
 
 
 class Counting(Task[CountingScene]):
-    """How many red circles are there?"""
+    """Count, as in: how many red circles are there."""
 
     name = "vqa"
     family = "general VQA"

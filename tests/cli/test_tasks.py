@@ -13,7 +13,8 @@ def test_show_writes_a_picture(run, tmp_path):
     code, out, _ = run("tasks", "show", "-t", "ocr", "--level", "1", "--output", "new/ocr.png")
     assert code == 0
     assert out.strip() == "new/ocr.png"
-    assert Image.open(tmp_path / "new" / "ocr.png").width > 100
+    with Image.open(tmp_path / "new" / "ocr.png") as picture:
+        assert picture.width > 100
 
 
 def test_show_of_an_unknown_task(run):

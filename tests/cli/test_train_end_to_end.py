@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from g2rpo.run.sections import BUILTIN_TASKS
-from g2rpo_torch.policy import policy_path
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 SMALL = ["data.eval_items=4", "data.eval_generations=1", "rollout.prompts_per_step=6"]
@@ -24,9 +23,6 @@ def g2rpo(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (policy_path() / "model.safetensors").exists(), reason="the embedded policy is not built"
-)
 def test_train_resume_eval(tmp_path):
     result = g2rpo("train", "--steps", "2", "--device", "cpu", "-o", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

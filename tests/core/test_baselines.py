@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_grpo(library, rng):
     rewards, groups, _ = batch(rng)
     for epsilon in (1e-6, 1e-4):
         got = library.call(grpo_advantages, rewards, groups, epsilon=epsilon)
-        close(library, got, by_group(lambda r: grpo(r, epsilon), rewards, groups))
+        close(library, got, by_group(partial(grpo, epsilon=epsilon), rewards, groups))
 
 
 def test_dr_grpo_and_batch_scale(library, rng):

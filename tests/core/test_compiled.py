@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -112,9 +116,40 @@ def test_jit_compiles_once_for_a_batch_size(rng):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("ties", ["midpoint", "barycentre"])
+def test_equal_and_mirrored_blocks_under_jit(ties):
+    """Fused multiply-adds must not tell positions, or signs, apart."""
+    match = jax.jit(partial(match_gaussian, ties=ties))
+    pattern = np.asarray([0.0, 1, 1, 1, 1, 2, 2, 5, 6, 7], np.float32)
+    groups = jnp.asarray(np.repeat(np.arange(703), 10), dtype=jnp.int32)
+    values = np.tile(pattern, 703)
+    matched = np.asarray(match(jnp.asarray(values), groups)).reshape(703, 10)
+    assert np.array_equal(matched, np.tile(matched[:1], (703, 1)))
+    mirrored = np.asarray(match(jnp.asarray(-values), groups)).reshape(703, 10)
+    assert np.array_equal(mirrored, -matched)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 100.0, 1e30])
+def test_weighted_components_under_jit(scale):
+    """Equal rows are ties, and opposite advantages cancel, wherever they stand."""
+    weights = [0.9 * scale, 0.1 * scale, 0.3 * scale]
+    row = np.asarray([0.37, 0.7, 0.11], np.float32)
+    parts, groups = np.tile(row, (703, 1)), jnp.zeros(703, dtype=jnp.int32)
+    summed = jax.jit(partial(gaussian_advantages, component_weights=weights))
+    assert not np.asarray(summed(jnp.asarray(parts), groups)).any()
+
+    up = np.arange(7.0, dtype=np.float32)
+    parts = np.tile(np.stack([up, -up], axis=1), (101, 1))
+    groups = jnp.asarray(np.repeat(np.arange(101), 7), dtype=jnp.int32)
+    decoupled = partial(
+        gaussian_advantages, component_weights=[0.3 * scale, 0.3 * scale], decoupled=True
+    )
+    assert not np.asarray(jax.jit(decoupled)(jnp.asarray(parts), groups)).any()
+
+
 @pytest.mark.parametrize("name", ["match", "standardize", "grpo"])
 def test_vmap(rng, name):
-    rewards, groups, tasks = batch(rng)
+    rewards, groups, _ = batch(rng)
     rows = [np.stack([a[rng.permutation(len(a))] for _ in range(3)]) for a in (rewards, groups)]
     rewards, groups = map(jnp.asarray, rows)
     tasks = groups % jnp.asarray(3, groups.dtype)
@@ -125,7 +160,7 @@ def test_vmap(rng, name):
 
 
 def test_jit_of_state_and_shaping(rng):
-    rewards, groups, tasks = map(jnp.asarray, batch(rng))
+    rewards, _, tasks = map(jnp.asarray, batch(rng))
     lengths = jnp.asarray(rng.integers(1, 90, rewards.shape[0]))
     state = LengthCalibration(jnp.asarray([[0.0, 10, 50, jnp.inf]] * 3))
 
@@ -208,3 +243,24 @@ def test_torch_compile_of_the_loss(rng):
         gradients.append([total.detach(), logprobs.grad, entropies.grad])
     for eager, ours in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, eager, atol=1e-6)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import g2rpo
+sharding = NamedSharding(Mesh(np.asarray(jax.devices()), "data"), PartitionSpec("data"))
+plain = [jnp.asarray(np.arange(16) % 5 / 5), jnp.arange(16) // 4, jnp.arange(16) // 8]
+sharded = [jax.device_put(array, sharding) for array in plain]
+assert len(jax.devices()) == 4
+for name in ("gaussian", "grpo", "ema-grpo"):
+    estimator = g2rpo.ESTIMATORS[name]
+    for function in (estimator, jax.jit(estimator)):
+        np.testing.assert_allclose(function(*sharded), estimator(*plain), atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_arrays_that_are_sharded_over_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | flags, check=True)

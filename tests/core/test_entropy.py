@@ -105,7 +105,7 @@ def test_why_the_naive_band_pushes_down_everywhere():
 
 
 def test_why_sampled_surprise_cannot_shape_entropy(rng):
-    """On policy, the expected gradient of the mean of -log p is zero; that of the entropy is not."""
+    """On policy, the expected gradient of the mean of -log p is zero; the entropy's is not."""
     import torch
 
     logits = torch.tensor(rng.standard_normal(7), requires_grad=True)

@@ -58,7 +58,7 @@ def test_state_survives_json(library):
 
 def test_bad_bounds():
     state, one = EntropyControl(np.zeros(1)), np.ones(1)
-    with pytest.raises(ValueError, match="minimum must not exceed maximum, got 2.0 and 1.0"):
+    with pytest.raises(ValueError, match=r"minimum must not exceed maximum, got 2\.0 and 1\.0"):
         adapt_entropy_weights(state, one, one, one, minimum=2.0)
-    with pytest.raises(ValueError, match=r"state.weights must have shape \(2,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"state\.weights must have shape \(2,\), got \(1,\)"):
         adapt_entropy_weights(state, np.ones(2), np.ones(2), np.ones(2))

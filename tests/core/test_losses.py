@@ -91,7 +91,7 @@ def test_masked_garbage_reaches_nothing(tokens, loss_type):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_all_masked_is_zero(library, tokens, loss_type):
-    logprobs, old, advantages, mask = tokens
+    logprobs, old, advantages, _ = tokens
     for shape in ((5, 6), (5, 0), (0, 6)):
         arrays = [np.resize(x, shape) for x in (logprobs, old)]
         arrays += [np.resize(advantages, shape[0]), np.zeros(shape, bool)]

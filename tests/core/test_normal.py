@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from g2rpo._normal import mean_between, quantile, quantile_of_ratio
+from g2rpo._rounding import rounded
 
 
 def exact_quantile(p: float) -> float:
@@ -41,6 +42,12 @@ def test_quantile_error(library):
     allowed = 2e-15 * np.maximum(1, np.abs(expected)) if library.dtype == "float64" else 2e-6
     assert np.all(np.abs(lower - expected) <= allowed)
     assert np.array_equal(lower, -upper)
+
+
+def test_rounding_changes_nothing_of_normal_size(library, rng):
+    values = rng.standard_normal(400) * 10.0 ** rng.integers(-25, 30, 400)
+    values = np.concatenate([values, [0.0, 1.0, -1.0, np.inf]]).astype(library.dtype)
+    assert np.array_equal(library.numpy(rounded(library.xp, library.array(values))), values)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 511, 512, 100_000])

@@ -199,3 +199,33 @@ def test_absent_task_with_infinite_band(library):
         entropy_high=library.array(np.asarray([np.inf, np.inf])),
     )
     assert [float(t) for t in terms] == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kl_kind", ["k1", "k2", "k3"])
+def test_gradient_of_the_whole_by_finite_differences(rng, kl_kind):
+    import torch
+
+    batch = make(rng)
+    positional = [torch.tensor(x) for x in batch["positional"]]
+    rest = {k: torch.tensor(v) for k, v in batch.items() if k not in ("positional", "entropies")}
+    mask = positional[3]
+
+    def total(logprobs, entropies):
+        terms, _ = g2rpo_loss(
+            torch.where(mask, logprobs, torch.nan),
+            *positional[1:],
+            entropies=torch.where(mask, entropies, torch.inf),
+            entropy_low=torch.tensor(LOW),
+            entropy_high=torch.tensor(HIGH),
+            beta=0.3,
+            kl_kind=kl_kind,
+            **rest,
+        )
+        return terms.total
+
+    inputs = [
+        torch.where(mask, torch.tensor(x), 0.5).requires_grad_()
+        for x in (batch["positional"][0], batch["entropies"])
+    ]
+    assert torch.autograd.gradcheck(total, inputs)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(total(*inputs), inputs))

@@ -70,7 +70,7 @@ def oracle_advantages(rewards, groups, tasks, stage, ties="midpoint"):
 
 
 def random_batch(rng, prompts):
-    """Prompts of four tasks with rewards of different kinds, absent and infinite ones among them."""
+    """Prompts of four tasks with different kinds of reward, some absent, some infinite."""
     rewards, groups, tasks = [], [], []
     for prompt in range(prompts):
         size, task = int(rng.choice([1, 2, 3, 4, 7, 8, 8, 8, 16])), int(rng.integers(0, 4))
@@ -84,7 +84,8 @@ def random_batch(rng, prompts):
         rewards.append(np.full(size, draw[0]) if rng.random() < 0.15 else draw)
         groups.append(np.full(size, prompt * 3 - 40))
         tasks.append(np.full(size, task * 11 - 5))
-    shuffle = rng.permutation(sum(map(len, rewards)))
+    # Always as many rollouts, so that JAX compiles once: the prompts cut off stay ragged.
+    shuffle = rng.permutation(sum(map(len, rewards)))[: 4 * prompts]
     return [np.concatenate(a)[shuffle] for a in (rewards, groups, tasks)]
 
 

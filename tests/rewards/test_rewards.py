@@ -45,7 +45,16 @@ def test_box_iou(answer, expected):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("7", 1), ("7.0", 1), ("7.001", 1), ("7.01", 0), ("+7", 1), ("7 8", 0), ("x", 0), ("1e999", 0)],
+    [
+        ("7", 1),
+        ("7.0", 1),
+        ("7.001", 1),
+        ("7.01", 0),
+        ("+7", 1),
+        ("7 8", 0),
+        ("x", 0),
+        ("1e999", 0),
+    ],
 )
 def test_number_match(answer, expected):
     assert number_match(answer, "7") == expected
@@ -106,7 +115,9 @@ def test_format_and_accuracy_add_up():
     assert score(record, "4").reward == 0.0
 
 
-TAGS = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[", "]", ",", "1", "e9", "B"])
+TAGS = st.sampled_from(
+    ["<think>", "</think>", "<answer>", "</answer>", "[", "]", ",", "1", "e9", "B"]
+)
 
 
 @pytest.mark.parametrize("problem_type", list(ACCURACY))

@@ -62,7 +62,8 @@ def test_plots(folder, steps):
     paths = draw_plots(folder)
     assert [path.name for path in paths] == ["reward.png", "length.png", "entropy.png"]
     for path in paths:
-        pixels = np.asarray(Image.open(path).convert("L"))
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
         assert pixels.std() > 5  # something is drawn
 
 

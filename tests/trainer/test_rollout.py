@@ -96,9 +96,7 @@ def test_left_padding_does_not_change_logprobs(random_policy, records, completio
     """A prompt alone, without padding, gives the log-probabilities of the padded batch."""
     encoded = encode_prompts(random_policy, records)
     batch = select_rows(encoded, rows)
-    together, _ = completion_logprobs(
-        random_policy, batch, completions.tokens, completions.mask
-    )
+    together, _ = completion_logprobs(random_policy, batch, completions.tokens, completions.mask)
     for row in (0, 4, 20):
         alone = encode_prompts(random_policy, [records[int(rows[row])]])
         single, _ = completion_logprobs(
@@ -126,9 +124,7 @@ def test_loss_reaches_every_part_of_the_policy(random_policy, prompts, completio
     gradients = {name: p.grad for name, p in random_policy.model.named_parameters()}
     random_policy.model.zero_grad()
     for part in ("vision_tower", "multi_modal_projector", "language_model", "lm_head"):
-        norms = [
-            g.norm() for name, g in gradients.items() if part in name and g is not None
-        ]
+        norms = [g.norm() for name, g in gradients.items() if part in name and g is not None]
         assert norms
         assert torch.stack(norms).isfinite().all()
         assert max(norms) > 0

@@ -25,9 +25,7 @@ def read_metrics(description) -> list[dict]:
 
 def comparable(metrics: list[dict]) -> list[dict]:
     """Leave out what the clock decides."""
-    return [
-        {name: value for name, value in line.items() if "time" not in name} for line in metrics
-    ]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in metrics]
 
 
 def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
@@ -164,9 +162,7 @@ def test_length_ranks_only_right_responses(tiny_run):
     groups = torch.zeros(4, dtype=torch.int64)
     tasks = torch.full((4,), names.index("maths"))
     # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
-    advantages = shape_advantages(
-        description, rewards, torch.tensor([5, 7, 8, 5]), groups, tasks
-    )
+    advantages = shape_advantages(description, rewards, torch.tensor([5, 7, 8, 5]), groups, tasks)
     first, second, third, wrong = advantages.length.tolist()
     assert first > second > third
     assert wrong == 0

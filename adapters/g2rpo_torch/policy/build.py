@@ -1,4 +1,4 @@
-"""The embedded policy from nothing: a LLaVA of a million parameters, its tokenizer and processor."""
+"""The embedded policy before training: a small LLaVA, its tokenizer and its processor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 # Every word of the built-in tasks is one token, with and without a space before it; whatever else
 # people write is spelled in printable ASCII.
 _WORDS = """
-Give the box of as in pixels x1 y1 x2 y2 How many are image Where is from What value The axis goes to
-Read text expression I count read top middle bottom left center right above below
+Give the box of as in pixels x1 y1 x2 y2 How many are image Where is from What value The axis
+goes to Read text expression I count read top middle bottom left center right above below
 red green blue orange purple black circle square triangle circles squares triangles bar point
-""".split()
+"""
 
 # The image stands before the question. A system message has no place in so small a model.
 _CHAT_TEMPLATE = (
@@ -46,10 +46,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # A unigram model takes the segmentation with the highest sum of scores: the longest words first.
+    # A unigram model takes the segmentation with the highest sum of scores: words before letters.
     space = "▁"
     characters = [c for c in string.printable if c.isprintable() and c != " "]
-    words = [word for word in _WORDS if len(word) > 1]
+    words = [word for word in _WORDS.split() if len(word) > 1]
     pieces = [(space + word, -1.0) for word in words] + [(word, -1.0) for word in words]
     pieces += [(character, -10.0) for character in [space, *characters]]
     control = [(token, 0.0) for token in _CONTROL]

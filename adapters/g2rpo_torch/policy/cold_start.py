@@ -3,9 +3,9 @@
     python -m g2rpo_torch.policy.cold_start --output FOLDER
 
 First the vision tower learns to name what stands on each patch, and the language model, without
-any image, how a thought leads to an answer. Then the whole policy learns to do both together, in two
-styles: half of its examples think aloud, half answer at once. Which style serves which task is left
-to reinforcement learning to find out.
+any image, how a thought leads to an answer. Then the whole policy learns to do both together, in
+two styles: half of its examples think aloud, half answer at once. Which style serves which task is
+left to reinforcement learning to find out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from g2rpo_torch.trainer.prompts import encode_prompts
 from .build import build_model, build_processor
 from .patch_labels import CLASSES, patch_labels
 
-VISION_STEPS = 1000
+VISION_STEPS = 800
 LANGUAGE_STEPS = 1000
 STEPS = 1500
 BATCH = 48
@@ -139,7 +140,8 @@ def muon_and_adamw(modules: list[torch.nn.Module]) -> list[torch.optim.Optimizer
 
     Muon reached in 300 steps a loss for which AdamW took more than twice as many.
     """
-    hidden, other = [], []
+    hidden: list[torch.nn.Parameter] = []
+    other: list[torch.nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             is_hidden = parameter.ndim == 2 and ("layers" in name or "projector" in name)
@@ -152,20 +154,20 @@ def muon_and_adamw(modules: list[torch.nn.Module]) -> list[torch.optim.Optimizer
     ]
 
 
-def draw_items(seed: int, step: int) -> list[Item]:
+def draw_items(seed: int, step: int) -> list[Item[Any]]:
     """Return a batch of training items, the tasks in turn."""
     rows = range(step * BATCH, (step + 1) * BATCH)
     tasks = list(TASKS.values())
     return [tasks[row % len(tasks)].item(seed, row) for row in rows]
 
 
-def response(item: Item, *, thinks: bool) -> str:
+def response(item: Item[Any], *, thinks: bool) -> str:
     """Return the response to imitate, thinking aloud or answering at once."""
     thought = item.worked if thinks else ""
     return f"<think>{thought}</think><answer>{item.record['answer']}</answer>"
 
 
-def imitation_loss(policy: Policy, items: list[Item], responses: list[str]) -> torch.Tensor:
+def imitation_loss(policy: Policy, items: list[Item[Any]], responses: list[str]) -> torch.Tensor:
     """Return the cross-entropy of the responses in nats, a mean over tokens, then over tasks.
 
     A mean over all tokens at once would leave the learning to the tasks with long answers, and one

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from g2rpo.tasks import TASKS, maths, ocr
 from g2rpo.tasks.canvas import COLOURS, PATCH, SHAPES, SIZE
 from g2rpo.tasks.chart import ChartScene
 from g2rpo.tasks.grounding import GroundingScene
+from g2rpo.tasks.maths import MathsScene
+from g2rpo.tasks.ocr import PRINTED, OcrScene
 from g2rpo.tasks.spatial import SpatialScene
 from g2rpo.tasks.vqa import CountingScene
 
@@ -19,7 +20,7 @@ Box = tuple[int, int, int, int]
 
 CLASSES = [
     "",
-    *ocr.PRINTED,
+    *PRINTED,
     *"+-",
     *(f"{colour} {kind}" for colour in COLOURS for kind in (*SHAPES, "bar", "point")),
 ]
@@ -76,23 +77,14 @@ def _(scene: SpatialScene) -> list[tuple[str, Box]]:
 @_things.register
 def _(scene: ChartScene) -> list[tuple[str, Box]]:
     names = [f"{colour} {scene.kind}" for colour in scene.colours]
-    return list(zip(names, TASKS["chart"].marks(scene), strict=True))
+    return list(zip(names, scene.marks, strict=True))
 
 
 @_things.register
-def _(scene: ocr.OcrScene) -> list[tuple[str, Box]]:
-    return _row_of_glyphs([glyph.text for glyph in scene.glyphs], width=2 * PATCH)
+def _(scene: OcrScene) -> list[tuple[str, Box]]:
+    return list(zip((glyph.text for glyph in scene.glyphs), scene.boxes, strict=True))
 
 
 @_things.register
-def _(scene: maths.MathsScene) -> list[tuple[str, Box]]:
-    return _row_of_glyphs(list(scene.expression), width=PATCH)
-
-
-def _row_of_glyphs(glyphs: list[str], width: int) -> list[tuple[str, Box]]:
-    lefts = [ocr.LEFT + position * width for position in range(len(glyphs))]
-    top, bottom = ocr.TOP, ocr.TOP + 2 * PATCH
-    return [
-        (glyph, (left, top, left + width, bottom))
-        for glyph, left in zip(glyphs, lefts, strict=True)
-    ]
+def _(scene: MathsScene) -> list[tuple[str, Box]]:
+    return list(zip(scene.expression, scene.boxes, strict=True))

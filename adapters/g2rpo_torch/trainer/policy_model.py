@@ -79,7 +79,7 @@ def load_policy(name: str, *, device: torch.device | str, dtype: str = "float32"
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     source = policy_path() if name == BUILTIN else name
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
     processor = AutoProcessor.from_pretrained(source)
     return make_policy(model.to(device).eval(), processor)
 

@@ -27,7 +27,7 @@ class Completions(NamedTuple):
     mask : Tensor (N, T), bool
         True at the response's tokens, its end token included.
     logprobs : Tensor (N, T), float32
-        Log-probability in nats of each token under the distribution it was drawn from; 0 at padding.
+        Log-probability in nats of each token under the distribution it came from; 0 at padding.
     entropies : Tensor (N, T), float32
         Exact entropy in nats of the distribution each token was drawn from; 0 at padding.
     texts : list of str
@@ -104,7 +104,7 @@ def sample(
     )
 
 
-class _Recorder(LogitsProcessor):  # type: ignore[misc]
+class _Recorder(LogitsProcessor):
     """Mask and scale the logits, and record log-probability and entropy of what is then sampled.
 
     A processor sees the token that was sampled from its output only at the next call, so each call

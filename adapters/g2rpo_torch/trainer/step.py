@@ -65,9 +65,7 @@ def training_step(
     rewards = score_responses(records, completions.texts)
     groups = torch.arange(len(records)).repeat_interleave(rollout.num_generations)
     tasks = torch.tensor([names.index(record["task_type"]) for record in records])[groups]
-    advantages = shape_advantages(
-        description, rewards, completions.lengths.cpu(), groups, tasks
-    )
+    advantages = shape_advantages(description, rewards, completions.lengths.cpu(), groups, tasks)
     scored = time.monotonic()
 
     device = policy.device

@@ -1,0 +1,102 @@
+"""What one slice of a mini-batch has to know about the whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from g2rpo._aggregation import as_divisor
+from g2rpo._checks import (
+    as_mask,
+    namespace_of,
+    require_floating,
+    require_labels,
+    require_shape,
+    wide_dtype,
+)
+from g2rpo._libraries import stop_gradient
+from g2rpo._typing import Array, Namespace
+from g2rpo.entropy import task_sums
+
+
+class BatchTotals(NamedTuple):
+    """What a slice needs to know of the mini-batch that it belongs to.
+
+    The mini-batch is all that goes into one optimiser step: every micro-batch of every process.
+
+    Attributes
+    ----------
+    tokens : array or float
+        Number of response tokens.
+    sequences : array or float
+        Number of responses with at least one token.
+    task_tokens : array, optional
+        Response tokens of each task, shape (num_tasks,); for the entropy term.
+    task_entropy : array, optional
+        Mean token entropy of each task in nats, shape (num_tasks,); for the entropy term. It
+        decides on which side of its band a task is.
+    """
+
+    tokens: Array | float
+    sequences: Array | float
+    task_tokens: Array | None = None
+    task_entropy: Array | None = None
+
+
+def batch_totals(
+    mask: Array,
+    /,
+    *,
+    entropies: Array | None = None,
+    tasks: Array | None = None,
+    num_tasks: int | None = None,
+) -> BatchTotals:
+    """Count what :func:`g2rpo_loss` divides by; constants to differentiation.
+
+    Parameters
+    ----------
+    mask : array
+        bool or 0/1, shape (B, T).
+    entropies, tasks, num_tasks : optional
+        Token entropies (B, T) in nats, integer labels (B,) and the number of tasks, together, for
+        the entropy term.
+
+    Returns
+    -------
+    BatchTotals
+        Scalars, and arrays (num_tasks,) if ``entropies`` are given.
+
+    Raises
+    ------
+    TypeError
+        If ``entropies`` come without ``tasks`` and ``num_tasks``, or an argument has a wrong type.
+    ValueError
+        If shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mask = np.asarray([[True, True], [True, False], [False, False]])
+    >>> tokens, sequences, *_ = batch_totals(mask)
+    >>> float(tokens), float(sequences)
+    (3.0, 2.0)
+    """
+    xp = namespace_of(mask=mask, entropies=entropies, tasks=tasks)
+    mask = as_mask(xp, mask, ("B", "T"))
+    dtype = xp.float32 if entropies is None else wide_dtype(xp, entropies.dtype)
+    tokens = xp.sum(xp.astype(mask, dtype))
+    sequences = xp.sum(xp.astype(xp.any(mask, axis=1), dtype))
+    if entropies is None:
+        return BatchTotals(tokens, sequences)
+    if tasks is None or num_tasks is None:
+        raise TypeError("entropies need tasks and num_tasks")
+    check_entropies(xp, entropies, tasks, mask)
+    sums, task_tokens = task_sums(xp, stop_gradient(entropies), mask, tasks, num_tasks)
+    means = sums / as_divisor(xp, task_tokens, sums)
+    return BatchTotals(tokens, sequences, task_tokens, means)
+
+
+def check_entropies(xp: Namespace, entropies: Array, tasks: Array, mask: Array) -> None:
+    """Raise unless the token entropies and task labels fit the mask."""
+    require_floating(xp, "entropies", entropies)
+    require_shape("entropies", entropies, mask.shape)
+    require_labels(xp, "tasks", tasks, mask.shape[0])
