@@ -154,7 +154,7 @@ def policy_loss(
     clip = Clip(epsilon, epsilon_high, dual_clip, temperature_positive, temperature_negative)
 
     mask = as_mask(xp, mask, logprobs.shape)
-    advantages = _per_token(xp, advantages, logprobs)
+    advantages = xp.where(mask, _per_token(xp, advantages, logprobs), 0.0)
     log_ratio = masked_log_ratio(xp, logprobs, stop_gradient(old_logprobs), mask)
     # The tokens are samples of the old policy, so this is its distance to the new one.
     metrics = {"kl/old": masked_mean(xp, _k3(xp, stop_gradient(log_ratio)), mask)}

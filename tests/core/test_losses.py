@@ -90,6 +90,23 @@ def test_masked_garbage_reaches_nothing(tokens, loss_type):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_masked_advantages_and_weights_reach_nothing(tokens, loss_type):
+    import torch
+
+    logprobs, old, advantages, mask = tokens
+    wide = np.where(mask, advantages[:, None], np.nan)
+    weights = np.where(mask, 1.0, np.inf)
+    gradients = []
+    for given, factors in ((advantages, None), (wide, torch.tensor(weights))):
+        lp = torch.tensor(logprobs, requires_grad=True)
+        rest = [torch.tensor(x) for x in (old, given, mask)]
+        loss, _ = policy_loss(lp, *rest, loss_type=loss_type, importance_weights=factors)
+        loss.backward()
+        gradients.append([loss.item(), *lp.grad.flatten().tolist()])
+    assert gradients[0] == gradients[1]
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_all_masked_is_zero(library, tokens, loss_type):
     logprobs, old, advantages, _ = tokens
     for shape in ((5, 6), (5, 0), (0, 6)):

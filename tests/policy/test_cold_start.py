@@ -72,7 +72,8 @@ def test_loss_ignores_padding_and_weighs_tasks_alike(policy):
 
 def test_the_script_writes_a_policy(tmp_path, monkeypatch):
     folder = tmp_path / "policy"
-    steps = ["--vision-steps", "1", "--language-steps", "1", "--steps", "1"]
+    phases = ("vision", "language", "policy", "habit")
+    steps = [text for phase in phases for text in (f"--{phase}-steps", "1")]
     arguments = ["cold_start", "--output", str(folder), *steps]
     monkeypatch.setattr("sys.argv", arguments)
     cold_start.main()

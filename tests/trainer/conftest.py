@@ -55,6 +55,7 @@ def tiny_run(tmp_path, random_policy_folder):
                 "rollout.prompts_per_step=6",
                 "rollout.num_generations=2",
                 "rollout.max_completion_length=8",
+                "length.only_right=true",
                 "length.targets={maths: [2, 4, 6, 8], grounding: [0, 0, 4, 8]}",
                 "optimization.steps=3",
                 "output.save_steps=1",

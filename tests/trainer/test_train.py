@@ -13,7 +13,7 @@ from g2rpo_torch.trainer import Interrupted, train
 from g2rpo_torch.trainer.data import training_records
 from g2rpo_torch.trainer.device import resolve_device
 from g2rpo_torch.trainer.scoring import Rewards
-from g2rpo_torch.trainer.shaping import shape_advantages
+from g2rpo_torch.trainer.shaping import Shaping
 
 
 def read_metrics(description) -> list[dict]:
@@ -58,11 +58,13 @@ def test_a_checkpoint_is_a_hugging_face_folder(tiny_run, tmp_path):
     assert {path.suffix for path in newest.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tiny_run):
-    whole = tiny_run(folder="whole")
+@pytest.mark.parametrize("estimator", ["gaussian", "ema-grpo"])
+def test_resumed_run_equals_the_uninterrupted_one(tiny_run, estimator):
+    settings = (f"estimator.name={estimator}", "rollout.max_completion_length=12")
+    whole = tiny_run(*settings, folder="whole")
     expected = train(whole)
-    train(tiny_run("optimization.steps=1", folder="parts"))
-    parts = tiny_run(folder="parts")
+    train(tiny_run(*settings, "optimization.steps=1", folder="parts"))
+    parts = tiny_run(*settings, folder="parts")
     summary = train(parts, resume=True)
     assert comparable(read_metrics(parts)) == comparable(read_metrics(whole))
     assert summary["before"] == expected["before"]
@@ -107,6 +109,28 @@ def test_nothing_to_resume_says_so(tiny_run):
         train(tiny_run(), resume=True)
 
 
+def test_a_model_that_is_missing_leaves_nothing_behind(tiny_run, tmp_path):
+    with pytest.raises(RunError, match="--model is '/no/such/model'"):
+        train(tiny_run("model.name=/no/such/model"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_moments_of_ema_grpo_carry_over(tiny_run):
+    """Rewards of a second step are scaled by both steps' spread, and so they are after a resume."""
+    description = tiny_run("estimator.name=ema-grpo", "length.mode=off")
+    groups = tasks = torch.zeros(2, dtype=torch.int64)
+    wide, narrow = (Rewards(*torch.tensor([[0.0, top]] * 3)) for top in (1.0, 0.1))
+    lengths = torch.tensor([1, 1])
+    fresh = Shaping(description)(narrow, lengths, groups, tasks).policy
+    shaping = Shaping(description)
+    shaping(wide, lengths, groups, tasks)
+    restored = Shaping(description)
+    restored.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
+    later = shaping(narrow, lengths, groups, tasks).policy
+    assert later.abs().max() < 0.2 * fresh.abs().max()
+    assert torch.equal(restored(narrow, lengths, groups, tasks).policy, later)
+
+
 def test_missing_device_is_named_before_anything_is_written(tiny_run, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
@@ -123,7 +147,7 @@ def test_missing_device_is_named_before_anything_is_written(tiny_run, tmp_path):
         ["estimator.task_stage=null", "length.mode=reward"],
         ["length.mode=off", "entropy.weight=0"],
         ["optimization.updates_per_batch=2", "optimization.beta=0.1"],
-        ["data.tasks=[maths]"],
+        ["data.tasks=[maths]", "optimization.aggregation=constant"],
     ],
 )
 def test_variants_run(tiny_run, settings):
@@ -162,7 +186,7 @@ def test_length_ranks_only_right_responses(tiny_run):
     groups = torch.zeros(4, dtype=torch.int64)
     tasks = torch.full((4,), names.index("maths"))
     # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
-    advantages = shape_advantages(description, rewards, torch.tensor([5, 7, 8, 5]), groups, tasks)
+    advantages = Shaping(description)(rewards, torch.tensor([5, 7, 8, 5]), groups, tasks)
     first, second, third, wrong = advantages.length.tolist()
     assert first > second > third
     assert wrong == 0
@@ -172,7 +196,7 @@ def test_a_task_without_a_target_has_no_length_advantage(tiny_run):
     description = tiny_run()
     tasks = torch.full((4,), description.data.tasks.index("vqa"))
     rewards = Rewards(*torch.ones(3, 4))
-    advantages = shape_advantages(
-        description, rewards, torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.int64), tasks
+    advantages = Shaping(description)(
+        rewards, torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.int64), tasks
     )
     assert (advantages.length == 0).all()

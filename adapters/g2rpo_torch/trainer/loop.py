@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .device import resolve_device
 from .evaluation import Evaluation, evaluate_policy
 from .interrupt import Interrupted, StopRequest
 from .policy_model import Policy, load_policy
+from .shaping import Shaping
 from .step import training_step
 
 
@@ -48,17 +50,30 @@ def train(
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
-    device = resolve_device(description.model.device)
-    display = display or Display(description.optimization.steps, description.data.tasks)
     path = description.output.dir
+    if not resume:
+        RunFolder.refuse_existing(path)
+    checkpoint = RunFolder.open(path).latest_checkpoint() if resume else None
+    # Everything that can be wrong with the model is found out before anything is written.
+    start = str(checkpoint.path) if checkpoint else description.model.name
+    policy = _load(start, description)
     folder = RunFolder.open(path) if resume else RunFolder.create(path, description)
     if resume:
         folder.update_description(description)
+    display = display or Display(description.optimization.steps, description.data.tasks)
     try:
         with StopRequest() as stop:
-            return _Run(description, folder, device, display, stop).to_the_end()
+            run = _Run(description, folder, policy, display, stop)
+            if checkpoint:
+                run.restore(checkpoint.path)
+            return run.to_the_end()
     finally:
         folder.close()
+
+
+def _load(name: str, description: RunDescription) -> Policy:
+    device = resolve_device(description.model.device)
+    return load_policy(name, device=device, dtype=description.model.dtype)
 
 
 @dataclass
@@ -75,34 +90,32 @@ class _Run:
         self,
         description: RunDescription,
         folder: RunFolder,
-        device: torch.device,
+        policy: Policy,
         display: Display,
         stop: StopRequest,
     ) -> None:
-        self.description, self.folder = description, folder
+        self.description, self.folder, self.policy = description, folder, policy
         self.display, self.stop = display, stop
         self.progress = _Progress()
-        checkpoint = folder.latest_checkpoint()
-        model, dtype = description.model.name, description.model.dtype
-        start = str(checkpoint.path) if checkpoint else model
-        self.policy = load_policy(start, device=device, dtype=dtype)
+        self.shaping = Shaping(description)
+        options = description.optimization
         self.optimizer = torch.optim.AdamW(
-            self.policy.model.parameters(),
-            lr=description.optimization.learning_rate,
-            weight_decay=description.optimization.weight_decay,
+            policy.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
-        if checkpoint:
-            restore_optimizer(checkpoint.path, self.policy, self.optimizer)
-            state = read_state(checkpoint.path)
-            self.progress = _Progress(**{**state, "before": Evaluation(*state["before"])})
-        folder.truncate_metrics(self.progress.step)
-        self.reference: Policy | None = None
-        if description.optimization.beta:
-            self.reference = load_policy(model, device=device, dtype=dtype)
+        self.reference = _load(description.model.name, description) if options.beta else None
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go back to where a checkpoint was written; the policy is already its own."""
+        restore_optimizer(checkpoint, self.policy, self.optimizer)
+        state = read_state(checkpoint)
+        self.shaping.load_state_dict(state["shaping"])
+        before = Evaluation(*state["before"])
+        self.progress = _Progress(state["step"], state["seconds"], before)
 
     def to_the_end(self) -> dict[str, Any]:
         """Train until the last step, evaluate, and write the report."""
         started = time.monotonic() - self.progress.seconds
+        self.folder.truncate_metrics(self.progress.step)
         if self.progress.before is None:
             self.progress.before = self._evaluate("held-out items before training")
         while self.progress.step < self.description.optimization.steps:
@@ -124,7 +137,9 @@ class _Run:
     def _one_step(self) -> None:
         description, step = self.description, self.progress.step
         self._set_learning_rate(step)
-        metrics = training_step(self.policy, self.optimizer, description, step, self.reference)
+        metrics = training_step(
+            self.policy, self.optimizer, self.shaping, description, step, self.reference
+        )
         self.progress.step = step = step + 1
         if description.output.eval_steps and self._is_due(description.output.eval_steps):
             evaluation = self._evaluate(f"held-out items after step {step}")
@@ -135,9 +150,11 @@ class _Run:
 
     def _set_learning_rate(self, step: int) -> None:
         options = self.description.optimization
-        rise = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        factor = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        if options.schedule == "linear":
+            factor *= 1 - step / options.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * rise
+            group["lr"] = options.learning_rate * factor
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -152,6 +169,7 @@ class _Run:
             "step": self.progress.step,
             "seconds": self.progress.seconds,
             "before": self.progress.before,
+            "shaping": self.shaping.state_dict(),
         }
         self.folder.save_checkpoint(
             self.progress.step,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from g2rpo.run.errors import RunError
 from g2rpo_torch.policy import policy_path
 
 BUILTIN = "builtin"
@@ -75,12 +76,26 @@ def load_policy(name: str, *, device: torch.device | str, dtype: str = "float32"
     Policy
         With the model in evaluation mode: sampling and updates must see the same function, so
         dropout stays off.
+
+    Raises
+    ------
+    RunError
+        If there is no such model, or it is of another kind.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source = policy_path() if name == BUILTIN else name
-    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
-    processor = AutoProcessor.from_pretrained(source)
+    source = str(policy_path()) if name == BUILTIN else name
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, dtype)
+        )
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
+            f"id of an image-text-to-text model ({reason})"
+        ) from error
     return make_policy(model.to(device).eval(), processor)
 
 

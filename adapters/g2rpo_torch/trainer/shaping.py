@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,73 +25,87 @@ class Advantages(NamedTuple):
         Advantages of the rewards.
     length : Tensor or None
         Advantages of the length rewards; None if length is no term of its own.
-    length_reward : Tensor or None
-        The length rewards themselves, NaN where they do not apply; None if length is off.
     """
 
     policy: torch.Tensor
     length: torch.Tensor | None
-    length_reward: torch.Tensor | None
 
 
-def shape_advantages(
-    description: RunDescription,
-    rewards: Rewards,
-    lengths: torch.Tensor,
-    groups: torch.Tensor,
-    tasks: torch.Tensor,
-) -> Advantages:
-    """Turn rewards and lengths into advantages, as the run is described.
+class Shaping:
+    """Turns rewards and lengths into advantages, as a run is described.
+
+    It carries what an estimator remembers from step to step; ``state_dict`` goes into the
+    checkpoint.
 
     Parameters
     ----------
     description : RunDescription
         Its estimator and length sections.
-    rewards : Rewards
-        N scored responses.
-    lengths : Tensor (N,)
-        Tokens.
-    groups, tasks : Tensor (N,), int64
-        Prompt and task of each response; tasks number ``description.data.tasks``.
-
-    Returns
-    -------
-    Advantages
     """
-    length = description.length
-    total = rewards.reward
-    if length.mode == "off":
-        return Advantages(_estimate(description, total, groups, tasks), None, None)
-    right = rewards.accuracy >= RIGHT_FROM if length.only_right else None
-    length_reward = _length_reward(description, lengths, tasks, right)
-    if length.mode == "reward":
-        total = total + length.weight * torch.nan_to_num(length_reward)
-        return Advantages(_estimate(description, total, groups, tasks), None, length_reward)
-    return Advantages(
-        policy=_estimate(description, total, groups, tasks),
-        length=g2rpo.gaussian_advantages(length_reward, groups, tasks),
-        length_reward=length_reward,
-    )
 
+    def __init__(self, description: RunDescription) -> None:
+        self._description = description
+        self._ema: g2rpo.EMAState | None = None
+        if description.estimator.name == "ema-grpo":
+            self._ema = g2rpo.EMAState.start(len(description.data.tasks), torch.zeros(1))
 
-def _estimate(
-    description: RunDescription, rewards: torch.Tensor, groups: torch.Tensor, tasks: torch.Tensor
-) -> torch.Tensor:
-    estimator = description.estimator
-    # The other estimators have no use for what the description says of Gaussian matching.
-    options = estimator.model_dump(exclude={"name"}) if estimator.name == "gaussian" else {}
-    return g2rpo.ESTIMATORS[estimator.name](rewards, groups, tasks, **options)
+    def __call__(
+        self,
+        rewards: Rewards,
+        lengths: torch.Tensor,
+        groups: torch.Tensor,
+        tasks: torch.Tensor,
+    ) -> Advantages:
+        """Return the advantages of N rollouts.
 
+        Parameters
+        ----------
+        rewards : Rewards
+            N scored responses.
+        lengths : Tensor (N,)
+            Tokens.
+        groups, tasks : Tensor (N,), int64
+            Prompt and task of each response; tasks number ``description.data.tasks``.
+        """
+        length, total = self._description.length, rewards.reward
+        if length.mode == "off":
+            return Advantages(self._estimate(total, groups, tasks), None)
+        right = rewards.accuracy >= RIGHT_FROM if length.only_right else None
+        length_reward = self._length_reward(lengths, tasks, right)
+        if length.mode == "reward":
+            total = total + length.weight * torch.nan_to_num(length_reward)
+            return Advantages(self._estimate(total, groups, tasks), None)
+        return Advantages(
+            policy=self._estimate(total, groups, tasks),
+            length=g2rpo.gaussian_advantages(length_reward, groups, tasks),
+        )
 
-def _length_reward(
-    description: RunDescription,
-    lengths: torch.Tensor,
-    tasks: torch.Tensor,
-    right: torch.Tensor | None,
-) -> torch.Tensor:
-    targets = description.length.targets
-    # A task without a target rewards no length: NaN, which takes no part in any ranking.
-    table = torch.tensor([targets.get(task, (0.0,) * 4) for task in description.data.tasks])
-    has_target = torch.tensor([task in targets for task in description.data.tasks])
-    reward = g2rpo.length_reward(lengths, table[tasks], right=right)
-    return torch.where(has_target[tasks], reward, torch.nan)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON holds it."""
+        return {"ema": self._ema.to_json()} if self._ema else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if self._ema:
+            self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
+
+    def _estimate(
+        self, rewards: torch.Tensor, groups: torch.Tensor, tasks: torch.Tensor
+    ) -> torch.Tensor:
+        if self._ema:
+            advantages, self._ema = g2rpo.ema_grpo_advantages(rewards, groups, tasks, self._ema)
+            return advantages
+        estimator = self._description.estimator
+        # Other estimators have no use for what the description says of Gaussian matching.
+        options = estimator.model_dump(exclude={"name"}) if estimator.name == "gaussian" else {}
+        return g2rpo.ESTIMATORS[estimator.name](rewards, groups, tasks, **options)
+
+    def _length_reward(
+        self, lengths: torch.Tensor, tasks: torch.Tensor, right: torch.Tensor | None
+    ) -> torch.Tensor:
+        targets, names = self._description.length.targets, self._description.data.tasks
+        # A task without a target rewards no length: NaN, which takes no part in any ranking.
+        table = torch.tensor([targets.get(task, (0.0,) * 4) for task in names])
+        has_target = torch.tensor([task in targets for task in names])
+        reward = g2rpo.length_reward(lengths, table[tasks], right=right)
+        return torch.where(has_target[tasks], reward, torch.nan)

@@ -14,13 +14,14 @@ from .policy_model import Policy
 from .prompts import encode_prompts, select_rows
 from .rollout import sample
 from .scoring import score_responses
-from .shaping import shape_advantages
+from .shaping import Shaping
 from .update import Batch, Metrics, update_policy
 
 
 def training_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    shaping: Shaping,
     description: RunDescription,
     step: int,
     reference: Policy | None = None,
@@ -33,6 +34,8 @@ def training_step(
         Whose weights change.
     optimizer : torch.optim.Optimizer
         Over the policy's parameters.
+    shaping : Shaping
+        Turns rewards into advantages.
     description : RunDescription
         The run.
     step : int
@@ -65,7 +68,7 @@ def training_step(
     rewards = score_responses(records, completions.texts)
     groups = torch.arange(len(records)).repeat_interleave(rollout.num_generations)
     tasks = torch.tensor([names.index(record["task_type"]) for record in records])[groups]
-    advantages = shape_advantages(description, rewards, completions.lengths.cpu(), groups, tasks)
+    advantages = shaping(rewards, completions.lengths.cpu(), groups, tasks)
     scored = time.monotonic()
 
     device = policy.device

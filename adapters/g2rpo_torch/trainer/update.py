@@ -154,6 +154,8 @@ def _loss(
     )
     bounds = logprobs.new_tensor([description.entropy.of(task) for task in description.data.tasks])
     options = description.optimization
+    is_constant = options.aggregation == "constant"
+    longest = description.rollout.max_completion_length if is_constant else None
     return g2rpo.g2rpo_loss(
         logprobs,
         batch.logprobs,
@@ -174,4 +176,5 @@ def _loss(
         dual_clip=options.dual_clip,
         loss_type=options.loss_type,
         aggregation=options.aggregation,
+        max_completion_length=longest,
     )
