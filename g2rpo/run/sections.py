@@ -96,7 +96,7 @@ class Data(Section):
     )
     eval_items: int = Field(default=128, ge=1, description="held-out items of each task [items]")
     eval_generations: int = Field(
-        default=4, ge=1, description="responses sampled to each held-out item [rollouts]"
+        default=8, ge=1, description="responses sampled to each held-out item [rollouts]"
     )
 
     @field_validator("source")
@@ -163,7 +163,7 @@ class Length(Section):
         default="term", description="own term of the loss, part of the reward, or nothing"
     )
     weight: float = Field(
-        default=0.1, ge=0, description="weight of the term, or of the reward component"
+        default=0.3, ge=0, description="weight of the term, or of the reward component"
     )
     only_right: bool = Field(
         default=False, description="count the length of right responses only: accuracy 0.5 or more"
@@ -191,7 +191,7 @@ class Entropy(Section):
     """Bounds of each task's mean token entropy."""
 
     weight: float = Field(default=0.02, ge=0, description="weight of the term; 0 switches it off")
-    low: float = Field(default=0.2, ge=0, description="lower bound [nats]")
+    low: float = Field(default=0.05, ge=0, description="lower bound [nats]")
     high: float = Field(default=0.6, ge=0, description="upper bound [nats]")
     bounds: dict[str, tuple[float, float]] = Field(
         default={}, description="task: [low, high] in place of the common bounds [nats]"
@@ -215,9 +215,9 @@ class Entropy(Section):
 class Optimization(Section):
     """How advantages change the policy."""
 
-    steps: int = Field(default=130, ge=1, description="length of the run [steps]")
+    steps: int = Field(default=280, ge=1, description="length of the run [steps]")
     learning_rate: float = Field(
-        default=1e-4, gt=0, description="AdamW's learning rate after warm-up"
+        default=1.5e-4, gt=0, description="AdamW's learning rate after warm-up"
     )
     updates_per_batch: int = Field(
         default=1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
