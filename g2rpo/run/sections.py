@@ -163,7 +163,7 @@ class Length(Section):
         default="term", description="own term of the loss, part of the reward, or nothing"
     )
     weight: float = Field(
-        default=0.3, ge=0, description="weight of the term, or of the reward component"
+        default=1.0, ge=0, description="weight of the term, or of the reward component"
     )
     only_right: bool = Field(
         default=False, description="count the length of right responses only: accuracy 0.5 or more"
