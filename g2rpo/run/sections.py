@@ -163,10 +163,12 @@ class Length(Section):
         default="term", description="own term of the loss, part of the reward, or nothing"
     )
     weight: float = Field(
-        default=1.0, ge=0, description="weight of the term, or of the reward component"
+        default=0.5, ge=0, description="weight of the term, or of the reward component"
     )
     only_right: bool = Field(
-        default=False, description="count the length of right responses only: accuracy 0.5 or more"
+        default=True,
+        description="count the length of right responses only: accuracy above 0 and not below the "
+        "mean of the prompt's responses",
     )
     targets: dict[str, LengthThresholds] = Field(
         default=DEFAULT_LENGTH_TARGETS,
