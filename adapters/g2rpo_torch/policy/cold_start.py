@@ -42,7 +42,7 @@ BOX_WEIGHT = 5.0
 
 # How often each task's examples think aloud.
 THINKS = dict.fromkeys(TASKS, 0.5)
-HABIT_THINKS = {task: 0.9 if task in ("grounding", "ocr") else 0.2 for task in TASKS}
+HABIT_THINKS = {task: 0.75 if task in ("grounding", "ocr") else 0.2 for task in TASKS}
 
 # The learning rate of the policy phase would reach 0 only here: what is still undecided when the
 # phase ends early is what reinforcement learning gets to decide.

@@ -66,7 +66,8 @@ class Shaping:
         length, total = self._description.length, rewards.reward
         if length.mode == "off":
             return Advantages(self._estimate(total, groups, tasks), None)
-        right = _right(rewards.accuracy, groups) if length.only_right else None
+        # Without this gate a policy learns that half an answer is shorter than a whole one.
+        right = rewards.accuracy > 0 if length.only_right else None
         length_reward = self._length_reward(lengths, tasks, right)
         if length.mode == "reward":
             total = total + length.weight * torch.nan_to_num(length_reward)
@@ -105,13 +106,3 @@ class Shaping:
         has_target = torch.tensor([task in targets for task in names])
         reward = g2rpo.length_reward(lengths, table[tasks], right=right)
         return torch.where(has_target[tasks], reward, torch.nan)
-
-
-def _right(accuracy: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Tell which responses may be rewarded for their length.
-
-    Without this gate a policy learns that half an answer is shorter than a whole one. A fixed
-    accuracy would not do as its threshold: a graded reward may never reach it.
-    """
-    above_mean = g2rpo.grpo_advantages(accuracy, groups, scale="none") >= 0
-    return (accuracy > 0) & above_mean
