@@ -1,7 +1,5 @@
 """What all tests share."""
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -9,8 +7,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("search", deadline=None, max_examples=1000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("nightly", deadline=None, max_examples=1000)
+settings.load_profile("ci")  # --hypothesis-profile=nightly overrides it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

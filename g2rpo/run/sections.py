@@ -163,7 +163,7 @@ class Length(Section):
         default="term", description="own term of the loss, part of the reward, or nothing"
     )
     weight: float = Field(
-        default=1.0, ge=0, description="weight of the term, or of the reward component"
+        default=0.5, ge=0, description="weight of the term, or of the reward component"
     )
     only_right: bool = Field(
         default=True,
@@ -216,7 +216,7 @@ class Entropy(Section):
 class Optimization(Section):
     """How advantages change the policy."""
 
-    steps: int = Field(default=240, ge=1, description="length of the run [steps]")
+    steps: int = Field(default=280, ge=1, description="length of the run [steps]")
     learning_rate: float = Field(
         default=1.5e-4, gt=0, description="AdamW's learning rate after warm-up"
     )
