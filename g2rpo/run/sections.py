@@ -163,7 +163,7 @@ class Length(Section):
         default="term", description="own term of the loss, part of the reward, or nothing"
     )
     weight: float = Field(
-        default=0.5, ge=0, description="weight of the term, or of the reward component"
+        default=1.0, ge=0, description="weight of the term, or of the reward component"
     )
     only_right: bool = Field(
         default=True,
