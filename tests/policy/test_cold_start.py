@@ -24,7 +24,8 @@ def test_every_image_has_labels(name):
         assert kinds.shape == (49,)
         assert boxes.shape == (49, 4)
         assert kinds.any()
-        assert ((boxes >= 0) & (boxes <= 1)).all()
+        # A character's cell may reach a few pixels beyond the edge of the image.
+        assert ((boxes >= 0) & (boxes <= 1 + 3 / 56)).all()
         assert (boxes[:, 0] < boxes[:, 2]).all()
 
 
@@ -45,7 +46,8 @@ def test_glyph_labels_read_from_left_to_right():
     assert "".join(CLASSES[kind] for kind in row) == scene.expression
 
 
-def test_a_few_steps_learn(policy):
+def test_a_few_steps_learn(policy, monkeypatch):
+    monkeypatch.setattr(cold_start, "POLICY_DECAY_STEPS", 6)
     items = cold_start.draw_items(seed=0, step=0)
     responses = [cold_start.response(item, thinks=True) for item in items]
     with torch.no_grad():

@@ -42,7 +42,7 @@ def test_processor_keeps_the_pixels(random_policy, records):
 
     image = records[0]["images"][0]
     pixels = random_policy.processor.image_processor([image], return_tensors="pt")["pixel_values"]
-    expected = torch.as_tensor(np.asarray(image)).permute(2, 0, 1) / 127.5 - 1
+    expected = torch.as_tensor(np.array(image)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(pixels[0], expected, atol=1e-6)
 
 
