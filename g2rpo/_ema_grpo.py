@@ -14,7 +14,7 @@ from g2rpo._checks import (
     require_positive,
     require_shape,
 )
-from g2rpo._libraries import device_of
+from g2rpo._libraries import device_of, gather
 from g2rpo._moments import Moments, moments
 from g2rpo._segments import segment_peak
 from g2rpo._state import state_from_json, state_to_json
@@ -161,19 +161,19 @@ def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: 
     batch = moments(xp, values, tasks)
     # One rollout of each task holds its statistics: find it in the sorted labels.
     order = xp.argsort(tasks, stable=True)
-    labels = xp.take(tasks, order)
+    labels = gather(xp, tasks, order)
     codes = xp.arange(state.mean.shape[0], dtype=tasks.dtype, device=device_of(tasks))
     place = xp.clip(xp.searchsorted(labels, codes), 0, tasks.shape[0] - 1)
-    one = xp.take(order, place)
-    size = xp.take(batch.size, one)
-    met = (xp.take(labels, place) == codes) & (size > 0)
+    one = gather(xp, order, place)
+    size = gather(xp, batch.size, one)
+    met = (gather(xp, labels, place) == codes) & (size > 0)
 
     dtype = state.mean.dtype
-    scale = xp.take(batch.half_range, one)
+    scale = gather(xp, batch.half_range, one)
     mean = xp.astype(
-        2.0 * (xp.take(batch.half_lowest, one) + xp.take(batch.mean, one) * scale), dtype
+        2.0 * (gather(xp, batch.half_lowest, one) + gather(xp, batch.mean, one) * scale), dtype
     )
-    spread = xp.take(batch.square_sum, one) / xp.where(met, size, 1.0)
+    spread = gather(xp, batch.square_sum, one) / xp.where(met, size, 1.0)
     variance = xp.astype(4.0 * spread * scale * scale, dtype)
     shift = state.mean - mean
     fresh = 1.0 - decay

@@ -14,7 +14,7 @@ from g2rpo._checks import (
     working_dtype,
 )
 from g2rpo._components import weighted_rewards, weighted_sum, weights_if_components
-from g2rpo._libraries import device_of
+from g2rpo._libraries import device_of, gather
 from g2rpo._segments import count, exact_sum, segment_peak, sort_by_segment
 from g2rpo._typing import Array, Namespace
 from g2rpo.transport import QUANTILE_BITS, Ties, match
@@ -154,10 +154,10 @@ def _standardise(
         peak = segment_peak(xp, xp.abs(values), tasks)
         values, bits = values / xp.where(peak > 0, peak, 1.0), 0
     layout = sort_by_segment(xp, tasks)
-    squares = xp.take(xp.where(has_signal, values * values, 0.0), layout.order)
-    samples = count(xp, xp.take(has_signal, layout.order), layout.first, layout.stop)
+    squares = gather(xp, xp.where(has_signal, values * values, 0.0), layout.order)
+    samples = count(xp, gather(xp, has_signal, layout.order), layout.first, layout.stop)
     total = exact_sum(xp, squares, layout.first, layout.stop, bits=bits)
     samples = xp.maximum(samples, xp.ones_like(samples))
-    root = xp.take(xp.sqrt(total / xp.astype(samples, values.dtype)), layout.inverse)
+    root = gather(xp, xp.sqrt(total / xp.astype(samples, values.dtype)), layout.inverse)
     active = has_signal & (root > 0)
     return xp.where(active, values / xp.where(active, root, 1.0), 0.0)

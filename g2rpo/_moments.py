@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from g2rpo._libraries import gather
 from g2rpo._segments import count, exact_sum, sort_by_segment
 from g2rpo._typing import Array, Namespace
 
@@ -54,13 +55,13 @@ def moments(xp: Namespace, values: Array, segments: Array) -> Moments:
     keys = xp.where(absent, xp.inf, values)
     layout = sort_by_segment(xp, segments, keys)
     first, stop = layout.first, layout.stop
-    keys = xp.take(keys, layout.order)
-    present = ~xp.take(absent, layout.order)
+    keys = gather(xp, keys, layout.order)
+    present = ~gather(xp, absent, layout.order)
     size = count(xp, present, first, stop)
 
     # Absent values sort behind the largest present one, or among its equals if that is infinite.
-    half_lowest = 0.5 * xp.take(keys, first)
-    half_highest = 0.5 * xp.take(keys, first + xp.maximum(size, xp.ones_like(size)) - 1)
+    half_lowest = 0.5 * gather(xp, keys, first)
+    half_highest = 0.5 * gather(xp, keys, first + xp.maximum(size, xp.ones_like(size)) - 1)
     bounded = xp.isfinite(half_lowest) & xp.isfinite(half_highest)
     usable = present & bounded
     half_lowest = xp.where(bounded, half_lowest, 0.0)
@@ -77,4 +78,4 @@ def moments(xp: Namespace, values: Array, segments: Array) -> Moments:
     square_sum = exact_sum(xp, deviation * deviation, first, stop, bits=0)
     deviation = xp.where(present & ~bounded, xp.nan, deviation)
     sorted_moments = Moments(deviation, half_range, half_lowest, mean, square_sum, number)
-    return Moments(*(xp.take(field, layout.inverse) for field in sorted_moments))
+    return Moments(*(gather(xp, field, layout.inverse) for field in sorted_moments))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from g2rpo._libraries import device_of, inverse_permutation
+from g2rpo._libraries import device_of, gather, inverse_permutation, run_starts
 from g2rpo._typing import Array, Namespace
 
 
@@ -43,8 +43,8 @@ def sort_by_segment(xp: Namespace, labels: Array, keys: Array | None = None) -> 
         order = xp.argsort(labels, stable=True)
     else:
         order = xp.argsort(keys, stable=True)
-        order = xp.take(order, xp.argsort(xp.take(labels, order), stable=True))
-    opens = differs_from_previous(xp, xp.take(labels, order))
+        order = gather(xp, order, xp.argsort(gather(xp, labels, order), stable=True))
+    opens = differs_from_previous(xp, gather(xp, labels, order))
     first, stop = run_bounds(xp, opens)
     return Layout(order, inverse_permutation(xp, order), opens, first, stop)
 
@@ -56,11 +56,10 @@ def differs_from_previous(xp: Namespace, values: Array) -> Array:
 
 def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
     """Return first and one-past-last position of the run that each position belongs to."""
-    positions = xp.arange(opens.shape[0] + 1, device=device_of(opens))
-    integer = positions.dtype
+    integer = xp.arange(0, device=device_of(opens)).dtype
     run = xp.cumulative_sum(xp.astype(opens, integer), dtype=integer) - 1
-    starts = xp.astype(xp.searchsorted(run, positions), integer)
-    return xp.take(starts, run), xp.take(starts, run + 1)
+    starts = run_starts(xp, run)
+    return gather(xp, starts, run), gather(xp, starts, run + 1)
 
 
 def count(xp: Namespace, flags: Array, first: Array, stop: Array) -> Array:
@@ -112,19 +111,19 @@ def exact_sum(xp: Namespace, values: Array, first: Array, stop: Array, *, bits: 
 def segment_peak(xp: Namespace, values: Array, labels: Array) -> Array:
     """Return for each element the largest value of its segment; shape (N,), no NaN."""
     layout = sort_by_segment(xp, labels, values)
-    largest = xp.take(xp.take(values, layout.order), layout.stop - 1)
-    return xp.take(largest, layout.inverse)
+    largest = gather(xp, gather(xp, values, layout.order), layout.stop - 1)
+    return gather(xp, largest, layout.inverse)
 
 
 def renumber(xp: Namespace, labels: Array) -> Array:
     """Replace labels by 0, 1, ... in their sorted order; shape (N,)."""
     order = xp.argsort(labels, stable=True)
-    opens = differs_from_previous(xp, xp.take(labels, order))
+    opens = differs_from_previous(xp, gather(xp, labels, order))
     inverse = inverse_permutation(xp, order)
     number = xp.cumulative_sum(xp.astype(opens, inverse.dtype), dtype=inverse.dtype) - 1
-    return xp.take(number, inverse)
+    return gather(xp, number, inverse)
 
 
 def _integer_sum(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
     running = xp.cumulative_sum(values, dtype=values.dtype, include_initial=True)
-    return xp.take(running, stop) - xp.take(running, first)
+    return gather(xp, running, stop) - gather(xp, running, first)

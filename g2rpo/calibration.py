@@ -13,7 +13,7 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._libraries import device_of
+from g2rpo._libraries import device_of, gather
 from g2rpo._segments import count, sort_by_segment
 from g2rpo._state import state_from_json, state_to_json
 from g2rpo._typing import Array
@@ -85,22 +85,22 @@ def length_quantiles(
 
     keys = xp.where(right, lengths, xp.inf)
     layout = sort_by_segment(xp, tasks, keys)
-    labels, keys = xp.take(tasks, layout.order), xp.take(keys, layout.order)
-    samples = count(xp, xp.take(right, layout.order), layout.first, layout.stop)
+    labels, keys = gather(xp, tasks, layout.order), gather(xp, keys, layout.order)
+    samples = count(xp, gather(xp, right, layout.order), layout.first, layout.stop)
     codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(tasks))
     place = xp.clip(xp.searchsorted(labels, codes), 0, lengths.shape[0] - 1)
-    samples = xp.where(xp.take(labels, place) == codes, xp.take(samples, place), 0)
+    samples = xp.where(gather(xp, labels, place) == codes, gather(xp, samples, place), 0)
 
     last = xp.maximum(samples, xp.ones_like(samples)) - 1
-    first = xp.take(layout.first, place)
+    first = gather(xp, layout.first, place)
     keys = xp.where(xp.isfinite(keys), keys, 0.0)
     columns = []
     for quantile in quantiles:
         position = quantile * xp.astype(last, working)
         below = xp.floor(position)
         index = first + xp.minimum(xp.astype(below, first.dtype), last)
-        lower = xp.take(keys, index)
-        upper = xp.take(keys, xp.minimum(index + 1, first + last))
+        lower = gather(xp, keys, index)
+        upper = gather(xp, keys, xp.minimum(index + 1, first + last))
         between = lower + (upper - lower) * (position - below)
         columns.append(xp.where(samples > 0, between, 0.0))
     return xp.astype(xp.stack(columns, axis=1), result), samples

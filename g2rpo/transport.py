@@ -17,7 +17,7 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._libraries import device_of
+from g2rpo._libraries import device_of, gather
 from g2rpo._normal import mean_between, quantile_of_ratio
 from g2rpo._segments import count, differs_from_previous, exact_sum, run_bounds, sort_by_segment
 from g2rpo._typing import Array, Namespace
@@ -122,10 +122,10 @@ def match(
     absent = xp.isnan(values)
     keys = xp.where(absent, xp.inf, values)
     layout = sort_by_segment(xp, segments, keys)
-    present = ~xp.take(absent, layout.order)
+    present = ~gather(xp, absent, layout.order)
     size_present = count(xp, present, layout.first, layout.stop)
 
-    opens = layout.labels_differ | differs_from_previous(xp, xp.take(keys, layout.order))
+    opens = layout.labels_differ | differs_from_previous(xp, gather(xp, keys, layout.order))
     first, stop = run_bounds(xp, opens)
     stop = xp.minimum(stop, layout.first + size_present)
     members = stop - first
@@ -134,7 +134,7 @@ def match(
     has_signal = present & (members < size_present)
     mean = _block_means(xp, layout.first, size_present, first, stop, has_signal, ties, values.dtype)
     matched = xp.where(has_signal, mean, 0.0)
-    return xp.take(matched, layout.inverse), xp.take(has_signal, layout.inverse)
+    return gather(xp, matched, layout.inverse), gather(xp, has_signal, layout.inverse)
 
 
 def _block_means(
