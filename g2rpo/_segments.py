@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from g2rpo._libraries import device_of, gather, inverse_permutation, run_starts
+from g2rpo._libraries import device_of, gather, inverse_permutation, run_starts, sorted_order
 from g2rpo._typing import Array, Namespace
 
 
 class Layout(NamedTuple):
-    """A stable ordering of N elements by segment; all fields are integer arrays (N,).
+    """An ordering of N elements by segment; all fields are integer arrays (N,).
 
     Attributes
     ----------
@@ -39,11 +39,7 @@ class Layout(NamedTuple):
 
 def sort_by_segment(xp: Namespace, labels: Array, keys: Array | None = None) -> Layout:
     """Order elements by label and, within a label, by ``keys`` (no NaN) or as they came."""
-    if keys is None:
-        order = xp.argsort(labels, stable=True)
-    else:
-        order = xp.argsort(keys, stable=True)
-        order = gather(xp, order, xp.argsort(gather(xp, labels, order), stable=True))
+    order = xp.argsort(labels, stable=True) if keys is None else sorted_order(xp, labels, keys)
     opens = differs_from_previous(xp, gather(xp, labels, order))
     first, stop = run_bounds(xp, opens)
     return Layout(order, inverse_permutation(xp, order), opens, first, stop)

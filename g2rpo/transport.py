@@ -75,7 +75,7 @@ def match_gaussian(
     they stand. Mirrored blocks get exactly opposite results, and a block symmetric about the
     middle, such as a whole segment of equal values, gets exactly 0. Half precision is computed in
     float32. The gradient is zero where it exists: ranks are piecewise constant. All shapes are
-    static and nothing waits for the device; three stable sorts dominate the cost.
+    static and nothing waits for the device; sorting dominates the cost.
 
     References
     ----------
