@@ -1,0 +1,201 @@
+"""Statistics of a batch that several processes share: gather its rollouts, add up its totals."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from g2rpo import BatchTotals
+
+__all__ = ["GatheredRollouts", "gather_rollouts", "reduce_totals"]
+
+
+class GatheredRollouts(NamedTuple):
+    """The rollouts of all processes, in the order of their ranks.
+
+    Attributes
+    ----------
+    arrays : tuple of Tensor
+        As given, with the rows of every process; without gradient.
+    local : slice
+        The rows of this process.
+    """
+
+    arrays: tuple[torch.Tensor, ...]
+    local: slice
+
+
+def gather_rollouts(
+    *arrays: torch.Tensor, group: dist.ProcessGroup | None = None
+) -> GatheredRollouts:
+    """Bring the per-rollout vectors of all processes together, bit for bit.
+
+    Advantages and other statistics that are computed from the result are those of the global
+    batch, however it is spread: a group's rollouts, and a task's, may be on several processes.
+
+    Parameters
+    ----------
+    *arrays : Tensor
+        Rewards, group and task labels, lengths: anything with one row a rollout, shapes (N, ...)
+        with this process's N, which may be 0 and need not be that of the others. Labels must mean
+        the same everywhere: number prompts across processes. Every process gives as many arrays,
+        of the same dtypes and trailing shapes.
+    group : ProcessGroup, optional
+        Whose processes take part; all by default.
+
+    Returns
+    -------
+    GatheredRollouts
+        The arrays with all rows, and which rows are this process's own. Without
+        ``torch.distributed`` the arrays themselves.
+
+    Raises
+    ------
+    TypeError
+        If nothing is given, or something that is no tensor.
+    ValueError
+        If the arrays of this process differ in length or device, or those of another process in
+        number, dtype or trailing shape; then on every process.
+
+    Notes
+    -----
+    Two collectives: sizes, then all rows as bytes. Every process of the group must call it.
+
+    Examples
+    --------
+    >>> rewards, groups = torch.tensor([0.0, 1.0]), torch.tensor([7, 7])
+    >>> (rewards, groups), local = gather_rollouts(rewards, groups)
+    >>> from g2rpo import grpo_advantages
+    >>> grpo_advantages(rewards, groups)[local]
+    tensor([-0.7071,  0.7071])
+    """
+    rows = _rows_of(arrays)
+    arrays = tuple(array.detach() for array in arrays)
+    if not _is_distributed():
+        return GatheredRollouts(arrays, slice(0, rows))
+    own = _carrier(torch.cat([_as_bytes(array) for array in arrays], dim=1), group)
+    sizes = _sizes_of_all(rows, arrays, own.device, group)
+    padded = own.new_zeros((max(sizes), own.shape[1]))
+    padded[:rows] = own
+    received = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(received, padded, group=group)
+    whole = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+    widths = [_row_bytes(array) for array in arrays]
+    columns = whole.to(arrays[0].device).split(widths, dim=1)
+    start = sum(sizes[: dist.get_rank(group)])
+    gathered = (_from_bytes(column, like) for column, like in zip(columns, arrays, strict=True))
+    return GatheredRollouts(tuple(gathered), slice(start, start + rows))
+
+
+def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = None) -> BatchTotals:
+    """Add up what each process counted of its own part of the mini-batch.
+
+    With the result, the losses that :func:`g2rpo.g2rpo_loss` gives for the micro-batches of all
+    processes add up to that of the whole mini-batch, and so do their gradients: add them, or,
+    where data parallelism takes the *mean* over processes, multiply the loss by their number.
+
+    Parameters
+    ----------
+    totals : BatchTotals
+        Of this process's rollouts, from :func:`g2rpo.batch_totals`; tensors.
+    group : ProcessGroup, optional
+        Whose processes take part; all by default.
+
+    Returns
+    -------
+    BatchTotals
+        Of all of them; ``totals`` itself without ``torch.distributed``.
+
+    Examples
+    --------
+    >>> from g2rpo import batch_totals
+    >>> reduce_totals(batch_totals(torch.tensor([[True, True], [True, False]]))).tokens
+    tensor(3.)
+    """
+    if not _is_distributed():
+        return totals
+    tokens, sequences, task_tokens, task_entropy = totals
+    parts = [tokens.reshape(1), sequences.reshape(1)]
+    if task_tokens is not None:
+        parts += [task_tokens, task_entropy * task_tokens]
+    sums = _carrier(torch.cat(parts), group)
+    dist.all_reduce(sums, group=group)
+    tokens, sequences, *rest = sums.to(tokens.device).split([len(part) for part in parts])
+    if task_tokens is None:
+        return BatchTotals(tokens[0], sequences[0])
+    # A task without tokens has a sum of 0 too.
+    return BatchTotals(tokens[0], sequences[0], rest[0], rest[1] / rest[0].clamp(min=1))
+
+
+def _rows_of(arrays: tuple[torch.Tensor, ...]) -> int:
+    """Check what this process brings by itself; return its number of rollouts."""
+    if not arrays:
+        raise TypeError("gather_rollouts needs at least one tensor")
+    for index, array in enumerate(arrays):
+        if not isinstance(array, torch.Tensor):
+            raise TypeError(f"arrays[{index}] must be a tensor, got {type(array).__name__}")
+        if array.ndim == 0:
+            raise ValueError(f"arrays[{index}] must have shape (N, ...), got ()")
+        if array.shape[0] != arrays[0].shape[0]:
+            raise ValueError(
+                f"arrays[{index}] must have as many rows as arrays[0], {arrays[0].shape[0]}, "
+                f"got shape {tuple(array.shape)}"
+            )
+        if array.device != arrays[0].device:
+            raise ValueError(
+                f"arrays[{index}] must be on the device of arrays[0], {arrays[0].device}, "
+                f"got {array.device}"
+            )
+    return arrays[0].shape[0]
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _carrier(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Return the tensor where the group's backend can reach it: NCCL knows no CPU memory."""
+    return tensor.cuda() if dist.get_backend(group) == "nccl" else tensor.cpu()
+
+
+def _sizes_of_all(
+    rows: int,
+    arrays: tuple[torch.Tensor, ...],
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> list[int]:
+    """Return the number of rollouts of every process, or raise on all of them alike."""
+    kinds = ", ".join(f"{array.dtype} {('N', *array.shape[1:])}" for array in arrays)
+    text = kinds.replace("torch.", "").replace("'", "").encode()
+    header = torch.tensor([rows, zlib.crc32(text), len(text)], device=device)
+    headers = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(headers, header, group=group)
+    sizes, codes, lengths = zip(*(each.tolist() for each in headers), strict=True)
+    if len(set(codes)) > 1:
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
+        padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        texts = [torch.empty_like(padded) for _ in headers]
+        dist.all_gather(texts, padded, group=group)
+        brought = "; ".join(
+            f"process {rank} brings {bytes(each[:length].tolist()).decode()}"
+            for rank, (each, length) in enumerate(zip(texts, lengths, strict=True))
+        )
+        raise ValueError(f"every process must bring the same kinds of arrays, but {brought}")
+    return list(sizes)
+
+
+def _row_bytes(array: torch.Tensor) -> int:
+    return math.prod(array.shape[1:]) * array.element_size()
+
+
+def _as_bytes(array: torch.Tensor) -> torch.Tensor:
+    rows = array.contiguous().reshape(array.shape[0], math.prod(array.shape[1:]))
+    return rows.view(torch.uint8)
+
+
+def _from_bytes(column: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return column.contiguous().view(like.dtype).reshape(-1, *like.shape[1:])

@@ -1,0 +1,82 @@
+"""One process or several: the same advantages to the bit, the same losses but for rounding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo_torch import batch_totals, gather_rollouts, reduce_totals
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def run_worker(folder: Path, processes: int) -> dict:
+    output = folder / f"{processes}.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_worker(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_batch(alone, tmp_path, processes):
+    found = run_worker(tmp_path, processes)
+    assert found["advantages"] == alone["advantages"]
+    for name in ("total", "policy", "entropy"):
+        ours, theirs = ([step[name] for step in each["losses"]] for each in (found, alone))
+        assert ours == pytest.approx(theirs, abs=1e-5), name
+    assert "process 0 brings float32 (N,), int64 (N, 3); process 1 brings" in found["disagreement"]
+
+
+def test_the_batch_is_worth_comparing(alone):
+    """The entropy term acts, and the steps change the policy."""
+    losses = alone["losses"]
+    assert min(step["entropy"] for step in losses) > 1e-3
+    assert abs(losses[0]["entropy"] - losses[-1]["entropy"]) > 1e-2
+    assert len({tuple(bits) for bits in alone["advantages"].values()}) == 3
+
+
+def test_without_processes():
+    rewards = torch.tensor([1.0, 2.0], requires_grad=True)
+    (gathered, none), local = gather_rollouts(rewards, torch.zeros(2, 0, dtype=torch.bool))
+    assert torch.equal(gathered, rewards)
+    assert not gathered.requires_grad
+    assert none.shape == (2, 0)
+    assert local == slice(0, 2)
+    totals = batch_totals(torch.ones(2, 3, dtype=torch.bool))
+    assert reduce_totals(totals) is totals
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ((), TypeError, "needs at least one tensor"),
+        (([1.0],), TypeError, r"arrays\[0\] must be a tensor, got list"),
+        ((torch.tensor(1.0),), ValueError, r"arrays\[0\] must have shape \(N, ...\), got \(\)"),
+        (
+            (torch.zeros(2), torch.zeros(3)),
+            ValueError,
+            r"arrays\[1\] must have as many rows as arrays\[0\], 2, got shape \(3,\)",
+        ),
+        (
+            (torch.zeros(2), torch.zeros(2, device="meta")),
+            ValueError,
+            r"arrays\[1\] must be on the device of arrays\[0\], cpu, got meta",
+        ),
+    ],
+)
+def test_bad_input(arrays, error, message):
+    with pytest.raises(error, match=message):
+        gather_rollouts(*arrays)
