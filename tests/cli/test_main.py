@@ -7,7 +7,18 @@ import g2rpo
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["eval"], ["tasks"], ["tasks", "show"], ["tasks", "list"]]
+    "command",
+    [
+        [],
+        ["train"],
+        ["eval"],
+        ["tasks"],
+        ["tasks", "show"],
+        ["tasks", "list"],
+        ["advantages"],
+        ["compare"],
+        ["verify"],
+    ],
 )
 def test_every_command_has_help(run, command):
     code, out, _ = run(*command, "--help")

@@ -1,0 +1,136 @@
+import inspect
+
+import numpy as np
+import pytest
+
+import g2rpo
+from g2rpo.comparison import named_estimator
+from g2rpo.comparison.options import _HANDED_TO, estimator_options, refuse_decoupled
+from g2rpo.run import RunError
+
+RNG = np.random.default_rng(0)
+REWARDS = RNG.random(40).round(1)
+GROUPS = np.arange(40) // 5
+TASKS = np.arange(40) // 20
+
+
+@pytest.mark.parametrize("name", g2rpo.ESTIMATORS)
+def test_every_option_listed_is_one_that_the_estimator_takes(name):
+    options = estimator_options(name)
+    assert options is not None
+    for key, parameter in options.items():
+        estimator = g2rpo.ESTIMATORS[name]
+        given = estimator(REWARDS, GROUPS, TASKS, **{key: parameter.default})
+        np.testing.assert_array_equal(given, estimator(REWARDS, GROUPS, TASKS))
+
+
+@pytest.mark.parametrize("name", _HANDED_TO)
+def test_what_is_left_out_is_fixed_or_without_effect(name):
+    function, fixed = _HANDED_TO[name]
+    assert fixed <= set(inspect.signature(function).parameters)
+    if "scale" in fixed:
+        with pytest.raises(TypeError, match="scale"):
+            g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS, scale="group")
+    if "epsilon" in fixed:
+        wide = g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS, epsilon=1.0)
+        np.testing.assert_array_equal(wide, g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS))
+
+
+def test_options_reach_the_estimator():
+    text = "gaussian:task_stage=match,ties=barycentre"
+    found = named_estimator(text, ["resolution=0.2"])(REWARDS, GROUPS, TASKS)
+    expected = g2rpo.gaussian_advantages(
+        REWARDS, GROUPS, TASKS, task_stage="match", ties="barycentre", resolution=0.2
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("value", ["null", "none", "", "~"])
+def test_ways_to_say_nothing(value):
+    found = named_estimator("gaussian", [f"task_stage={value}"])(REWARDS, GROUPS, TASKS)
+    np.testing.assert_array_equal(found, g2rpo.match_gaussian(REWARDS, GROUPS))
+    found = named_estimator("grpo", ["scale=none"])(REWARDS, GROUPS, TASKS)
+    np.testing.assert_array_equal(found, g2rpo.grpo_advantages(REWARDS, GROUPS, scale="none"))
+
+
+def test_numbers_as_yaml_reads_them():
+    found = named_estimator("grpo:epsilon=1e-1")(REWARDS, GROUPS, TASKS)
+    np.testing.assert_array_equal(found, g2rpo.grpo_advantages(REWARDS, GROUPS, epsilon=0.1))
+
+
+def test_components():
+    rewards = np.stack([REWARDS, -REWARDS[::-1]], axis=1)
+    found = named_estimator("gaussian", component_weights=[1, 2], decoupled=True)
+    expected = g2rpo.gaussian_advantages(
+        rewards, GROUPS, TASKS, component_weights=[1, 2], decoupled=True
+    )
+    np.testing.assert_array_equal(found(rewards, GROUPS, TASKS), expected)
+    found = named_estimator("rloo", component_weights=[1, 2], decoupled=True)
+    expected = g2rpo.rloo_advantages(rewards @ [1, 2], GROUPS)
+    np.testing.assert_allclose(found(rewards, GROUPS, TASKS), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "gausian",
+            "unknown estimator 'gausian'; did you mean 'gaussian'? (there are: "
+            "grpo, grpo-batch, dr-grpo, rloo, gdpo, ema-grpo, gaussian)",
+        ),
+        (
+            "gaussian:taskstage=match",
+            "estimator 'gaussian' has no option 'taskstage'; did you mean 'task_stage'? "
+            "(it takes task_stage, ties, resolution)",
+        ),
+        ("rloo:epsilon=1", "estimator 'rloo' has no option 'epsilon' (it takes none)"),
+        ("gdpo:epsilon", "option 'epsilon' must be KEY=VALUE, such as task_stage=match"),
+        ("gdpo:epsilon=x", "option 'epsilon' is 'x', but must be a number"),
+        ("gdpo:epsilon=true", "option 'epsilon' is True, but must be a number"),
+        ("gaussian:resolution=x", "option 'resolution' is 'x', but must be a number or null"),
+        ("gaussian:decoupled=true", "option 'decoupled' has a flag of its own, --decoupled"),
+        ("gdpo:component_weights=1", "option 'component_weights' has a flag of its own, --weight"),
+    ],
+)
+def test_bad_option(text, message):
+    with pytest.raises(RunError) as error:
+        named_estimator(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "gaussian:task_stage=foo",
+            "estimator 'gaussian': task_stage must be one of "
+            "'standardize', 'match', 'match-all', null, got 'foo'",
+        ),
+        ("gaussian:resolution=-1", "estimator 'gaussian': resolution must be finite and positive"),
+        ("ema-grpo:decay=2", "estimator 'ema-grpo': decay must be in [0, 1], got 2.0"),
+    ],
+)
+def test_bad_value(text, message):
+    estimator = named_estimator(text)
+    with pytest.raises(RunError) as error:
+        estimator(REWARDS, GROUPS, TASKS)
+    assert str(error.value).startswith(message)
+
+
+def test_error_that_no_option_caused_passes_through():
+    with pytest.raises(TypeError, match="groups must hold integer labels"):
+        named_estimator("grpo")(REWARDS, REWARDS, TASKS)
+
+
+def test_registered_estimator_takes_any_option_if_it_says_so(monkeypatch):
+    monkeypatch.setitem(
+        g2rpo.ESTIMATORS, "times", lambda rewards, groups, tasks, **options: rewards * options["by"]
+    )
+    found = named_estimator("times:by=3")(REWARDS, GROUPS, TASKS)
+    np.testing.assert_array_equal(found, REWARDS * 3)
+
+
+def test_decoupled_is_for_those_who_know_it():
+    refuse_decoupled("gaussian:ties=barycentre")
+    with pytest.raises(RunError, match="--decoupled: estimator 'grpo' has no such option"):
+        refuse_decoupled("grpo")
