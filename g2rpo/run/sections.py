@@ -125,6 +125,10 @@ class Rollout(Section):
     prompts_per_step: int = Field(default=24, ge=1, description="prompts in each step [prompts]")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     max_completion_length: int = Field(default=48, ge=1, description="longest response [tokens]")
+    shared_prompts: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = Field(
+        default="auto",
+        description="compute a prompt once for all of its responses where the model allows it",
+    )
 
 
 class Estimator(Section):

@@ -74,6 +74,11 @@ def test_length_mode_off_survives_yaml(word, mode):
     assert load_description(settings=[f"length.mode={word}"]).length.mode == mode
 
 
+def test_shared_prompts_off_survives_yaml():
+    assert load_description().rollout.shared_prompts == "auto"
+    assert load_description(settings=["rollout.shared_prompts=off"]).rollout.shared_prompts == "off"
+
+
 @pytest.mark.parametrize("word", ["null", "~", "none", "None"])
 def test_no_task_stage(word):
     assert load_description(settings=[f"estimator.task_stage={word}"]).estimator.task_stage is None
@@ -102,6 +107,7 @@ def test_entropy_bounds_of_a_task():
         ("estimator.name=gausian", ["estimator.name", "'gausian'", "'gaussian'", "rloo"]),
         ("model.device=gpu", ["model.device", "'gpu'", "cuda"]),
         ("length.mode=fo", ["length.mode is 'fo'", "'term', 'reward' or 'off'"]),
+        ("rollout.shared_prompts=never", ["shared_prompts is 'never'", "'auto' or 'off'"]),
         ("length.targets.maths=[3, 2]", ["length.targets.maths is [3, 2]", "too few"]),
         ("length.targets.maths=[3, 2, 1, 0]", ["length.targets", "maths", "ascend"]),
         ("length.targets.maths=[50, 60, 70, 80]", ["maths", "max_completion_length is 48"]),

@@ -30,7 +30,8 @@ def test_first_update_has_ratio_one(random_policy, prompts, temperature):
     rows = torch.arange(len(prompts["input_ids"])).repeat_interleave(3)
     logprobs, entropies = completion_logprobs(
         random_policy,
-        select_rows(prompts, rows),
+        prompts,
+        rows,
         completions.tokens,
         completions.mask,
         temperature=temperature,
@@ -95,12 +96,17 @@ def test_recorded_entropy_is_exact(random_policy, prompts, completions, rows):
 def test_left_padding_does_not_change_logprobs(random_policy, records, completions, rows):
     """A prompt alone, without padding, gives the log-probabilities of the padded batch."""
     encoded = encode_prompts(random_policy, records)
-    batch = select_rows(encoded, rows)
-    together, _ = completion_logprobs(random_policy, batch, completions.tokens, completions.mask)
+    together, _ = completion_logprobs(
+        random_policy, encoded, rows, completions.tokens, completions.mask
+    )
     for row in (0, 4, 20):
         alone = encode_prompts(random_policy, [records[int(rows[row])]])
         single, _ = completion_logprobs(
-            random_policy, alone, completions.tokens[[row]], completions.mask[[row]]
+            random_policy,
+            alone,
+            torch.tensor([0]),
+            completions.tokens[[row]],
+            completions.mask[[row]],
         )
         kept = completions.mask[row]
         assert torch.allclose(single[0][kept], together[row][kept], atol=2e-5)
@@ -108,7 +114,7 @@ def test_left_padding_does_not_change_logprobs(random_policy, records, completio
 
 def test_loss_reaches_every_part_of_the_policy(random_policy, prompts, completions, rows):
     logprobs, entropies = completion_logprobs(
-        random_policy, select_rows(prompts, rows), completions.tokens, completions.mask
+        random_policy, prompts, rows, completions.tokens, completions.mask
     )
     terms, _ = g2rpo.g2rpo_loss(
         logprobs,

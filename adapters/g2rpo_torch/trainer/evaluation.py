@@ -59,7 +59,12 @@ def evaluate(
     data = description.data
     display = display or Display(0, data.tasks)
     device = resolve_device(description.model.device)
-    policy = load_policy(model, device=device, dtype=description.model.dtype)
+    policy = load_policy(
+        model,
+        device=device,
+        dtype=description.model.dtype,
+        shared_prompts=description.rollout.shared_prompts,
+    )
     with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
         return evaluate_policy(policy, description, advance=advance)._asdict()
 

@@ -6,43 +6,111 @@ import torch
 
 import g2rpo
 
+from .packed import packed_logprobs, packing_obstacle
+from .packing import responses_a_row, split_groups
 from .policy_model import Policy
-from .prompts import Inputs
+from .positions import accepts_positions, has_image_positions, text_positions
+from .prompts import Inputs, extend_rows, select_rows
+from .sharing import disagreement
 
 
 def completion_logprobs(
     policy: Policy,
     prompts: Inputs,
+    groups: torch.Tensor,
     tokens: torch.Tensor,
     mask: torch.Tensor,
     *,
     temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probability and entropy of every token of B responses.
+    """Return log-probability and entropy of every token of N responses.
+
+    A prompt is computed once for all of its responses where the model allows it
+    (:mod:`~g2rpo_torch.trainer.packed`), else once for each.
 
     Parameters
     ----------
     policy : Policy
         Whose model is run.
     prompts : dict of str to Tensor
-        One row a response, padded on the left.
-    tokens, mask : Tensor (B, T)
-        The responses, padded on the right, and True at their tokens.
+        P prompts, padded on the left.
+    groups : Tensor (N,), int64
+        Row of the prompt that each response answers.
+    tokens, mask : Tensor (N, T)
+        The responses, padded on the right, and True at their tokens. A response may be empty.
     temperature : float
         The one that the responses were sampled at.
 
     Returns
     -------
-    logprobs, entropies : Tensor (B, T), float32
+    logprobs, entropies : Tensor (N, T), float32
         In nats, differentiable; meaningless where the mask is False.
     """
-    inputs = dict(prompts)
-    inputs["input_ids"] = torch.cat([prompts["input_ids"], tokens], dim=1)
-    inputs["attention_mask"] = torch.cat([prompts["attention_mask"], mask.long()], dim=1)
+    arguments = (policy, prompts, groups, tokens, mask)
+    size = _responses_a_row(policy, prompts, groups, mask)
+    if size == 1 or not policy.sharing.allows("forward", lambda: _obstacle(*arguments)):
+        return plain_logprobs(*arguments, temperature=temperature)
+    rows, kept = split_groups(groups, size)
+    shared = select_rows(prompts, kept)
+    return packed_logprobs(policy, shared, rows, tokens, mask, temperature=temperature)
+
+
+def plain_logprobs(
+    policy: Policy,
+    prompts: Inputs,
+    groups: torch.Tensor,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same with a copy of the prompt for each response; any architecture can do it."""
+    repeated = select_rows(prompts, groups)
+    inputs = extend_rows(repeated, tokens)
+    inputs["attention_mask"] = torch.cat([repeated["attention_mask"], mask.long()], dim=1)
+    # Where images have positions, the model finds them itself from the whole row.
+    if accepts_positions(policy.model) and not has_image_positions(policy.model, inputs):
+        inputs["position_ids"] = text_positions(inputs["attention_mask"])
     # The logits before each response token; those after the last one predict nothing.
-    logits = policy.model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
-    logits = policy.masked_logits(logits, temperature)
+    output = policy.model(**inputs, use_cache=False, logits_to_keep=tokens.shape[1] + 1)
+    logits = policy.masked_logits(output.logits[:, :-1], temperature)
     # Padding may be a banned token: any token with a finite logit will do in its place.
     safe_tokens = torch.where(mask, tokens, policy.eos_ids[0])
     logprobs = logits.log_softmax(-1).gather(-1, safe_tokens[..., None])[..., 0]
     return logprobs, g2rpo.entropy_from_logits(logits)
+
+
+def _responses_a_row(
+    policy: Policy, prompts: Inputs, groups: torch.Tensor, mask: torch.Tensor
+) -> int:
+    return responses_a_row(
+        prompts["input_ids"].shape[1],
+        float(mask.sum()) / max(len(groups), 1),
+        int(groups.bincount().max()) if len(groups) else 1,
+        policy.model.config.get_text_config().hidden_size,
+    )
+
+
+@torch.no_grad()
+def _obstacle(
+    policy: Policy,
+    prompts: Inputs,
+    groups: torch.Tensor,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+) -> str | None:
+    """Compare both ways on the responses to one prompt."""
+    if known := packing_obstacle(policy.model):
+        return known
+    # The prompt with the most responses says the most about who sees whom.
+    prompt = groups[mask.any(-1)].bincount(minlength=1).argmax()
+    rows = (groups == prompt).nonzero()[:, 0]
+    part = (
+        policy,
+        select_rows(prompts, prompt[None]),
+        torch.zeros_like(rows),
+        tokens[rows],
+        mask[rows],
+    )
+    (shared, _), (plain, _) = packed_logprobs(*part), plain_logprobs(*part)
+    return disagreement(shared[mask[rows]], plain[mask[rows]], policy.model.dtype)

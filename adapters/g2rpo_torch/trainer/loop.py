@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,12 @@ def train(
 
 def _load(name: str, description: RunDescription) -> Policy:
     device = resolve_device(description.model.device)
-    return load_policy(name, device=device, dtype=description.model.dtype)
+    return load_policy(
+        name,
+        device=device,
+        dtype=description.model.dtype,
+        shared_prompts=description.rollout.shared_prompts,
+    )
 
 
 @dataclass
@@ -102,7 +107,11 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
-        self.reference = _load(description.model.name, description) if options.beta else None
+        self.reference: Policy | None = None
+        if options.beta:
+            loaded = _load(description.model.name, description)
+            # What the one learns about sharing prompts holds for the other.
+            self.reference = replace(loaded, sharing=policy.sharing)
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written; the policy is already its own."""

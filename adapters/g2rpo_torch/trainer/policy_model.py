@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from g2rpo.run.errors import RunError
 from g2rpo_torch.policy import policy_path
+
+from .sharing import Sharing
 
 BUILTIN = "builtin"
 
@@ -30,12 +32,15 @@ class Policy:
         Tokens without a meaning inside a response: image placeholders, padding, roles. A sampled
         placeholder would make the next forward pass look for an image that is not there, so these
         are masked before every softmax, in generation and in the log-probability passes alike.
+    sharing : Sharing
+        Whether a prompt is computed once for all of its responses.
     """
 
     model: Any
     processor: Any
     eos_ids: tuple[int, ...]
     banned_ids: torch.Tensor
+    sharing: Sharing = field(default_factory=Sharing)
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +63,13 @@ class Policy:
         self.processor.save_pretrained(folder)
 
 
-def load_policy(name: str, *, device: torch.device | str, dtype: str = "float32") -> Policy:
+def load_policy(
+    name: str,
+    *,
+    device: torch.device | str,
+    dtype: str = "float32",
+    shared_prompts: Literal["auto", "off"] = "auto",
+) -> Policy:
     """Load a policy from the package, a folder or the hub.
 
     Parameters
@@ -70,6 +81,8 @@ def load_policy(name: str, *, device: torch.device | str, dtype: str = "float32"
         Where the model goes.
     dtype : {"float32", "bfloat16"}
         Of the weights.
+    shared_prompts : {"auto", "off"}
+        Compute a prompt once for all of its responses where the model allows it, or never.
 
     Returns
     -------
@@ -96,10 +109,10 @@ def load_policy(name: str, *, device: torch.device | str, dtype: str = "float32"
             f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
             f"id of an image-text-to-text model ({reason})"
         ) from error
-    return make_policy(model.to(device).eval(), processor)
+    return make_policy(model.to(device).eval(), processor, Sharing(shared_prompts))
 
 
-def make_policy(model: Any, processor: Any) -> Policy:
+def make_policy(model: Any, processor: Any, sharing: Sharing | None = None) -> Policy:
     """Bind a model and a processor, and find the ends and the banned tokens."""
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
@@ -115,4 +128,5 @@ def make_policy(model: Any, processor: Any) -> Policy:
         processor=processor,
         eos_ids=tuple(sorted(eos_ids)),
         banned_ids=torch.tensor(sorted(banned), dtype=torch.int64, device=model.device),
+        sharing=sharing or Sharing(),
     )

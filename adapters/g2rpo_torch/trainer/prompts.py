@@ -32,7 +32,8 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
     -------
     dict of str to Tensor
         ``input_ids`` and ``attention_mask`` (P, L) int64, and what the model takes besides, such as
-        ``pixel_values``. Every tensor has one row a prompt.
+        ``pixel_values``. Every tensor has one row a prompt, except where the model wants the
+        patches of all images in one line (``image_grid_thw`` tells).
     """
     chats = [
         [
@@ -55,4 +56,51 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
 
 def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:
     """Return the inputs of some prompts, repeated or reordered as ``rows`` says."""
-    return {name: tensor[rows] for name, tensor in inputs.items()}
+    lined_up = _select_images(inputs, rows) if "image_grid_thw" in inputs else {}
+    return {
+        name: tensor[rows] for name, tensor in inputs.items() if name not in lined_up
+    } | lined_up
+
+
+def extend_rows(inputs: Inputs, tokens: torch.Tensor) -> Inputs:
+    """Return the inputs with text behind every prompt, but the attention mask of the prompts.
+
+    Parameters
+    ----------
+    inputs : dict of str to Tensor
+        P prompts of L tokens.
+    tokens : Tensor (P, T), int64
+        What stands behind them.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Token types, where the model has them, say that the new tokens are text.
+    """
+    extended = dict(inputs)
+    extended["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            types = inputs[name]
+            extended[name] = torch.cat([types, types.new_zeros(tokens.shape)], dim=1)
+    return extended
+
+
+def _select_images(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:
+    """Select from images whose patches stand in one line, without a row for each prompt."""
+    grids, patches = inputs["image_grid_thw"], inputs["pixel_values"]
+    image_tokens = (inputs["mm_token_type_ids"] == 1).sum(-1)
+    # Every image token stands for the same number of patches.
+    patches_each = image_tokens * (len(patches) // max(int(image_tokens.sum()), 1))
+    image_ends, prompt_ends = grids.prod(-1).cumsum(0), patches_each.cumsum(0)
+    images_each = torch.searchsorted(image_ends, prompt_ends, right=True).diff(
+        prepend=image_ends.new_zeros(1)
+    )
+    chosen = torch.arange(len(image_tokens), device=patches.device)[rows].tolist()
+    return {
+        name: torch.cat([parts[row] for row in chosen])
+        for name, parts in (
+            ("pixel_values", patches.split(patches_each.tolist())),
+            ("image_grid_thw", grids.split(images_each.tolist())),
+        )
+    }

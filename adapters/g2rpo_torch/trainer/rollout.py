@@ -1,7 +1,8 @@
 """Sample responses, and keep what the update needs to know of the distribution they came from.
 
 The logits of generation already hold the old log-probabilities of the surrogate and the exact
-entropies, so no further forward pass is spent on either.
+entropies, so no further forward pass is spent on either. A prompt is encoded once for all of its
+responses where the model allows it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import g2rpo
 
+from .forward import plain_logprobs
 from .policy_model import Policy
+from .prefill import expanded_prompts
 from .prompts import Inputs, select_rows
+from .sharing import disagreement
 
 
 class Completions(NamedTuple):
@@ -79,15 +83,27 @@ def sample(
         N = P · num_generations rows, those of one prompt next to each other.
     """
     count, prompt_length = prompts["input_ids"].shape
-    rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
+    can_share = num_generations > 1 and prompt_length > 1
+    if can_share and policy.sharing.allows("rollout", lambda: _obstacle(policy, prompts)):
+        inputs = expanded_prompts(policy, prompts, num_generations)
+    else:
+        rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
+        inputs = select_rows(prompts, rows)
+    return _sample(policy, inputs, max_completion_length, temperature)
+
+
+def _sample(
+    policy: Policy, inputs: dict[str, Any], max_completion_length: int, temperature: float
+) -> Completions:
+    """Sample one response to each of N rows, whose prompts are encoded already or not."""
     recorder = _Recorder(policy, temperature)
     generated = policy.model.generate(
-        **select_rows(prompts, rows),
+        **inputs,
         logits_processor=LogitsProcessorList([recorder]),
         max_new_tokens=max_completion_length,
         **_plain_sampling(policy),
     )
-    tokens = generated[:, prompt_length:]
+    tokens = generated[:, inputs["input_ids"].shape[1] :]
     is_end = torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device))
     # A token belongs to the response as long as no end stands before it.
     mask = is_end.cumsum(-1) - is_end.long() == 0
@@ -102,6 +118,17 @@ def sample(
         texts=texts,
         ended=(is_end & mask).any(-1),
     )
+
+
+def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
+    """Sample a few tokens from a shared prompt, and compare with the plain pass over them."""
+    prompt = select_rows(prompts, slice(0, 1))
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        trial = _sample(policy, expanded_prompts(policy, prompt, 2), 4, 1.0)
+    groups = torch.zeros(2, dtype=torch.int64, device=policy.device)
+    logprobs, _ = plain_logprobs(policy, prompt, groups, trial.tokens, trial.mask)
+    return disagreement(trial.logprobs[trial.mask], logprobs[trial.mask], policy.model.dtype)
 
 
 class _Recorder(LogitsProcessor):

@@ -11,7 +11,7 @@ from g2rpo.run.description import RunDescription
 from .data import training_records
 from .metrics import rollout_metrics
 from .policy_model import Policy
-from .prompts import encode_prompts, select_rows
+from .prompts import encode_prompts
 from .rollout import sample
 from .scoring import score_responses
 from .shaping import Shaping
@@ -73,7 +73,8 @@ def training_step(
 
     device = policy.device
     batch = Batch(
-        prompts=select_rows(prompts, groups.to(device)),
+        prompts=prompts,
+        groups=groups.to(device),
         tokens=completions.tokens,
         mask=completions.mask,
         logprobs=completions.logprobs,

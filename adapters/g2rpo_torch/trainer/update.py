@@ -19,12 +19,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Batch:
-    """N rollouts with all that the loss needs; every tensor has N rows.
+    """N rollouts with all that the loss needs; every tensor but the prompts has N rows.
 
     Attributes
     ----------
     prompts : dict of str to Tensor
-        Model inputs, one row a rollout.
+        Model inputs of P prompts.
+    groups : Tensor (N,), int64
+        Row of the prompt that each rollout answers.
     tokens, mask, logprobs, entropies : Tensor (N, T)
         As sampled, see :class:`~g2rpo_torch.trainer.rollout.Completions`.
     advantages : Tensor (N,)
@@ -38,6 +40,7 @@ class Batch:
     """
 
     prompts: Inputs
+    groups: torch.Tensor
     tokens: torch.Tensor
     mask: torch.Tensor
     logprobs: torch.Tensor
@@ -51,7 +54,7 @@ class Batch:
         return self.tokens.shape[0]
 
     def rows(self, rows: torch.Tensor | slice) -> Batch:
-        """Return some of the rollouts, cut to their longest response."""
+        """Return some of the rollouts with their prompts, cut to their longest response."""
         tensors = {
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
@@ -62,13 +65,19 @@ class Batch:
             name: tensor[:, :longest] if tensor.ndim == 2 else tensor
             for name, tensor in tensors.items()
         }
-        return replace(self, prompts=select_rows(self.prompts, rows), **tensors)
+        kept, tensors["groups"] = tensors["groups"].unique(return_inverse=True)
+        return replace(self, prompts=select_rows(self.prompts, kept), **tensors)
 
     @torch.no_grad()
     def with_reference(self, reference: Policy, temperature: float) -> Batch:
         """Return the batch with the log-probabilities of a reference policy."""
         logprobs, _ = completion_logprobs(
-            reference, self.prompts, self.tokens, self.mask, temperature=temperature
+            reference,
+            self.prompts,
+            self.groups,
+            self.tokens,
+            self.mask,
+            temperature=temperature,
         )
         return replace(self, ref_logprobs=logprobs)
 
@@ -148,6 +157,7 @@ def _loss(
     logprobs, entropies = completion_logprobs(
         policy,
         batch.prompts,
+        batch.groups,
         batch.tokens,
         batch.mask,
         temperature=description.rollout.temperature,

@@ -1,0 +1,74 @@
+"""Encode each prompt once, and let all of its responses go on from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .policy_model import Policy
+from .positions import accepts_positions, prompt_positions
+from .prompts import Inputs
+
+
+@torch.no_grad()
+def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> dict[str, Any]:
+    """Return what ``generate`` needs to sample from prompts that are encoded already.
+
+    All but the last token of each prompt goes through the model, its image included. The last one
+    is left to ``generate``, whose first step then computes N tokens and not N prompts.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is run.
+    prompts : dict of str to Tensor
+        P prompts of at least 2 tokens.
+    num_generations : int
+        Responses to each prompt.
+
+    Returns
+    -------
+    dict
+        ``input_ids``, ``attention_mask``, ``past_key_values`` and, for some models,
+        ``position_ids``, of N = P · num_generations rows.
+
+    Raises
+    ------
+    TypeError
+        If the model's cache cannot be expanded.
+    """
+    positions = prompt_positions(policy.model, prompts)
+    inputs = _without_last_token(prompts)
+    if accepts_positions(policy.model):
+        inputs["position_ids"] = positions[..., :-1]
+    cache = policy.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    _refuse_other_caches(cache)
+    cache.batch_repeat_interleave(num_generations)
+    expanded = {
+        name: prompts[name].repeat_interleave(num_generations, dim=0)
+        for name in ("input_ids", "attention_mask")
+    }
+    if positions.ndim == 3:
+        # `generate` would take them from the grid of images, which it does not see.
+        expanded["position_ids"] = positions.repeat_interleave(num_generations, dim=1)
+    return {**expanded, "past_key_values": cache}
+
+
+def _without_last_token(prompts: Inputs) -> Inputs:
+    shape = prompts["input_ids"].shape
+    return {
+        name: tensor[:, :-1] if tensor.shape == shape else tensor
+        for name, tensor in prompts.items()
+    }
+
+
+def _refuse_other_caches(cache: Any) -> None:
+    # Recurrent states and fixed buffers look like caches, but cannot be repeated or continued the
+    # same way.
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in cache.layers} if isinstance(cache, DynamicCache) else set()
+    if not kinds or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds or {type(cache)}))
+        raise TypeError(f"the model's cache is a {names}, which cannot be expanded")
