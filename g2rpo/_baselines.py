@@ -194,9 +194,11 @@ def gdpo_advantages(
         component = moments(xp, columns[:, k], groups)
         scores.append(standard_score(xp, component, component, epsilon))
     total = weighted_sum(xp, scores, weights)
-    total = xp.where(xp.all(xp.isnan(columns), axis=1), xp.nan, total)
-    batch = moments(xp, total, xp.zeros_like(groups))
-    return xp.astype(standard_score(xp, batch, batch, epsilon), result)
+    undefined = xp.isnan(total)
+    absent = xp.all(xp.isnan(columns), axis=1)
+    batch = moments(xp, xp.where(absent, xp.nan, total), xp.zeros_like(groups))
+    score = xp.where(undefined, xp.nan, standard_score(xp, batch, batch, epsilon))
+    return xp.astype(score, result)
 
 
 def prepare(rewards: Array, groups: Array) -> tuple[Namespace, Array, Array]:

@@ -107,7 +107,8 @@ def ema_grpo_advantages(
     advantages : array
         Shape (N,), the device and floating dtype of ``rewards``.
     state : EMAState
-        To pass with the next batch. A task without a reward in this batch keeps its moments.
+        To pass with the next batch. A task without a finite reward in this batch keeps its
+        moments: an infinite one makes its group's advantages NaN, and enters no moment.
 
     Raises
     ------
@@ -158,7 +159,8 @@ def ema_grpo_advantages(
 
 
 def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: float) -> EMAState:
-    batch = moments(xp, values, tasks)
+    # One infinite reward must not stay in the state: it has no moments, and those of the others do.
+    batch = moments(xp, xp.where(xp.isinf(values), xp.nan, values), tasks)
     # One rollout of each task holds its statistics: find it in the sorted labels.
     order = xp.argsort(tasks, stable=True)
     labels = gather(xp, tasks, order)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from g2rpo_cli import advantages, compare, tasks, train, verify
 from g2rpo_cli import eval as eval_
-from g2rpo_cli import tasks, train
 
 __all__ = ["app"]
 
@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(eval_.evaluate)
+app.command("advantages")(advantages.advantages)
+app.command("compare")(compare.compare)
+app.command("verify")(verify.verify)
 app.add_typer(tasks.app, name="tasks")
 
 

@@ -117,6 +117,23 @@ def test_extreme_rewards_stay_in_their_group(library, rng):
             assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "rloo", "gdpo", "ema-grpo"])
+def test_an_infinite_reward_undoes_its_group_and_no_other(library, name):
+    rewards, groups = np.asarray([0.0, np.inf, 0.0, 1.0]), np.asarray([0, 0, 1, 1])
+    got = library.call(ESTIMATORS[name], rewards, groups)
+    assert np.isnan(got[:2]).all()
+    assert got[3] == -got[2] >= 0.5
+
+
+def test_an_infinite_reward_does_not_stay_in_the_running_moments(library):
+    rewards = library.array(np.asarray([0.0, np.inf, 0.0, 1.0]))
+    labels = [library.array(np.asarray(x)) for x in ([0, 0, 1, 1], [0, 0, 0, 0])]
+    got, state = ema_grpo_advantages(rewards, *labels, EMAState.start(1, rewards))
+    assert float(state.mean[0]) == pytest.approx(1 / 3)
+    assert float(state.variance[0]) == pytest.approx(2 / 9)
+    np.testing.assert_allclose(library.numpy(got)[2:], [-1.06066, 1.06066], rtol=1e-5)
+
+
 def test_small_spread_on_a_large_offset(library):
     """E[x²] - E[x]² would lose everything here, and has given advantages in the thousands."""
     rewards = np.asarray([1000.0, 1000.0, 1000.0, 1000.0 + 2**-10]).astype(library.dtype)

@@ -1,72 +1,24 @@
-"""Randomised comparison with the method written out in plain Python."""
+"""The core against the method written out in plain Python, on random and on drawn batches."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 
-from g2rpo import gaussian_advantages, match_gaussian
+from g2rpo import ESTIMATORS, EMAState, ema_grpo_advantages, gaussian_advantages, match_gaussian
+from g2rpo.testing import ORDINARY, oracle, reward_batches
 
-NORMAL = NormalDist()
+STAGES = ["standardize", "match", "match-all", None]
+TIES = ["midpoint", "barycentre"]
+BASELINES = sorted(set(ESTIMATORS) - {"gaussian"})
 
-
-def members(labels):
-    found = defaultdict(list)
-    for index, label in enumerate(labels):
-        found[label].append(index)
-    return found.values()
-
-
-def oracle_match(values, segments, ties="midpoint"):
-    matched = [0.0] * len(values)
-    for segment in members(segments):
-        present = sorted((values[i], i) for i in segment if not math.isnan(values[i]))
-        n = len(present)
-        for value in {v for v, _ in present}:
-            ranks = [r for r, (v, _) in enumerate(present) if v == value]
-            if ties == "midpoint":
-                mean = math.fsum(NORMAL.inv_cdf((r + 0.5) / n) for r in ranks) / len(ranks)
-            else:
-                edges = (ranks[0] / n, (ranks[-1] + 1) / n)
-                low, high = (NORMAL.pdf(NORMAL.inv_cdf(p)) if 0 < p < 1 else 0.0 for p in edges)
-                mean = (low - high) / (edges[1] - edges[0])
-            if len(ranks) == n:
-                mean = 0.0
-            for r in ranks:
-                matched[present[r][1]] = mean
-    return matched
-
-
-def oracle_advantages(rewards, groups, tasks, stage, ties="midpoint"):
-    matched = oracle_match(rewards, groups, ties)
-    signal = [False] * len(rewards)
-    for group in members(groups):
-        distinct = {rewards[i] for i in group if not math.isnan(rewards[i])}
-        for i in group:
-            signal[i] = len(distinct) > 1 and not math.isnan(rewards[i])
-    if stage is None:
-        return matched
-    if stage == "standardize":
-        out = [0.0] * len(rewards)
-        for task in members(tasks):
-            live = [i for i in task if signal[i]]
-            if live:
-                rms = math.sqrt(math.fsum(matched[i] ** 2 for i in live) / len(live))
-                for i in live:
-                    out[i] = matched[i] / rms
-        return out
-    # Ranks of floats computed in another order would differ in their last bits: see METHOD's
-    # traps. Rounding makes the oracle's equal blocks equal again.
-    taking = [
-        signal[i] if stage == "match" else not math.isnan(rewards[i]) for i in range(len(rewards))
-    ]
-    second = [round(a, 12) + 0.0 if t else math.nan for a, t in zip(matched, taking, strict=True)]
-    return oracle_match(second, tasks, ties)
+#: Kinds whose sums, with dyadic weights, are exact in single precision too: the same ties.
+EXACT = ("binary", "levels")
 
 
 def random_batch(rng, prompts):
@@ -89,27 +41,146 @@ def random_batch(rng, prompts):
     return [np.concatenate(a)[shuffle] for a in (rewards, groups, tasks)]
 
 
-@pytest.mark.parametrize("ties", ["midpoint", "barycentre"])
+def expected(function, arrays, **options):
+    return function(*(a.tolist() for a in arrays), **options)
+
+
+def close(got, wanted, tolerance):
+    np.testing.assert_allclose(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("seed", range(3))
 def test_matching(library, seed, ties):
     values, segments, _ = random_batch(np.random.default_rng(seed), 60)
     matched = library.call(match_gaussian, values, segments, ties=ties)
-    expected = oracle_match(values.tolist(), segments.tolist(), ties)
-    np.testing.assert_allclose(matched, expected, atol=3 * library.tolerance)
+    wanted = expected(oracle.match_gaussian, (values, segments), ties=ties)
+    np.testing.assert_allclose(matched, wanted, atol=3 * library.tolerance)
 
 
-@pytest.mark.parametrize("stage", ["standardize", "match", "match-all", None])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("seed", range(3))
 def test_advantages(library, seed, stage):
-    rewards, groups, tasks = random_batch(np.random.default_rng(seed), 60)
-    advantages = library.call(gaussian_advantages, rewards, groups, tasks, task_stage=stage)
-    expected = oracle_advantages(rewards.tolist(), groups.tolist(), tasks.tolist(), stage)
-    np.testing.assert_allclose(advantages, expected, atol=3 * library.tolerance)
+    batch = random_batch(np.random.default_rng(seed), 60)
+    ties = TIES[seed % 2]
+    options = {"task_stage": stage, "ties": ties, "resolution": 0.25 if seed == 2 else None}
+    advantages = library.call(gaussian_advantages, *batch, **options)
+    wanted = expected(oracle.gaussian_advantages, batch, **options)
+    np.testing.assert_allclose(advantages, wanted, atol=3 * library.tolerance)
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_components(library, rng, stage, decoupled):
+    rewards, groups, tasks = random_batch(rng, 60)
+    finite = np.where(np.isfinite(rewards), np.round(4 * np.clip(rewards, -9, 9)) / 4, np.nan)
+    parts = np.stack([finite, rng.integers(0, 3, len(finite)) / 2], axis=1)
+    options = {"task_stage": stage, "component_weights": [1.0, 0.5], "decoupled": decoupled}
+    advantages = library.call(gaussian_advantages, parts, groups, tasks, **options)
+    wanted = expected(oracle.gaussian_advantages, (parts, groups, tasks), **options)
+    np.testing.assert_allclose(advantages, wanted, atol=4 * library.tolerance)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("components", [1, 2])
+def test_baselines(library, rng, name, components):
+    rewards, groups, tasks = random_batch(rng, 60)
+    rewards = np.where(np.isfinite(rewards), np.clip(rewards, -20, 20), 0.25)
+    options = {}
+    if components == 2:
+        rewards = np.stack([rewards, rng.random(len(rewards))], axis=1)
+        options = {"component_weights": [1.0, 0.5]}
+    batch = rewards.astype(library.dtype), groups, tasks
+    advantages = library.call(ESTIMATORS[name], *batch, **options)
+    close(advantages, expected(oracle.ORACLES[name], batch, **options), 40 * library.tolerance)
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo-batch", "dr-grpo", "rloo"])
+def test_infinite_rewards_of_baselines(library, rng, name):
+    batch = random_batch(rng, 60)
+    advantages = library.call(ESTIMATORS[name], *batch)
+    wanted = expected(oracle.ORACLES[name], batch)
+    assert np.isnan(wanted).any()
+    close(advantages, wanted, 40 * library.tolerance)
+
+
+def test_moments_over_several_steps(library):
+    state, moments = EMAState.start(4, library.array(np.zeros(1))), {}
+    for seed in range(3):
+        rewards, groups, tasks = random_batch(np.random.default_rng(seed), 60)
+        rewards = np.where(np.isinf(rewards), 3.0, rewards)
+        batch = [library.array(a) for a in (rewards, groups, (tasks + 5) // 11)]
+        advantages, state = ema_grpo_advantages(*batch, state, decay=0.75)
+        given = [library.numpy(a) for a in batch]
+        wanted = expected(oracle.ema_grpo_advantages, given, moments=moments, decay=0.75)
+        close(library.numpy(advantages), wanted, 40 * library.tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_drawn_batches(dtype, stage):
+    @given(reward_batches(dtype=dtype), st.sampled_from(TIES))
+    def agrees(batch, ties):
+        advantages = gaussian_advantages(*batch, task_stage=stage, ties=ties)
+        wanted = expected(oracle.gaussian_advantages, batch, task_stage=stage, ties=ties)
+        close(advantages, wanted, 3e-6 if dtype == "float32" else 1e-12)
+
+    agrees()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_drawn_components(dtype, decoupled):
+    @given(
+        reward_batches(kinds=EXACT, components=2, dtype=dtype),
+        st.lists(st.sampled_from([0.0, 0.5, 1.0, -2.0]), min_size=2, max_size=2),
+        st.sampled_from(STAGES),
+    )
+    def agrees(batch, weights, stage):
+        options = {"component_weights": weights, "task_stage": stage, "decoupled": decoupled}
+        advantages = gaussian_advantages(*batch, **options)
+        wanted = expected(oracle.gaussian_advantages, batch, **options)
+        close(advantages, wanted, 6e-6 if dtype == "float32" else 1e-12)
+
+    agrees()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_drawn_batches_of_baselines(dtype, name):
+    @given(reward_batches(kinds=ORDINARY, dtype=dtype))
+    def agrees(batch):
+        advantages = ESTIMATORS[name](*batch)
+        wanted = np.asarray(expected(oracle.ORACLES[name], batch))
+        scale = max(1.0, np.abs(wanted).max())
+        tolerance = 3e-5 if dtype == "float32" else 1e-10
+        close(advantages / scale, wanted / scale, tolerance)
+
+    agrees()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_drawn_batches_against_scipy(dtype):
+    """A second witness that knows ties: the midpoints of the ranks that a block takes."""
+
+    @given(reward_batches(max_groups=1, allow_nan=False, dtype=dtype))
+    def agrees(batch):
+        close(match_gaussian(batch.rewards), scipy_match(batch.rewards), 3e-6)
+
+    agrees()
+
+
+def scipy_match(values):
+    n = len(values)
+    low, high = (rankdata(values, method).astype(int) for method in ("min", "max"))
+    quantiles = norm.ppf((np.arange(n) + 0.5) / n)
+    return [math.fsum(quantiles[a - 1 : b]) / (b - a + 1) for a, b in zip(low, high, strict=True)]
+
+
+@pytest.mark.parametrize("levels", [3, 40, None])
 @pytest.mark.parametrize("seed", range(3))
-def test_matching_against_scipy(library, seed):
-    values = np.random.default_rng(seed).permutation(200).astype(float)
-    expected = norm.ppf((rankdata(values) - 0.5) / len(values))
-    matched = library.call(match_gaussian, values)
-    np.testing.assert_allclose(matched, expected, atol=2 * library.tolerance)
+def test_matching_against_scipy(library, seed, levels):
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(200) if levels is None else rng.integers(0, levels, 200)
+    matched = library.call(match_gaussian, values.astype(float))
+    np.testing.assert_allclose(matched, scipy_match(values), atol=2 * library.tolerance)

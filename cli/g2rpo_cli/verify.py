@@ -1,0 +1,194 @@
+"""``g2rpo verify``: which invariants an advantage function keeps, and what breaks the others."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from g2rpo_cli._errors import need, reported
+
+if TYPE_CHECKING:
+    from g2rpo.testing import Result
+
+__all__ = ["verify"]
+
+
+def verify(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="`module:function`, `path/to/file.py:function`, or the name of an estimator, "
+            "such as `gaussian` or `grpo`.",
+            show_default=False,
+        ),
+    ] = None,
+    invariant: Annotated[
+        list[str] | None,
+        typer.Option("--invariant", "-i", help="Check this one; repeat it. Default: all."),
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option("--waive", "-w", help="An invariant that may fail; repeat it."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="An option of the function."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Batches to try for each.")] = 100,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How far off an advantage may be; 0 demands equal bits."),
+    ] = 1e-3,
+    library: Annotated[
+        Literal["numpy", "torch", "jax"], typer.Option(help="Whose arrays the function takes.")
+    ] = "numpy",
+    dtype: Annotated[
+        Literal["float64", "float32"], typer.Option(help="Precision of the rewards.")
+    ] = "float64",
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    list_: Annotated[bool, typer.Option("--list", help="List the invariants, and stop.")] = False,
+) -> None:
+    """Check an advantage function of your own against named invariants.
+
+    The function is called with `(rewards, groups, tasks)`, or `(rewards, groups)` if it takes no
+    more: arrays of one length, labels being integers. It returns one advantage a rollout. Batches
+    of many kinds of reward are tried; of those that break an invariant the smallest is shown.
+
+    Exit status: 0 if every invariant holds or is waived, 1 if one fails, 2 if there is nothing to
+    check.
+
+    **Examples**
+
+    - `g2rpo verify my_project.advantages:leave_one_out`
+
+    - `g2rpo verify advantages.py:normalised --library torch --dtype float32`
+
+    - `g2rpo verify grpo --waive increasing-maps --waive task-variance --waive finite`
+
+    - `g2rpo verify gaussian --set task_stage=match-all -i sign -i no-signal`
+    """
+    need("g2rpo verify", "hypothesis", "rich", "pydantic", "yaml", extra="cli")
+    with reported():
+        from g2rpo.run import RunError
+
+        if list_:
+            _print_invariants()
+            return
+        if target is None:
+            raise RunError("name a TARGET, such as my_module:my_function, grpo or gaussian")
+        if library != "numpy":
+            need(f"g2rpo verify --library {library}", library, extra=library)
+        from g2rpo_cli._target import load_target
+
+        function = load_target(target, settings or [])
+        subject = {"library": library, "dtype": dtype, "tolerance": tolerance}
+        if settings:
+            _try_options(target, function, subject)
+        search = {"max_examples": examples, "seed": seed, **subject}
+        results = _verify(function, _known(invariant), _known(waive), search)
+        _print_results(results, target.rpartition(":")[2], library)
+        _print_summary(target, results)
+    if any(result.verdict == "fails" for result in results):
+        raise typer.Exit(1)
+
+
+def _known(names: Sequence[str] | None) -> list[str]:
+    from g2rpo.run import RunError
+    from g2rpo.run.suggest import unknown_name
+    from g2rpo.testing import INVARIANTS
+
+    for name in names or ():
+        if name not in INVARIANTS:
+            raise RunError(unknown_name("invariant", name, INVARIANTS))
+    return list(dict.fromkeys(names or ()))
+
+
+def _try_options(target: str, function: Callable[..., Any], subject: dict[str, Any]) -> None:
+    """Call once, so that a wrong option is not taken for a broken invariant."""
+    import numpy as np
+
+    from g2rpo.run import RunError
+    from g2rpo.testing import RewardBatch, Subject, Violation
+
+    labels = np.zeros(2, dtype=np.int64)
+    try:
+        Subject(function, **subject)(RewardBatch(np.asarray([0.0, 1.0]), labels, labels))
+    except Violation as violation:
+        raise RunError(f"{target} with the options of --set: {violation}") from None
+
+
+def _verify(
+    function: Callable[..., Any], names: list[str], waive: list[str], search: dict[str, Any]
+) -> "list[Result]":
+    from rich.console import Console
+    from rich.progress import track
+
+    from g2rpo.run import RunError
+    from g2rpo.testing import INVARIANTS, verify_advantages
+
+    chosen = names or list(INVARIANTS)
+    if idle := [name for name in waive if name not in chosen]:
+        raise RunError(f"--waive {idle[0]}: it is not among those that --invariant names")
+    console = Console(stderr=True)
+    results = []
+    for name in track(
+        chosen, "verifying", console=console, transient=True, disable=not console.is_terminal
+    ):
+        waived = [name] if name in waive else []
+        try:
+            results += verify_advantages(function, invariants=[name], waive=waived, **search)
+        except ValueError as error:  # of an option: the function's own are counter-examples
+            raise RunError(str(error)) from None
+    return results
+
+
+def _print_results(results: "Sequence[Result]", name: str, library: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from g2rpo.testing import reproduction
+
+    styles = {"holds": "green", "fails": "bold red", "waived": "yellow"}
+    console = Console()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for result in results:
+        verdict = f"[{styles[result.verdict]}]{result.verdict}[/]"
+        table.add_row(result.invariant.name, verdict, result.invariant.statement)
+    console.print(table)
+    for result in results:
+        if result.counterexample is not None:
+            style = styles[result.verdict]
+            heading = f"\n[bold]{escape(result.invariant.name)}[/] [{style}]{result.verdict}[/]"
+            console.print(heading)
+            print(result.counterexample)
+            module = {"numpy": "np", "torch": "torch", "jax": "jnp"}[library]
+            print(f"  {reproduction(result.counterexample.arguments, name, module)}")
+
+
+def _print_summary(target: str, results: "Sequence[Result]") -> None:
+    verdicts = [result.verdict for result in results]
+    failing = [result.invariant.name for result in results if result.verdict == "fails"]
+    needless = [result.invariant.name for result in results if result.waived and result.holds]
+    counts = [f"{verdicts.count('holds')} hold"]
+    if "waived" in verdicts:
+        counts.append(f"{verdicts.count('waived')} waived")
+    if failing:
+        counts.append(f"{len(failing)} fail")
+    print(f"\n{target}: {', '.join(counts)}")
+    if needless:
+        print(f"no need to waive {', '.join(needless)}: no counter-example was found")
+    if failing:
+        print(f"what is meant to be so can be waived: --waive {' --waive '.join(failing)}")
+
+
+def _print_invariants() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from g2rpo.testing import INVARIANTS
+
+    table = Table("invariant", "statement", box=None, padding=(0, 2), pad_edge=False)
+    for invariant in INVARIANTS.values():
+        table.add_row(invariant.name, invariant.statement)
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""A batch as a small table that a person can read, and as code that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy.typing as npt
+
+from g2rpo.testing.strategies import RewardBatch
+
+__all__ = ["describe", "reproduction"]
+
+#: A table of more rows says once, and how often, what follows itself.
+_ROWS = 8
+
+#: No table is longer than this.
+_MOST_ROWS = 20
+Values = npt.NDArray[Any]
+
+
+def describe(message: str, batch: RewardBatch, columns: Mapping[str, Values]) -> str:
+    """Return the message, and below it a line for every rollout.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    batch : RewardBatch
+        Its labels and rewards are the first columns.
+    columns : mapping of str to numpy.ndarray
+        More columns, shape (N,) each. Rewards are shown in full, other numbers to six digits.
+
+    Returns
+    -------
+    str
+        Text of several lines.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> batch = RewardBatch(np.asarray([0.5, np.inf]), np.asarray([7, 7]), np.asarray([0, 0]))
+    >>> print(describe("too large", batch, {"advantage": np.asarray([0.0, 12.0])}))
+    too large
+      group  task  reward  advantage
+          7     0     0.5          0
+          7     0     inf         12
+    """
+    headed = {"group": batch.groups, "task": batch.tasks, "reward": batch.rewards, **columns}
+    rows = list(zip(*(_texts(name, values) for name, values in headed.items()), strict=True))
+    heading = tuple(headed)
+    if len(rows) > _ROWS:
+        runs = [(row, len(list(run))) for row, run in groupby(rows)]
+        rows = [(f"{number} x", *row) for row, number in runs]
+        heading = ("rollouts", *heading)
+    table = [heading, *rows[:_MOST_ROWS]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in table
+    ]
+    if len(rows) > _MOST_ROWS:
+        lines.append(f"  ... and {len(rows) - _MOST_ROWS} rows more")
+    return "\n".join([message, *lines])
+
+
+def reproduction(arguments: Iterable[Values], name: str = "fn", module: str = "np") -> str:
+    """Return the call that repeats an example with arrays of a module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> reproduction((np.asarray([0.0, -np.inf]), np.asarray([0, 0])), "grpo", "torch")
+    'grpo(torch.asarray([0.0, -torch.inf]), torch.asarray([0, 0]))'
+    """
+    special = {"inf": f"{module}.inf", "-inf": f"-{module}.inf", "nan": f"{module}.nan"}
+    arrays = []
+    for values in arguments:
+        items = [special.get(repr(value), repr(value)) for value in values.tolist()]
+        arrays.append(f"{module}.asarray([{', '.join(items)}])")
+    return f"{name}({', '.join(arrays)})"
+
+
+def _texts(name: str, values: Values) -> list[str]:
+    numbers = values.tolist()
+    if values.dtype.kind != "f":
+        return [str(number) for number in numbers]
+    if name.endswith("reward"):
+        # In full, so that it can be typed again; 1.0 as 1.
+        return [repr(number).removesuffix(".0") for number in numbers]
+    return [f"{number + 0.0:.6g}" for number in numbers]

@@ -1,0 +1,158 @@
+"""The function under test, called as its invariants see it: NumPy batches in, float64 out."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import is_array_api_obj
+
+from g2rpo._checks import require_choice
+from g2rpo._state import to_numpy
+from g2rpo.testing.strategies import DType, RewardBatch
+
+__all__ = ["AdvantageFunction", "LibraryName", "Subject", "Violation"]
+
+#: ``fn(rewards, groups, tasks)``, or ``fn(rewards, groups)``, -> advantages (N,).
+AdvantageFunction: TypeAlias = Callable[..., Any]
+LibraryName: TypeAlias = Literal["numpy", "torch", "jax"]
+Values: TypeAlias = npt.NDArray[Any]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold for a batch.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, with its numbers.
+    **columns : numpy.ndarray
+        What the report shows of every rollout beside its labels and reward, shape (N,) each.
+    """
+
+    def __init__(self, message: str, **columns: Values) -> None:
+        super().__init__(message)
+        self.columns = {name.replace("_", " "): values for name, values in columns.items()}
+
+
+class Subject:
+    """An advantage function with its array library, precision and tolerance.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(rewards, groups, tasks)`` or ``fn(rewards, groups)``.
+    library : {"numpy", "torch", "jax"}, optional
+        Whose arrays it takes.
+    dtype : {"float32", "float64"}, optional
+        Of the rewards it gets.
+    tolerance : float, optional
+        How far advantages may be from what they must be, in units of the largest advantage or 1.
+        Sums are allowed their rounding besides, so that 0 demands all that floats can give.
+
+    Examples
+    --------
+    >>> subject = Subject(lambda rewards, groups: rewards - rewards.mean())
+    >>> subject(RewardBatch(np.asarray([0.0, 1.0]), np.asarray([0, 0]), np.asarray([0, 0])))
+    array([-0.5,  0.5])
+    """
+
+    def __init__(
+        self,
+        fn: AdvantageFunction,
+        *,
+        library: LibraryName = "numpy",
+        dtype: DType = "float64",
+        tolerance: float = 1e-3,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+        require_choice("library", library, ("numpy", "torch", "jax"))
+        require_choice("dtype", dtype, ("float32", "float64"))
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
+        self.tolerance = tolerance
+        self.rounding = float(np.finfo(dtype).eps)
+        self._fn = fn
+        self._dtype = dtype
+        self._takes_tasks = _takes_tasks(fn)
+        self._library = library
+        self._namespace = import_module("jax.numpy" if library == "jax" else library)
+
+    def __call__(self, batch: RewardBatch) -> npt.NDArray[np.float64]:
+        """Return the advantages of a batch, float64, shape (N,).
+
+        Raises
+        ------
+        Violation
+            If the function raises, or returns anything but one real number a rollout.
+        """
+        size = batch.rewards.shape[0]
+        with self._precision(), np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Copies: a function that writes into its arguments must not change the example.
+            arrays = [self._namespace.asarray(array.copy()) for array in self.arguments(batch)]
+            try:
+                result = self._fn(*arrays)
+                advantages = to_numpy(result) if is_array_api_obj(result) else None
+            except Exception as error:
+                text = " ".join(str(error).split())
+                raise Violation(f"it raised {type(error).__name__}: {text}") from error
+        if advantages is None:
+            kind = type(result).__name__
+            raise Violation(f"it returned {kind}, not an array of shape ({size},)")
+        if advantages.shape != (size,):
+            raise Violation(f"it returned shape {advantages.shape} for {size} rollouts")
+        if advantages.dtype.kind not in "fiub":
+            raise Violation(f"it returned {advantages.dtype}, not real numbers")
+        return np.asarray(advantages, dtype=np.float64)
+
+    def arguments(self, batch: RewardBatch) -> tuple[Values, ...]:
+        """Return what the function is called with: two or three NumPy arrays."""
+        rewards = batch.rewards.astype(self._dtype)
+        return (rewards, batch.groups, batch.tasks)[: 3 if self._takes_tasks else 2]
+
+    def far(self, values: Values, expected: Values | float, *, rounding: float = 0.0) -> Values:
+        """Return which values are farther from ``expected`` than the tolerance; NaN equals NaN.
+
+        Parameters
+        ----------
+        rounding : float, optional
+            What is allowed besides, in units of the dtype's eps and of the scale.
+        """
+        expected = np.broadcast_to(expected, values.shape)
+        allowed = (self.tolerance + rounding * self.rounding) * scale_of(values, expected)
+        same = (values == expected) | (np.isnan(values) & np.isnan(expected))
+        with np.errstate(invalid="ignore", over="ignore"):
+            near: Values = same | (np.abs(values - expected) <= allowed)
+        return ~near
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._library != "jax":
+            return nullcontext()
+        enable: Any = import_module("jax").enable_x64
+        return enable(self._dtype == "float64")  # type: ignore[no-any-return]
+
+
+def scale_of(*arrays: Values) -> float:
+    """Return the largest finite magnitude in the arrays, and at least 1."""
+    values = np.abs(np.concatenate([np.ravel(array) for array in arrays]))
+    return float(np.max(values, initial=1.0, where=np.isfinite(values)))
+
+
+def _takes_tasks(fn: AdvantageFunction) -> bool:
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some built-in functions have none
+        return True
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        return False
+    return True

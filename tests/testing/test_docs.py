@@ -1,0 +1,72 @@
+"""The tables of docs/verify.md say what the invariants are, and what each estimator breaks."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import g2rpo.testing
+from g2rpo import ESTIMATORS
+from g2rpo.testing import INVARIANTS, verify_advantages
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "verify.md").read_text(encoding="utf-8")
+
+
+def rows(heading):
+    """Return the rows of the first table under a heading, as lists of cells."""
+    section = PAGE.partition(f"## {heading}")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def names(cell):
+    return re.findall(r"`([\w-]+)`", cell)
+
+
+def estimator(cell):
+    """Return the estimator of a cell such as: `gaussian`, `task_stage="match"`."""
+    (name,), options = names(cell.split(",")[0]), re.findall(r'`task_stage="?([\w-]+)"?`', cell)
+    stages = [None if option == "None" else option for option in options]
+    return partial(ESTIMATORS[name], task_stage=stages[0]) if stages else ESTIMATORS[name]
+
+
+TABLE = {row[0]: names(row[1]) for row in rows("Which estimator keeps which")}
+
+
+def broken(cell, **options):
+    results = verify_advantages(estimator(cell), **options)
+    return [result.invariant.name for result in results if not result.holds]
+
+
+def test_every_invariant_is_explained():
+    assert [names(row[0])[0] for row in rows("The invariants")] == list(INVARIANTS)
+
+
+def test_every_estimator_is_in_the_table():
+    assert {names(cell)[0] for cell in TABLE} == set(ESTIMATORS)
+
+
+@pytest.mark.parametrize("cell", TABLE)
+def test_what_an_estimator_breaks(cell):
+    assert broken(cell, invariants=TABLE[cell]) == TABLE[cell]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", TABLE)
+def test_what_an_estimator_keeps(cell):
+    assert broken(cell, max_examples=300) == TABLE[cell]
+
+
+def test_the_example_runs():
+    code = re.findall(r"```python\n(.*?)```", PAGE.partition("## Add an invariant")[2], re.DOTALL)
+    try:
+        exec(compile(code[0], "verify.md", "exec"), {})
+    finally:
+        del INVARIANTS["bounded"]
+
+
+def test_the_reference_lists_every_public_name():
+    page = (DOCS / "reference" / "testing.md").read_text(encoding="utf-8")
+    assert set(g2rpo.testing.__all__) <= set(re.findall(r"\w+", page))
