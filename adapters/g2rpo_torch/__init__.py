@@ -33,15 +33,22 @@ from g2rpo import (
     task_means,
 )
 
+from ._module_heads import LinearHead, linear_head
+from .collectives import GatheredRollouts, gather_rollouts, reduce_totals
+from .fused_loss import fused_g2rpo_loss
+from .logprobs import logprobs_and_entropy
+
 __all__ = [
     "ESTIMATORS",
     "BatchTotals",
     "EMAState",
     "EntropyBounds",
     "EntropyControl",
+    "GatheredRollouts",
     "LengthCalibration",
     "LengthTarget",
     "LengthTargets",
+    "LinearHead",
     "LossTerms",
     "adapt_entropy_weights",
     "batch_totals",
@@ -52,15 +59,20 @@ __all__ = [
     "entropy_from_logits",
     "entropy_from_probs",
     "entropy_penalty",
+    "fused_g2rpo_loss",
     "g2rpo_loss",
+    "gather_rollouts",
     "gaussian_advantages",
     "gdpo_advantages",
     "grpo_advantages",
     "kl_penalty",
     "length_quantiles",
     "length_reward",
+    "linear_head",
+    "logprobs_and_entropy",
     "match_gaussian",
     "policy_loss",
+    "reduce_totals",
     "register_estimator",
     "rloo_advantages",
     "task_means",

@@ -118,17 +118,18 @@ def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = N
     """
     if not _is_distributed():
         return totals
-    tokens, sequences, task_tokens, task_entropy = totals
-    parts = [tokens.reshape(1), sequences.reshape(1)]
-    if task_tokens is not None:
-        parts += [task_tokens, task_entropy * task_tokens]
+    parts = [torch.as_tensor(count).reshape(1) for count in totals[:2]]
+    if totals.task_tokens is not None and totals.task_entropy is not None:
+        parts += [totals.task_tokens, totals.task_entropy * totals.task_tokens]
     sums = _carrier(torch.cat(parts), group)
     dist.all_reduce(sums, group=group)
-    tokens, sequences, *rest = sums.to(tokens.device).split([len(part) for part in parts])
-    if task_tokens is None:
-        return BatchTotals(tokens[0], sequences[0])
+    added = sums.to(parts[0].device).split([len(part) for part in parts])
+    if len(parts) == 2:
+        return BatchTotals(added[0][0], added[1][0])
+    task_tokens, task_entropies = added[2:]
     # A task without tokens has a sum of 0 too.
-    return BatchTotals(tokens[0], sequences[0], rest[0], rest[1] / rest[0].clamp(min=1))
+    means = task_entropies / task_tokens.clamp(min=1)
+    return BatchTotals(added[0][0], added[1][0], task_tokens, means)
 
 
 def _rows_of(arrays: tuple[torch.Tensor, ...]) -> int:

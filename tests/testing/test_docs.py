@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import g2rpo.testing
 from g2rpo import ESTIMATORS
@@ -56,7 +57,8 @@ def test_what_an_estimator_breaks(cell):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", TABLE)
 def test_what_an_estimator_keeps(cell):
-    assert broken(cell, max_examples=300) == TABLE[cell]
+    # More with --hypothesis-profile=nightly.
+    assert broken(cell, max_examples=settings.default.max_examples) == TABLE[cell]
 
 
 def test_the_example_runs():

@@ -4,12 +4,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from g2rpo import gaussian_advantages
 from g2rpo.testing import INVARIANTS, Invariant, register_invariant, reward_batches
 from g2rpo.testing import verify_advantages as verify
 
 DTYPES = ["float32", "float64"]
+# Each is tried on every invariant: 50, and 500 with --hypothesis-profile=nightly.
+EXAMPLES = settings.default.max_examples // 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -26,12 +29,11 @@ def test_gaussian_advantages_keep_it_on_any_batch_to_the_last_bit(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ties", ["midpoint", "barycentre"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gaussian_advantages_after_a_long_search(dtype, ties):
-    fn = partial(gaussian_advantages, ties=ties)
+def test_barycentres_keep_it_too(dtype):
+    fn = partial(gaussian_advantages, ties="barycentre")
     for batches in (None, reward_batches(dtype=dtype)):
-        results = verify(fn, tolerance=0, dtype=dtype, batches=batches, max_examples=1000, seed=1)
+        results = verify(fn, tolerance=0, dtype=dtype, batches=batches, max_examples=EXAMPLES)
         assert [str(result.counterexample) for result in results if not result.holds] == []
 
 
@@ -151,7 +153,7 @@ def test_every_check_can_fail_with_a_small_counterexample(name):
 @pytest.mark.parametrize("name", INVARIANTS)
 def test_nothing_else_fails_with_it(name):
     fn, implied = WRONG[name]
-    results = verify(fn, max_examples=300)
+    results = verify(fn, max_examples=EXAMPLES)
     assert {r.invariant.name for r in results if not r.holds} == {name} | implied
 
 

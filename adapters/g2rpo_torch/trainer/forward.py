@@ -6,6 +6,7 @@ import torch
 
 import g2rpo
 
+from .head import goes_without_logits, values_without_logits
 from .packed import packed_logprobs, packing_obstacle
 from .packing import responses_a_row, split_groups
 from .policy_model import Policy
@@ -71,6 +72,16 @@ def plain_logprobs(
     # Where images have positions, the model finds them itself from the whole row.
     if accepts_positions(policy.model) and not has_image_positions(policy.model, inputs):
         inputs["position_ids"] = text_positions(inputs["attention_mask"])
+    if goes_without_logits(policy, prompts, tokens.numel()):
+        rows, places = (torch.arange(size, device=tokens.device) for size in tokens.shape)
+        return values_without_logits(
+            policy,
+            inputs,
+            tokens.shape[1] + 1,
+            (rows[:, None], places),
+            tokens.masked_fill(~mask, -100),
+            temperature=temperature,
+        )
     # The logits before each response token; those after the last one predict nothing.
     output = policy.model(**inputs, use_cache=False, logits_to_keep=tokens.shape[1] + 1)
     logits = policy.masked_logits(output.logits[:, :-1], temperature)

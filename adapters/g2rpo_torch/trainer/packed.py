@@ -13,6 +13,7 @@ import torch
 
 import g2rpo
 
+from .head import goes_without_logits, values_without_logits
 from .packing import PADDING, PROMPT, Packing, pack
 from .policy_model import Policy
 from .positions import accepts_positions, next_positions, prompt_positions
@@ -38,16 +39,20 @@ def packed_logprobs(
         [positions, behind.expand(*positions.shape[:-1], -1)], dim=-1
     )
     inputs["attention_mask"] = _attention_masks(policy.model, prompts["attention_mask"], packing)
-    logits = policy.model(
-        **inputs, use_cache=False, logits_to_keep=inputs["input_ids"].shape[1] - prompt_length + 1
-    ).logits
+    num_last = inputs["input_ids"].shape[1] - prompt_length + 1
+    places = groups[:, None], packing.sources
+    if goes_without_logits(policy, prompts, len(inputs["input_ids"]) * num_last):
+        ignored = tokens.masked_fill(~mask, -100)
+        return values_without_logits(
+            policy, inputs, num_last, places, ignored, temperature=temperature
+        )
+    logits = policy.model(**inputs, use_cache=False, logits_to_keep=num_last).logits
     logits = policy.masked_logits(logits, temperature)
     # Padding may be a banned token: any token with a finite logit will do in its place.
     labels = torch.where(mask, tokens, policy.eos_ids[0])
     entropies = g2rpo.entropy_from_logits(logits)
-    rows = groups[:, None]
-    logprobs = logits.log_softmax(-1)[rows, packing.sources, labels]
-    return logprobs, entropies[rows, packing.sources]
+    logprobs = logits.log_softmax(-1)[*places, labels]
+    return logprobs, entropies[places]
 
 
 def packing_obstacle(model: Any) -> str | None:

@@ -1,0 +1,220 @@
+"""The whole objective from hidden states: three matrix products in place of four."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from g2rpo import BatchTotals, LossTerms
+
+from ._fused import chunk_capacity, fused_pass
+from ._head_checks import (
+    check_device,
+    check_label_values,
+    check_labels,
+    check_options,
+    check_tensor,
+    ready_head,
+)
+from ._linear import choose_tile
+from ._sums import Needs
+from ._tiles import Head, operand_dtype
+from ._token_loss import TokenLoss
+from .logprobs import linear_softmax
+
+__all__ = ["fused_g2rpo_loss"]
+
+# No label that counts has this value, so none is ignored.
+_IGNORE_NOTHING = -1
+
+
+@torch.compiler.disable
+def fused_g2rpo_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    tasks: Tensor | None = None,
+    /,
+    *,
+    bias: Tensor | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk_tokens: int | None = None,
+    entropy_low: Tensor | None = None,
+    entropy_high: Tensor | None = None,
+    length_advantages: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    importance_weights: Tensor | None = None,
+    totals: BatchTotals | None = None,
+    **options: Any,
+) -> tuple[LossTerms, dict[str, Tensor]]:
+    """Return what :func:`g2rpo.g2rpo_loss` returns, from hidden states and the head's weight.
+
+    The gradients by ``hidden``, ``weight`` and ``bias`` are computed with the loss, chunk by chunk
+    of tokens while the chunk's logits are in memory, and wait for the backward pass.
+
+    Parameters
+    ----------
+    hidden : Tensor
+        Hidden states from which the B responses' tokens are predicted, shape (B, T, H).
+    weight : Tensor
+        The head's weight, shape (V, H); a sharded one as in
+        :func:`g2rpo_torch.logprobs_and_entropy`.
+    labels : Tensor
+        The responses' tokens, integers of shape (B, T). Masked out, they may be anything.
+    old_logprobs, advantages, mask
+        As in :func:`g2rpo.g2rpo_loss`. Masked-out tokens cost nothing.
+    tasks : Tensor, optional
+        Integer task labels, shape (B,); for the entropy term.
+    bias, low_rank, temperature, softcap : optional
+        As in :func:`g2rpo_torch.logprobs_and_entropy`.
+    chunk_tokens : int, optional
+        Tokens whose logits live at a time; by default as many as fit into 256 MiB.
+    entropy_low, entropy_high : Tensor, optional
+        Each task's entropy band, shape (num_tasks,), in nats; None for no entropy term.
+    length_advantages, ref_logprobs, importance_weights : Tensor, optional
+        As in :func:`g2rpo.g2rpo_loss`.
+    totals : BatchTotals, optional
+        As in :func:`g2rpo.g2rpo_loss`. Its ``task_entropy`` says on which side of its band a task
+        is; the entropies that the tokens were sampled with serve well.
+    **options
+        Further options of :func:`g2rpo.g2rpo_loss`.
+
+    Returns
+    -------
+    terms : LossTerms
+        Of these only ``total`` has a gradient.
+    metrics : dict of str to Tensor
+        Those of the core. Without gradient.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type, or bounds come without tasks.
+    ValueError
+        If shapes or devices do not fit, a label that counts is outside 0 .. V - 1, or an option is
+        out of its range.
+
+    Notes
+    -----
+    *Time*: three matrix products. One more if there is an entropy term without ``totals``: the
+    side of a task's band follows from its mean entropy, which takes a pass of its own. Four, by
+    :func:`g2rpo_torch.logprobs_and_entropy`, where the loss of a token depends on its whole
+    response (``loss_type="gspo"``, ``aggregation="sequence"``) and a response is longer than a
+    chunk. Tokens that the loss does not pull at, as in a group without signal, are left out of
+    two of the products.
+
+    *Memory*: beyond the gradients, the logits of a chunk and two tiles. The gradient of a weight
+    of half precision is summed in float32, and held so until the last chunk: 4 V H bytes more.
+
+    *PyTorch*: ``torch.compile`` breaks the graph here. The backward pass can run once; a second
+    derivative raises ``NotImplementedError``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden, weight = torch.zeros(1, 2, 4), torch.zeros(3, 4, requires_grad=True)
+    >>> labels, mask = torch.tensor([[2, 0]]), torch.tensor([[True, False]])
+    >>> old = torch.full((1, 2), -1.0986)
+    >>> terms, _ = fused_g2rpo_loss(hidden, weight, labels, old, torch.tensor([2.0]), mask)
+    >>> round(terms.total.item(), 4), terms.total.requires_grad
+    (-2.0, True)
+    """
+    hidden, weight, adapter, bias = ready_head(hidden, weight, bias, low_rank)
+    check_labels(labels, hidden)
+    check_options(temperature, softcap)
+    _check(labels, mask, chunk_tokens)
+    inputs = {
+        "old_logprobs": old_logprobs,
+        "advantages": advantages,
+        "tasks": tasks,
+        "length_advantages": length_advantages,
+        "ref_logprobs": ref_logprobs,
+        "importance_weights": importance_weights,
+    }
+    options |= {"entropy_low": entropy_low, "entropy_high": entropy_high, "totals": totals}
+    loss = TokenLoss(mask.bool(), inputs, {"aggregation": "token"} | options)
+    loss.check()
+    packed, labels = loss.packed(hidden), loss.packed(labels)
+    check_label_values(labels, weight.shape[0])
+    leaves = (packed, weight, adapter, bias)
+    two_steps = (*leaves, labels, (temperature, softcap, _IGNORE_NOTHING))
+    needs = Needs(*(x is not None and x.requires_grad for x in leaves))
+    runs = loss.runs(chunk_tokens or chunk_capacity(weight.shape[0]))
+    if runs is None or not (any(needs) and torch.is_grad_enabled()):
+        terms, metrics = loss.whole(*linear_softmax(*two_steps))
+        return LossTerms(terms.total, *(term.detach() for term in terms[1:])), metrics
+
+    with torch.no_grad():
+        if totals is None:
+            # Mean entropies decide on which side of its band a task is: they must come first.
+            loss = loss.with_totals(linear_softmax(*two_steps)[1] if loss.has_entropy else None)
+    how = (float(temperature), softcap, operand_dtype(hidden, weight))
+    total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, how, loss, runs, needs)
+    with torch.no_grad():
+        terms, metrics = loss.whole(logprobs, entropy)
+    return terms._replace(total=total), metrics
+
+
+def _check(labels: Tensor, mask: Tensor, chunk_tokens: int | None) -> None:
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens!r}")
+    if labels.ndim != 2:
+        raise ValueError(f"labels must have shape (B, T), got {tuple(labels.shape)}")
+    check_tensor("mask", mask)
+    check_device("mask", mask, labels)
+    if mask.shape != labels.shape:
+        raise ValueError(f"mask must have shape {tuple(labels.shape)}, got {tuple(mask.shape)}")
+
+
+class _FusedLoss(torch.autograd.Function):
+    """The loss, the tokens' values, and gradients that wait to be scaled."""
+
+    @staticmethod
+    def forward(hidden, weight, low_rank, bias, labels, how, loss, runs, needs):  # type: ignore[no-untyped-def]
+        head, tile = Head(weight, low_rank, bias, *how), choose_tile(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            fused = fused_pass(head, hidden, labels.long(), loss, runs, needs, tile)
+        return fused.total, fused.logprobs, fused.entropy, *fused.gradients
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.needs = inputs[-1]
+        ctx.save_for_backward(*output[3:], *inputs[:4])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, by_total, *_):  # type: ignore[no-untyped-def]
+        gradients, leaves = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():
+            gradients = _Scaled.apply(by_total, *gradients, *leaves)
+        else:
+            # In place: a copy would double the largest gradient. A second backward pass is noticed
+            # by autograd, which sees that what it kept was changed.
+            for gradient in gradients:
+                gradient.mul_(by_total)
+        wanted = [g if needed else None for g, needed in zip(gradients, ctx.needs, strict=True)]
+        return (*wanted, *[None] * 5)
+
+
+class _Scaled(torch.autograd.Function):
+    """Four gradients times a scalar, refusing to be differentiated by what they depend on."""
+
+    @staticmethod
+    def forward(scale, *tensors):  # type: ignore[no-untyped-def]
+        return tuple(tensor * scale for tensor in tensors[:4])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):  # type: ignore[no-untyped-def]
+        raise NotImplementedError("fused_g2rpo_loss has no second derivative")

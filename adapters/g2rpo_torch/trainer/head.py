@@ -1,0 +1,120 @@
+"""Log-probabilities and entropies of a policy's tokens without their logits, where its head allows.
+
+The logits of a vocabulary of 150,000 are most of the memory of an update, and
+:func:`g2rpo_torch.logprobs_and_entropy` does without. It needs a linear layer on top of the hidden
+states and nothing else. That is tried on the first prompt of a run, against the model's own logits,
+and given up with one line in the log where the two do not agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from g2rpo_torch import linear_head, logprobs_and_entropy
+
+from .policy_model import Policy
+from .prompts import Inputs, select_rows
+from .sharing import disagreement
+
+_logger = logging.getLogger(__name__)
+
+# Smaller ones are computed at once in about the same time, or less.
+_SMALL_LOGITS = 1 << 24
+# How many tokens of the first prompt are compared.
+_COMPARED = 8
+
+#: Whether a model's values may be computed without logits, once that is known.
+_verdicts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def goes_without_logits(policy: Policy, prompts: Inputs, num_tokens: int) -> bool:
+    """Tell whether the values of so many tokens are computed without logits.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose head it is.
+    prompts : dict of str to Tensor
+        Of which the first is tried, the first time that the answer depends on it.
+    num_tokens : int
+        Tokens of one pass, padding included.
+    """
+    head = policy.model.get_output_embeddings()
+    # A model without an output layer that it names has logits of its own making.
+    entries = 0 if head is None else head.weight.shape[0]
+    if 4 * num_tokens * entries < _SMALL_LOGITS:
+        return False
+    return _allows(policy, prompts)
+
+
+def values_without_logits(
+    policy: Policy,
+    inputs: dict[str, Any],
+    num_last: int,
+    places: tuple[torch.Tensor, torch.Tensor],
+    labels: torch.Tensor,
+    *,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies of N responses' tokens.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is run.
+    inputs : dict
+        Of the model.
+    num_last : int
+        How many of the last positions predict something.
+    places : tuple of Tensor
+        Row, and place among the last positions, from which each token is predicted; their shapes
+        broadcast to (N, T).
+    labels : Tensor (N, T), int64
+        The tokens; -100 for one that does not count.
+    temperature : float
+        The one that the responses were sampled at.
+    """
+    states = policy.model.base_model(**inputs, use_cache=False).last_hidden_state
+    hidden = states[:, -num_last:][places]
+    head = linear_head(policy.model.get_output_embeddings(), hidden)
+    bias = head.weight.new_zeros(head.weight.shape[0]) if head.bias is None else head.bias
+    return logprobs_and_entropy(
+        hidden,
+        head.weight,
+        labels,
+        bias=bias.index_fill(0, policy.banned_ids, -torch.inf),
+        low_rank=head.low_rank,
+        temperature=temperature,
+        softcap=getattr(policy.model.config.get_text_config(), "final_logit_softcapping", None),
+    )
+
+
+def _allows(policy: Policy, prompts: Inputs) -> bool:
+    """Return what is known of the policy's model, and find it out the first time."""
+    if policy.model not in _verdicts:
+        try:
+            obstacle = _obstacle(policy, prompts)
+        except Exception as error:
+            obstacle = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _verdicts[policy.model] = obstacle is None
+        if obstacle is not None:
+            _logger.warning("log-probabilities are computed from full logits: %s", obstacle)
+    return _verdicts[policy.model]
+
+
+@torch.no_grad()
+def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
+    """Compare both ways on the last tokens of the first prompt."""
+    prompt: dict[str, Any] = dict(select_rows(prompts, slice(0, 1)))
+    output = policy.model(**prompt, use_cache=False, logits_to_keep=_COMPARED)
+    logprobs = policy.masked_logits(output.logits, 1.0).log_softmax(-1)
+    plain, labels = logprobs.max(-1)
+    places = torch.zeros_like(labels), torch.arange(labels.shape[1], device=labels.device)[None]
+    ours, _ = values_without_logits(
+        policy, prompt, labels.shape[1], places, labels, temperature=1.0
+    )
+    return disagreement(ours.reshape(-1), plain.reshape(-1), policy.model.dtype)
