@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import g2rpo
 from g2rpo_torch.trainer import head
-from g2rpo_torch.trainer.forward import completion_logprobs
+from g2rpo_torch.trainer.forward import completion_logprobs, completion_predictions
+from g2rpo_torch.trainer.predictions import FromHidden, FromLogits
 from g2rpo_torch.trainer.sharing import Sharing
 
 
@@ -45,6 +47,47 @@ def test_values_and_gradients_are_the_same(policy, prompts, completions, monkeyp
     assert len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def loss_and_gradients(policy, prompts, completions):
+    """Return the type of the predictions, and terms, metrics and gradients of a loss with all."""
+    mask = completions.mask
+    groups = torch.arange(len(prompts["input_ids"])).repeat_interleave(4)
+    predictions = completion_predictions(policy, prompts, groups, completions.tokens, mask)
+    generator = torch.Generator().manual_seed(1)
+    advantages, length_advantages = torch.randn(2, len(groups), generator=generator)
+    tasks = groups % 2
+    totals = g2rpo.batch_totals(mask, entropies=completions.entropies, tasks=tasks, num_tasks=2)
+    terms, metrics = predictions.loss(
+        completions.logprobs + 0.05,
+        advantages,
+        mask,
+        tasks,
+        entropy_low=torch.tensor([0.0, 9.0]),
+        entropy_high=torch.tensor([0.1, 10.0]),
+        length_advantages=length_advantages,
+        ref_logprobs=completions.logprobs - 0.1,
+        beta=0.1,
+        totals=totals,
+    )
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+    values = [*terms, *(metrics[name] for name in sorted(metrics))]
+    return type(predictions), values, [g for g in gradients if g is not None]
+
+
+def test_the_loss_and_its_gradients_are_the_same(policy, prompts, completions, monkeypatch):
+    kind, expected_values, expected_gradients = loss_and_gradients(policy, prompts, completions)
+    assert kind is FromLogits
+    monkeypatch.setattr(head, "_SMALL_LOGITS", 0)
+    kind, values, gradients = loss_and_gradients(policy, prompts, completions)
+    assert kind is FromHidden
+    assert all(float(value.detach()) != 0 for value in values[:5])
+    for ours, theirs in zip(values, expected_values, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, check_dtype=False)
+    assert len(gradients) == len(expected_gradients)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def counted(function):

@@ -12,8 +12,8 @@ import transformers
 
 from g2rpo_torch.policy.build import build_tokenizer
 from g2rpo_torch.trainer import packed, train
-from g2rpo_torch.trainer.forward import completion_logprobs, plain_logprobs
-from g2rpo_torch.trainer.packed import packed_logprobs
+from g2rpo_torch.trainer.forward import completion_logprobs, plain_predictions
+from g2rpo_torch.trainer.packed import packed_predictions
 from g2rpo_torch.trainer.packing import split_groups
 from g2rpo_torch.trainer.policy_model import load_policy, make_policy
 from g2rpo_torch.trainer.prompts import select_rows
@@ -188,7 +188,8 @@ def gradients(policy, results):
 
 def assert_packed_equals_plain(policy, prompts):
     arguments = (policy, prompts, GROUPS, make_responses(), MASK)
-    shared, plain = packed_logprobs(*arguments), plain_logprobs(*arguments)
+    shared = packed_predictions(*arguments).values()
+    plain = plain_predictions(*arguments).values()
     for ours, expected in zip(shared, plain, strict=True):
         torch.testing.assert_close(ours[MASK], expected[MASK], rtol=1e-5, atol=1e-5)
     expected, ours = gradients(policy, plain), gradients(policy, shared)
@@ -294,7 +295,7 @@ def test_a_group_costs_one_prompt_and_its_responses():
         lambda _, args: embedded_tokens.append(args[0].numel())
     )
     completion_logprobs(*arguments)
-    plain_logprobs(*arguments)
+    plain_predictions(*arguments)
     hook.remove()
     # The last token of a response predicts nothing, so the packed row leaves it out.
     assert embedded_tokens == [20 + 7 * 4, 7 * (20 + 5)]
@@ -304,12 +305,12 @@ def test_a_group_costs_one_prompt_and_its_responses():
 def test_parts_of_groups_give_what_the_whole_gives(name):
     policy = make(name)
     prompts, tokens = make_prompts(policy), make_responses()
-    whole, _ = packed_logprobs(policy, prompts, GROUPS, tokens, MASK)
+    whole, _ = packed_predictions(policy, prompts, GROUPS, tokens, MASK).values()
     for rows in (slice(0, 2), slice(2, 4), slice(1, 7)):
         kept, groups = GROUPS[rows].unique(return_inverse=True)
-        part, _ = packed_logprobs(
+        part, _ = packed_predictions(
             policy, select_rows(prompts, kept), groups, tokens[rows], MASK[rows]
-        )
+        ).values()
         torch.testing.assert_close(part[MASK[rows]], whole[rows][MASK[rows]], rtol=0, atol=1e-5)
 
 
@@ -320,8 +321,8 @@ def test_long_groups_are_split_over_rows(size):
     rows, kept = split_groups(GROUPS, size)
     assert rows.bincount().max() == size
     assert torch.equal(kept[rows], GROUPS)
-    split, _ = packed_logprobs(policy, select_rows(prompts, kept), rows, tokens, MASK)
-    whole, _ = packed_logprobs(policy, prompts, GROUPS, tokens, MASK)
+    split, _ = packed_predictions(policy, select_rows(prompts, kept), rows, tokens, MASK).values()
+    whole, _ = packed_predictions(policy, prompts, GROUPS, tokens, MASK).values()
     torch.testing.assert_close(split[MASK], whole[MASK], rtol=0, atol=1e-5)
 
 
@@ -330,9 +331,9 @@ def test_responses_much_longer_than_the_prompt_do_not_share_a_row(monkeypatch):
     prompts = make_prompts(policy, lengths=(2,))
     tokens = torch.full((4, 120), 20)
     arguments = (policy, prompts, torch.zeros(4, dtype=torch.int64), tokens, tokens > 0)
-    monkeypatch.setattr("g2rpo_torch.trainer.forward.packed_logprobs", None)
+    monkeypatch.setattr("g2rpo_torch.trainer.forward.packed_predictions", None)
     found, _ = completion_logprobs(*arguments)
-    assert torch.equal(found, plain_logprobs(*arguments)[0])
+    assert torch.equal(found, plain_predictions(*arguments).values()[0])
 
 
 def test_nothing_but_empty_responses():
@@ -448,7 +449,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
         for setting in ("auto", "off")
     )
     train(shared)
-    for place in ("rollout.expanded_prompts", "forward.packed_logprobs"):
+    for place in ("rollout.expanded_prompts", "forward.packed_predictions"):
         monkeypatch.setattr(f"g2rpo_torch.trainer.{place}", None)
     train(plain)
     for ours, expected in zip(metrics_of(shared), metrics_of(plain), strict=True):

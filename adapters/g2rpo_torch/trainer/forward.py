@@ -1,21 +1,24 @@
-"""The differentiable pass: log-probabilities and exact entropies of given responses."""
+"""The differentiable pass: what the policy predicts of given responses."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 import g2rpo
 
-from .head import goes_without_logits, values_without_logits
-from .packed import packed_logprobs, packing_obstacle
+from .head import goes_without_logits, predictions_from_hidden
+from .packed import packed_predictions, packing_obstacle
 from .packing import responses_a_row, split_groups
 from .policy_model import Policy
 from .positions import accepts_positions, has_image_positions, text_positions
+from .predictions import FromLogits, Predictions, Values
 from .prompts import Inputs, extend_rows, select_rows
 from .sharing import disagreement
 
 
-def completion_logprobs(
+def completion_predictions(
     policy: Policy,
     prompts: Inputs,
     groups: torch.Tensor,
@@ -23,8 +26,8 @@ def completion_logprobs(
     mask: torch.Tensor,
     *,
     temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probability and entropy of every token of N responses.
+) -> Predictions:
+    """Return the predictions of every token of N responses.
 
     A prompt is computed once for all of its responses where the model allows it
     (:mod:`~g2rpo_torch.trainer.packed`), else once for each.
@@ -44,19 +47,28 @@ def completion_logprobs(
 
     Returns
     -------
-    logprobs, entropies : Tensor (N, T), float32
-        In nats, differentiable; meaningless where the mask is False.
+    Predictions
+        With log-probabilities and entropies (N, T), meaningless where the mask is False, and with
+        the loss; both differentiable.
     """
     arguments = (policy, prompts, groups, tokens, mask)
     size = _responses_a_row(policy, prompts, groups, mask)
     if size == 1 or not policy.sharing.allows("forward", lambda: _obstacle(*arguments)):
-        return plain_logprobs(*arguments, temperature=temperature)
+        return plain_predictions(*arguments, temperature=temperature)
     rows, kept = split_groups(groups, size)
     shared = select_rows(prompts, kept)
-    return packed_logprobs(policy, shared, rows, tokens, mask, temperature=temperature)
+    return packed_predictions(policy, shared, rows, tokens, mask, temperature=temperature)
 
 
-def plain_logprobs(
+def completion_logprobs(*arguments: Any, **options: Any) -> Values:
+    """Return log-probability and entropy of every token, (N, T) float32, in nats.
+
+    The arguments are those of :func:`completion_predictions`.
+    """
+    return completion_predictions(*arguments, **options).values()
+
+
+def plain_predictions(
     policy: Policy,
     prompts: Inputs,
     groups: torch.Tensor,
@@ -64,7 +76,7 @@ def plain_logprobs(
     mask: torch.Tensor,
     *,
     temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Predictions:
     """Return the same with a copy of the prompt for each response; any architecture can do it."""
     repeated = select_rows(prompts, groups)
     inputs = extend_rows(repeated, tokens)
@@ -74,7 +86,7 @@ def plain_logprobs(
         inputs["position_ids"] = text_positions(inputs["attention_mask"])
     if goes_without_logits(policy, prompts, tokens.numel()):
         rows, places = (torch.arange(size, device=tokens.device) for size in tokens.shape)
-        return values_without_logits(
+        return predictions_from_hidden(
             policy,
             inputs,
             tokens.shape[1] + 1,
@@ -88,7 +100,7 @@ def plain_logprobs(
     # Padding may be a banned token: any token with a finite logit will do in its place.
     safe_tokens = torch.where(mask, tokens, policy.eos_ids[0])
     logprobs = logits.log_softmax(-1).gather(-1, safe_tokens[..., None])[..., 0]
-    return logprobs, g2rpo.entropy_from_logits(logits)
+    return FromLogits(logprobs, g2rpo.entropy_from_logits(logits))
 
 
 def _responses_a_row(
@@ -123,5 +135,6 @@ def _obstacle(
         tokens[rows],
         mask[rows],
     )
-    (shared, _), (plain, _) = packed_logprobs(*part), plain_logprobs(*part)
+    shared, _ = packed_predictions(*part).values()
+    plain, _ = plain_predictions(*part).values()
     return disagreement(shared[mask[rows]], plain[mask[rows]], policy.model.dtype)

@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of a policy's tokens without their logits, where its head allows.
+"""Predictions of a policy's tokens from hidden states, where its head allows.
 
 The logits of a vocabulary of 150,000 are most of the memory of an update, and
-:func:`g2rpo_torch.logprobs_and_entropy` does without. It needs a linear layer on top of the hidden
+:func:`g2rpo_torch.fused_g2rpo_loss` does without. It needs a linear layer on top of the hidden
 states and nothing else. That is tried on the first prompt of a run, against the model's own logits,
 and given up with one line in the log where the two do not agree.
 """
@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from g2rpo_torch import linear_head, logprobs_and_entropy
+from g2rpo_torch import linear_head
 
 from .policy_model import Policy
+from .predictions import FromHidden
 from .prompts import Inputs, select_rows
 from .sharing import disagreement
 
@@ -51,7 +52,7 @@ def goes_without_logits(policy: Policy, prompts: Inputs, num_tokens: int) -> boo
     return _allows(policy, prompts)
 
 
-def values_without_logits(
+def predictions_from_hidden(
     policy: Policy,
     inputs: dict[str, Any],
     num_last: int,
@@ -59,8 +60,8 @@ def values_without_logits(
     labels: torch.Tensor,
     *,
     temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and entropies of N responses' tokens.
+) -> FromHidden:
+    """Return the predictions of N responses' tokens.
 
     Parameters
     ----------
@@ -82,15 +83,13 @@ def values_without_logits(
     hidden = states[:, -num_last:][places]
     head = linear_head(policy.model.get_output_embeddings(), hidden)
     bias = head.weight.new_zeros(head.weight.shape[0]) if head.bias is None else head.bias
-    return logprobs_and_entropy(
-        hidden,
-        head.weight,
-        labels,
-        bias=bias.index_fill(0, policy.banned_ids, -torch.inf),
-        low_rank=head.low_rank,
-        temperature=temperature,
-        softcap=getattr(policy.model.config.get_text_config(), "final_logit_softcapping", None),
-    )
+    layer = {
+        "bias": bias.index_fill(0, policy.banned_ids, -torch.inf),
+        "low_rank": head.low_rank,
+        "temperature": temperature,
+        "softcap": getattr(policy.model.config.get_text_config(), "final_logit_softcapping", None),
+    }
+    return FromHidden(hidden, labels, head.weight, layer)
 
 
 def _allows(policy: Policy, prompts: Inputs) -> bool:
@@ -114,7 +113,7 @@ def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
     logprobs = policy.masked_logits(output.logits, 1.0).log_softmax(-1)
     plain, labels = logprobs.max(-1)
     places = torch.zeros_like(labels), torch.arange(labels.shape[1], device=labels.device)[None]
-    ours, _ = values_without_logits(
+    ours, _ = predictions_from_hidden(
         policy, prompt, labels.shape[1], places, labels, temperature=1.0
-    )
+    ).values()
     return disagreement(ours.reshape(-1), plain.reshape(-1), policy.model.dtype)

@@ -13,14 +13,15 @@ import torch
 
 import g2rpo
 
-from .head import goes_without_logits, values_without_logits
+from .head import goes_without_logits, predictions_from_hidden
 from .packing import PADDING, PROMPT, Packing, pack
 from .policy_model import Policy
 from .positions import accepts_positions, next_positions, prompt_positions
+from .predictions import FromLogits, Predictions
 from .prompts import Inputs, extend_rows
 
 
-def packed_logprobs(
+def packed_predictions(
     policy: Policy,
     prompts: Inputs,
     groups: torch.Tensor,
@@ -28,8 +29,8 @@ def packed_logprobs(
     mask: torch.Tensor,
     *,
     temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probability and entropy of every token, as ``completion_logprobs`` does."""
+) -> Predictions:
+    """Return the predictions of every token, as ``completion_predictions`` does."""
     prompt_length = prompts["input_ids"].shape[1]
     packing = pack(tokens, mask, groups, len(prompts["input_ids"]))
     positions = prompt_positions(policy.model, prompts)
@@ -43,7 +44,7 @@ def packed_logprobs(
     places = groups[:, None], packing.sources
     if goes_without_logits(policy, prompts, len(inputs["input_ids"]) * num_last):
         ignored = tokens.masked_fill(~mask, -100)
-        return values_without_logits(
+        return predictions_from_hidden(
             policy, inputs, num_last, places, ignored, temperature=temperature
         )
     logits = policy.model(**inputs, use_cache=False, logits_to_keep=num_last).logits
@@ -52,7 +53,7 @@ def packed_logprobs(
     labels = torch.where(mask, tokens, policy.eos_ids[0])
     entropies = g2rpo.entropy_from_logits(logits)
     logprobs = logits.log_softmax(-1)[*places, labels]
-    return logprobs, entropies[places]
+    return FromLogits(logprobs, entropies[places])
 
 
 def packing_obstacle(model: Any) -> str | None:

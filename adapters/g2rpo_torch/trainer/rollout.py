@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import g2rpo
 
-from .forward import plain_logprobs
+from .forward import plain_predictions
 from .policy_model import Policy
 from .prefill import expanded_prompts
 from .prompts import Inputs, select_rows
@@ -127,7 +127,7 @@ def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
     with torch.random.fork_rng(devices=devices):
         trial = _sample(policy, expanded_prompts(policy, prompt, 2), 4, 1.0)
     groups = torch.zeros(2, dtype=torch.int64, device=policy.device)
-    logprobs, _ = plain_logprobs(policy, prompt, groups, trial.tokens, trial.mask)
+    logprobs, _ = plain_predictions(policy, prompt, groups, trial.tokens, trial.mask).values()
     return disagreement(trial.logprobs[trial.mask], logprobs[trial.mask], policy.model.dtype)
 
 

@@ -10,7 +10,7 @@ import torch
 import g2rpo
 from g2rpo.run.description import RunDescription
 
-from .forward import completion_logprobs
+from .forward import completion_logprobs, completion_predictions
 from .policy_model import Policy
 from .prompts import Inputs, select_rows
 
@@ -154,7 +154,7 @@ def _step(
 def _loss(
     policy: Policy, batch: Batch, totals: g2rpo.BatchTotals, description: RunDescription
 ) -> tuple[g2rpo.LossTerms, dict[str, torch.Tensor]]:
-    logprobs, entropies = completion_logprobs(
+    predictions = completion_predictions(
         policy,
         batch.prompts,
         batch.groups,
@@ -162,17 +162,16 @@ def _loss(
         batch.mask,
         temperature=description.rollout.temperature,
     )
-    bounds = logprobs.new_tensor([description.entropy.of(task) for task in description.data.tasks])
+    tasks = description.data.tasks
+    bounds = batch.logprobs.new_tensor([description.entropy.of(task) for task in tasks])
     options = description.optimization
     is_constant = options.aggregation == "constant"
     longest = description.rollout.max_completion_length if is_constant else None
-    return g2rpo.g2rpo_loss(
-        logprobs,
+    return predictions.loss(
         batch.logprobs,
         batch.advantages,
         batch.mask,
-        entropies=entropies,
-        tasks=batch.tasks,
+        batch.tasks,
         entropy_low=bounds[:, 0],
         entropy_high=bounds[:, 1],
         entropy_weight=description.entropy.weight,
