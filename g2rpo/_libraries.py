@@ -66,11 +66,18 @@ def _packed(xp: Namespace, labels: Array, keys: Array) -> Array:
     order = xp.argsort(labels, stable=True)
     labels = gather(xp, labels, order)
     rises = xp.concat([xp.zeros_like(order[:1]), xp.astype(labels[1:] != labels[:-1], xp.int64)])
-    run = xp.empty_like(order).scatter_(0, order, xp.cumulative_sum(rises))
+    run = xp.empty_like(order).scatter_(0, order, rises.cumsum(0))
     # The bits of a float are in the order of its magnitude; -0.0 + 0.0 is 0.0.
     bits = (keys + 0.0).view(xp.int32)
     bits = xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return run * 2**32 + bits
+
+
+def running_sum(xp: Namespace, values: Array) -> Array:
+    """Return 0 and the running sums of integers (N,), in their own dtype; shape (N + 1,)."""
+    if is_torch_array(values):
+        return sys.modules["torch"].nn.functional.pad(values.cumsum(0, dtype=values.dtype), (1, 0))
+    return xp.cumulative_sum(values, dtype=values.dtype, include_initial=True)
 
 
 def run_starts(xp: Namespace, run: Array) -> Array:
@@ -89,7 +96,7 @@ def run_starts(xp: Namespace, run: Array) -> Array:
     else:
         positions = xp.arange(size + 1, dtype=run.dtype, device=device_of(run))
         return xp.astype(xp.searchsorted(run, positions), run.dtype)
-    return xp.cumulative_sum(counts, dtype=run.dtype, include_initial=True)
+    return running_sum(xp, counts)
 
 
 def inverse_permutation(xp: Namespace, order: Array) -> Array:

@@ -93,22 +93,26 @@ def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Arra
     return (numerator + coefficients[0][-1]) / (denominator + coefficients[1][-1])
 
 
-def quantile(xp: Namespace, centre: Array, tail: Array) -> Array:
+def quantile(xp: Namespace, centre: Array, tail: Array, *, smallest: float = 0.0) -> Array:
     r"""Return :math:`\Phi^{-1}(p)` from ``centre`` = p - 1/2 and ``tail`` = min(p, 1 - p).
 
     Taking both spares the cancellation that forming one from the other would bring at either end,
     and makes the result exactly odd in ``centre``: p and 1 - p share their ``tail``. The tail must
-    be positive.
+    be positive; a bound known beforehand spares the region that none of them is in.
     """
     middle = centre * _rational(_CENTRAL, 0.180625 - centre * centre)
     depth = xp.sqrt(-xp.log(tail))
-    outer = xp.where(depth <= 5.0, _rational(_TAIL, depth - 1.6), _rational(_FAR_TAIL, depth - 5.0))
+    outer = _rational(_TAIL, depth - 1.6)
+    if smallest < math.exp(-25.0):
+        outer = xp.where(depth <= 5.0, outer, _rational(_FAR_TAIL, depth - 5.0))
     outer = xp.where(centre < 0.0, -outer, outer)
     return xp.where(xp.abs(centre) <= 0.425, middle, outer)
 
 
-def quantile_of_ratio(xp: Namespace, numerator: Array, denominator: Array, dtype: Array) -> Array:
-    r"""Return :math:`\Phi^{-1}(k / m)` for integer arrays 0 < k < m.
+def quantile_of_ratio(
+    xp: Namespace, numerator: Array, denominator: Array, dtype: Array, *, largest: float = math.inf
+) -> Array:
+    r"""Return :math:`\Phi^{-1}(k / m)` for integer arrays 0 < k < m <= ``largest``.
 
     Mirrored fractions k / m and (m - k) / m give exactly opposite values and m / 2 gives exactly
     0, because the centred fraction and the tail are formed from the integers.
@@ -116,7 +120,7 @@ def quantile_of_ratio(xp: Namespace, numerator: Array, denominator: Array, dtype
     whole = xp.astype(denominator, dtype)
     centre = xp.astype(2 * numerator - denominator, dtype) / (2.0 * whole)
     tail = xp.astype(xp.minimum(numerator, denominator - numerator), dtype) / whole
-    return quantile(xp, centre, tail)
+    return quantile(xp, centre, tail, smallest=1.0 / largest)
 
 
 def density(xp: Namespace, z: Array) -> Array:

@@ -11,7 +11,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from g2rpo._libraries import device_of, gather, inverse_permutation, run_starts, sorted_order
+from g2rpo._libraries import (
+    device_of,
+    gather,
+    inverse_permutation,
+    run_starts,
+    running_sum,
+    sorted_order,
+)
 from g2rpo._typing import Array, Namespace
 
 
@@ -121,5 +128,5 @@ def renumber(xp: Namespace, labels: Array) -> Array:
 
 
 def _integer_sum(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
-    running = xp.cumulative_sum(values, dtype=values.dtype, include_initial=True)
+    running = running_sum(xp, values)
     return gather(xp, running, stop) - gather(xp, running, first)

@@ -209,10 +209,13 @@ def task_sums(
     values = widen(xp, token_values)
     codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(values))
     member = xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
-    member = xp.astype(member, values.dtype)
     of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)
     tokens_of_row = xp.sum(xp.astype(mask, values.dtype), axis=1, keepdims=True)
-    return xp.sum(member * of_row, axis=0), xp.sum(member * tokens_of_row, axis=0)
+    # Selected, not multiplied by 0: an infinite row is its own task's affair.
+    sums, tokens = (
+        xp.sum(xp.where(member, each, 0.0), axis=0) for each in (of_row, tokens_of_row)
+    )
+    return sums, tokens
 
 
 def entropy_penalty(

@@ -156,7 +156,9 @@ def _block_means(
     rank = xp.arange(first.shape[0], dtype=first.dtype, device=device_of(first)) - origin
     ranked = rank < size
     numerator = xp.where(ranked, 2 * rank + 1, 1)
-    quantiles = quantile_of_ratio(xp, numerator, xp.where(ranked, 2 * size, 2), dtype)
+    denominator = xp.where(ranked, 2 * size, 2)
+    largest = 2 * first.shape[0]
+    quantiles = quantile_of_ratio(xp, numerator, denominator, dtype, largest=largest)
     total = exact_sum(xp, quantiles, first, xp.where(wanted, stop, first), bits=QUANTILE_BITS)
     return total / xp.astype(xp.where(wanted, stop - first, 1), dtype)
 

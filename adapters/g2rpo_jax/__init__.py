@@ -1,5 +1,12 @@
 """G²RPO on JAX: the names of the core, beside what only JAX can do."""
 
+from importlib.util import find_spec
+
+if find_spec("jax") is None:
+    raise ImportError(
+        'g2rpo_jax needs jax, which the core does not install; run: pip install "g2rpo[jax]"'
+    )
+
 from g2rpo import (
     ESTIMATORS,
     BatchTotals,
@@ -33,12 +40,16 @@ from g2rpo import (
     task_means,
 )
 
+from .collectives import GatheredRollouts, gather_rollouts, reduce_totals
+from .logprobs import logprobs_and_entropy
+
 __all__ = [
     "ESTIMATORS",
     "BatchTotals",
     "EMAState",
     "EntropyBounds",
     "EntropyControl",
+    "GatheredRollouts",
     "LengthCalibration",
     "LengthTarget",
     "LengthTargets",
@@ -53,14 +64,17 @@ __all__ = [
     "entropy_from_probs",
     "entropy_penalty",
     "g2rpo_loss",
+    "gather_rollouts",
     "gaussian_advantages",
     "gdpo_advantages",
     "grpo_advantages",
     "kl_penalty",
     "length_quantiles",
     "length_reward",
+    "logprobs_and_entropy",
     "match_gaussian",
     "policy_loss",
+    "reduce_totals",
     "register_estimator",
     "rloo_advantages",
     "task_means",

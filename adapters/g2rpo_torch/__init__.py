@@ -1,5 +1,12 @@
 """G²RPO on PyTorch: the names of the core, beside what only PyTorch can do."""
 
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ImportError(
+        'g2rpo_torch needs torch, which the core does not install; run: pip install "g2rpo[torch]"'
+    )
+
 from g2rpo import (
     ESTIMATORS,
     BatchTotals,

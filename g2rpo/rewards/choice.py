@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from .truth import bad_truth, truth_text
 
 _LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]|\b)")
+_MUST = "begin with the letter of an option"
 
 
-def choice_match(answer: str, truth: str) -> float:
+def choice_match(answer: str, truth: Any) -> float:
     """Return 1 if the answer begins with the right letter, else 0.
 
     Parameters
@@ -30,8 +34,8 @@ def choice_match(answer: str, truth: str) -> float:
     >>> choice_match("(b) left", "B"), choice_match("left", "B")
     (1.0, 0.0)
     """
-    right = _LETTER.match(truth.strip())
+    right = _LETTER.match(truth_text(truth, _MUST))
     if right is None:
-        raise ValueError(f"truth is {truth!r}; it must begin with the letter of an option")
+        raise bad_truth(truth, _MUST)
     given = _LETTER.match(answer.strip())
     return float(given is not None and given[1].upper() == right[1].upper())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
+
+from .truth import bad_truth, truth_text
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
+_MUST = "be a finite number"
 
 
-def number_match(answer: str, truth: str) -> float:
+def number_match(answer: str, truth: Any) -> float:
     """Return 1 if two numbers are equal to two decimals, else 0.
 
     Parameters
     ----------
     answer : str
         A text that is one number; thousands separators are fine.
-    truth : str
+    truth : str or number
         The right number.
 
     Returns
@@ -34,11 +38,11 @@ def number_match(answer: str, truth: str) -> float:
     >>> number_match("82.0", "82"), number_match("eighty-two", "82")
     (1.0, 0.0)
     """
-    right, given = _truth(truth), _parse(answer)
+    right, given = _truth(truth), parse_number(answer)
     return float(given is not None and round(given, 2) == round(right, 2))
 
 
-def mean_relative_accuracy(answer: str, truth: str) -> float:
+def mean_relative_accuracy(answer: str, truth: Any) -> float:
     """Return the share of thresholds .5, .55, …, .95 that a number's relative error respects.
 
     An answer passes threshold t if ``|answer - truth| / |truth| < 1 - t``.
@@ -47,7 +51,7 @@ def mean_relative_accuracy(answer: str, truth: str) -> float:
     ----------
     answer : str
         A text that is one number.
-    truth : str
+    truth : str or number
         The right number. For 0 only 0 is right.
 
     Returns
@@ -65,7 +69,7 @@ def mean_relative_accuracy(answer: str, truth: str) -> float:
     >>> mean_relative_accuracy("10", "10"), mean_relative_accuracy("12", "10")
     (1.0, 0.6)
     """
-    right, given = _truth(truth), _parse(answer)
+    right, given = _truth(truth), parse_number(answer)
     if given is None:
         return 0.0
     if right == 0:
@@ -76,7 +80,14 @@ def mean_relative_accuracy(answer: str, truth: str) -> float:
     return passed / len(_THRESHOLDS)
 
 
-def _parse(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
+    """Return the finite number that a text is, or None.
+
+    Examples
+    --------
+    >>> parse_number(" 1,250.5 "), parse_number("about 3"), parse_number("1e999")
+    (1250.5, None, None)
+    """
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         return None
@@ -84,8 +95,8 @@ def _parse(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _truth(text: str) -> float:
-    number = _parse(text)
+def _truth(truth: Any) -> float:
+    number = parse_number(truth_text(truth, _MUST))
     if number is None:
-        raise ValueError(f"truth is {text!r}; it must be a finite number")
+        raise bad_truth(truth, _MUST)
     return number

@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .boxes import box_iou
-from .choice import choice_match
-from .numbers import mean_relative_accuracy, number_match
+from .custom import function_name
+from .registry import ACCURACY, STRUCTURE, RewardFunction, find_type
 from .response import parse_response
-from .text import character_accuracy
+from .truth import TruthError, shown
 
 ACCURACY_WEIGHT = 0.9
 FORMAT_WEIGHT = 0.1
+STRUCTURE_WEIGHT = 0.5
 
-ACCURACY: dict[str, Callable[[str, str], float]] = {
-    "spatial grounding": box_iou,
-    "numerical": number_match,
-    "maths": number_match,
-    "multiple choice": choice_match,
-    "regression": mean_relative_accuracy,
-    "character OCR": character_accuracy,
-}
-"""Problem type -> function of (answer, truth) with values from 0 to 1."""
+
+class BadRewardError(ValueError):
+    """A reward function returned something else than a finite number."""
+
+
+class Weights(NamedTuple):
+    """What the components of a reward weigh in its total; the paper's by default.
+
+    Examples
+    --------
+    >>> Weights(structure=0)
+    Weights(accuracy=0.9, format=0.1, structure=0)
+    """
+
+    accuracy: float = ACCURACY_WEIGHT
+    format: float = FORMAT_WEIGHT
+    structure: float = STRUCTURE_WEIGHT
+
+
+PAPER_WEIGHTS = Weights()
+
+
+class Components(NamedTuple):
+    """Reward components of one response, from 0 to 1.
+
+    Attributes
+    ----------
+    accuracy : float
+        By the record's problem type; a user's own function may leave 0 to 1. NaN is absent.
+    format : float
+        1 if the response is one thought and one answer, else 0.
+    structure : float
+        How much of the shape that the problem type asks for the answer has; 0 if the format fails.
+    """
+
+    accuracy: float
+    format: float
+    structure: float
+
+    def total(self, weights: Weights = PAPER_WEIGHTS) -> float:
+        """Return the weighted sum of the components.
+
+        Parameters
+        ----------
+        weights : Weights
+            By default ``.9 * accuracy + .1 * format + .5 * structure``, at most 1.5.
+
+        Returns
+        -------
+        float
+            In reward units; NaN if a component is.
+
+        Examples
+        --------
+        >>> Components(1.0, 1.0, 1.0).total(), Components(0.5, 1.0, 1.0).total(Weights(1, 0, 0))
+        (1.5, 0.5)
+        """
+        return sum(weight * part for weight, part in zip(weights, self, strict=True))
 
 
 class Score(NamedTuple):
-    """Reward components of one response, each from 0 to 1.
+    """Accuracy and format of one response, each from 0 to 1.
 
     Attributes
     ----------
@@ -44,7 +94,7 @@ class Score(NamedTuple):
 
 
 def score(record: Mapping[str, Any], response: str) -> Score:
-    """Score one response.
+    """Score one response by accuracy and format, without structure.
 
     Parameters
     ----------
@@ -63,17 +113,146 @@ def score(record: Mapping[str, Any], response: str) -> Score:
     ValueError
         If the problem type is unknown, or the record's answer does not fit it.
 
+    See Also
+    --------
+    components : with the structure.
+    g2rpo.rewards.RewardPool : many responses, in processes with a time limit.
+
     Examples
     --------
     >>> score({"problem_type": "maths", "answer": "7"}, "<answer>7</answer>")
     Score(reward=0.9, accuracy=1.0, format=0.0)
     """
-    problem_type = record["problem_type"]
-    if problem_type not in ACCURACY:
-        raise ValueError(f"problem_type is {problem_type!r}; it must be one of {sorted(ACCURACY)}")
-    parsed = parse_response(response)
-    accuracy = 0.0
-    if parsed.answer is not None:
-        accuracy = ACCURACY[problem_type](parsed.answer, record["answer"])
-    form = float(parsed.well_formed)
-    return Score(ACCURACY_WEIGHT * accuracy + FORMAT_WEIGHT * form, accuracy, form)
+    parts = components(record, response)
+    reward = ACCURACY_WEIGHT * parts.accuracy + FORMAT_WEIGHT * parts.format
+    return Score(reward, parts.accuracy, parts.format)
+
+
+def components(
+    record: Mapping[str, Any],
+    response: str,
+    functions: Mapping[str, RewardFunction] | None = None,
+) -> Components:
+    """Return the reward components of one response.
+
+    Parameters
+    ----------
+    record : mapping
+        With ``problem_type`` and ``answer``.
+    response : str
+        Everything that the policy wrote.
+    functions : mapping, optional
+        Problem type -> function of (answer, truth), all that count; :data:`ACCURACY` by default.
+
+    Returns
+    -------
+    Components
+        A response without answer tags has accuracy 0, and its function is not called.
+
+    Raises
+    ------
+    ValueError
+        If the problem type is unknown, the record's answer does not fit it, or the function returns
+        anything but a finite number.
+
+    Examples
+    --------
+    >>> record = {"problem_type": "temporal grounding", "answer": '{"time": [0, 4]}'}
+    >>> components(record, '<think>early</think><answer>{"time": [0, 2]}</answer>')
+    Components(accuracy=0.5, format=1.0, structure=1.0)
+    >>> components(record, "<answer>from [0, 2]</answer>")
+    Components(accuracy=0.5, format=0.0, structure=0.0)
+    """
+    functions = ACCURACY if functions is None else functions
+    problem_type = find_type(record["problem_type"], functions)
+    function, truth = functions[problem_type], record["answer"]
+    answer, well_formed = parse_response(response)
+    if answer is None:
+        return Components(0.0, 0.0, 0.0)
+    try:
+        accuracy = _finite(function(answer, truth), function)
+    except TruthError as error:
+        raise TruthError(f"answer of a {problem_type!r} record: {error}") from None
+    structure = _structure(function, answer, truth) if well_formed else 0.0
+    return Components(accuracy, float(well_formed), structure)
+
+
+def check_record(
+    record: Mapping[str, Any], functions: Mapping[str, RewardFunction] | None = None
+) -> None:
+    """Raise if a record cannot be scored, before anything is sampled for it.
+
+    Parameters
+    ----------
+    record : mapping
+        With ``problem_type`` and ``answer``.
+    functions : mapping, optional
+        As in :func:`components`. What a user's own function takes is not known, so only the
+        problem type is checked.
+
+    Raises
+    ------
+    ValueError
+        If the problem type is unknown, or the record's answer does not fit it.
+
+    Examples
+    --------
+    >>> check_record({"problem_type": "regression", "answer": "about ten"})
+    Traceback (most recent call last):
+        ...
+    g2rpo.rewards.truth.TruthError: answer of a 'regression' record: truth is 'about ten';
+    it must be a finite number
+    """
+    functions = ACCURACY if functions is None else functions
+    problem_type = find_type(record["problem_type"], functions)
+    if is_builtin(functions[problem_type]):
+        components(record, "<answer></answer>", functions)
+
+
+_BUILTIN = tuple(ACCURACY.items())
+
+
+def is_builtin(function: RewardFunction) -> bool:
+    """Tell whether a function is one of this package, which raises on no answer.
+
+    Examples
+    --------
+    >>> is_builtin(ACCURACY["maths"]), is_builtin(len)
+    (True, False)
+    """
+    return any(function is builtin for _, builtin in _BUILTIN)
+
+
+def registered() -> dict[str, RewardFunction]:
+    """Return what has been put into :data:`ACCURACY` since this package was imported.
+
+    Examples
+    --------
+    >>> registered()
+    {}
+    """
+    return {
+        name: function
+        for name, function in ACCURACY.items()
+        if not any(name == known and function is builtin for known, builtin in _BUILTIN)
+    }
+
+
+def _structure(function: RewardFunction, answer: str, truth: Any) -> float:
+    # A function of the user's has answers of its own, even under the name of a built-in type.
+    shapes = [STRUCTURE.get(name) for name, builtin in _BUILTIN if builtin is function]
+    shape = shapes[0] if shapes else None
+    return 1.0 if shape is None else shape(answer, truth)
+
+
+def _finite(value: Any, function: RewardFunction) -> float:
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except Exception:  # whatever the value's own conversion may raise
+        number = math.nan
+    if not math.isfinite(number):
+        name = function_name(function)
+        raise BadRewardError(
+            f"reward function {name} returned {shown(value)}; it must return a finite number"
+        )
+    return number

@@ -1,9 +1,48 @@
-"""Read text: 1 − character error rate."""
+"""Read text: 1 − word error rate, 1 − character error rate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
 
-def character_accuracy(answer: str, truth: str) -> float:
+from .libraries import library
+from .truth import truth_text
+
+_MUST = "contain the text that is to be read"
+
+
+def word_accuracy(answer: str, truth: Any) -> float:
+    """Return ``max(0, 1 - WER)``: one less the word error rate.
+
+    The word error rate is the smallest number of words to insert, delete or replace, over the
+    number of words that are written.
+
+    Parameters
+    ----------
+    answer : str
+        What the policy read. Words are what white space separates; letter case counts.
+    truth : str
+        What is written, not empty.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If ``truth`` is empty.
+
+    Examples
+    --------
+    >>> word_accuracy("no  parking here", "no parking here"), word_accuracy("parking", "no parking")
+    (1.0, 0.5)
+    """
+    return _accuracy(*numbered(answer.split(), truth_text(truth, _MUST).split()))
+
+
+def character_accuracy(answer: str, truth: Any) -> float:
     """Return ``max(0, 1 - edits / len(truth))``, edits being the Levenshtein distance.
 
     Parameters
@@ -28,9 +67,25 @@ def character_accuracy(answer: str, truth: str) -> float:
     >>> character_accuracy("7A8", "7A8"), character_accuracy("78", "7A8B")
     (1.0, 0.5)
     """
-    from rapidfuzz.distance import Levenshtein
+    return _accuracy(answer.strip(), truth_text(truth, _MUST))
 
-    expected = truth.strip()
-    if not expected:
-        raise ValueError("truth is empty; it must contain the text that is to be read")
-    return max(0.0, 1 - Levenshtein.distance(answer.strip(), expected) / len(expected))
+
+def numbered(*texts: Sequence[str]) -> list[list[int]]:
+    """Return sequences of words as sequences of numbers, the same number for the same word.
+
+    RapidFuzz compares the elements of a list by their hash; numbers are their own.
+
+    Examples
+    --------
+    >>> numbered(["to", "be"], ["be"])
+    [[0, 1], [1]]
+    """
+    numbers: dict[str, int] = {}
+    return [[numbers.setdefault(word, len(numbers)) for word in words] for words in texts]
+
+
+def _accuracy(given: Sequence[Any], expected: Sequence[Any]) -> float:
+    distance = library("rapidfuzz.distance", "the distance of two texts").Levenshtein.distance
+    # Past the length of what is expected the reward is 0 anyway, so RapidFuzz may stop counting.
+    edits: int = distance(given, expected, score_cutoff=len(expected))
+    return max(0.0, 1 - edits / len(expected))

@@ -50,7 +50,7 @@ class Maths(Task[MathsScene]):
 
     name = "maths"
     family = "maths"
-    problem_type = "maths"
+    problem_type = "numerical"
     reward_kind = "binary"
 
     def scene(self, rng: np.random.Generator, level: int) -> MathsScene:

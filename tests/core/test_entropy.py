@@ -72,6 +72,15 @@ def test_task_means(library, rng):
     assert library.numpy(present).tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_stays_in_its_task(library, bad):
+    arrays = [library.array(np.asarray(x)) for x in ([[1.0], [bad]], [[True], [True]], [0, 1])]
+    means = library.numpy(task_means(*arrays, 3)[0])
+    assert means[0] == 1
+    assert not np.isfinite(means[1])
+    assert means[2] == 0
+
+
 def test_penalty_and_its_direction(library):
     low, high = np.full(4, 0.2), np.asarray([0.6, 0.6, 0.6, np.inf])
     entropy = np.asarray([0.1, 0.4, 0.9, 50.0])

@@ -1,13 +1,9 @@
-"""Rewards: the value of every kind of answer, and no text that breaks one."""
+"""Boxes, numbers, letters, characters, and the parts of a response: values worked out by hand."""
 
-import math
-
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from g2rpo.rewards import (
-    ACCURACY,
     box_iou,
     character_accuracy,
     choice_match,
@@ -16,15 +12,6 @@ from g2rpo.rewards import (
     parse_response,
     score,
 )
-
-TRUTHS = {
-    "spatial grounding": "[1,2,30,40]",
-    "numerical": "3",
-    "maths": "-82.5",
-    "multiple choice": "B",
-    "regression": "17",
-    "character OCR": "7A8",
-}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +23,7 @@ TRUTHS = {
         ("[10,0,20,10]", 0.0),
         ("[10,10,0,0]", 0.0),
         ("[0,0,10]", 0.0),
+        ('{"boxes": [0, 0, 1e1, 5.0]}', 0.5),
         ("", 0.0),
     ],
 )
@@ -100,6 +88,13 @@ def test_character_accuracy(answer, expected):
         ("<think><answer>3</answer></think><answer>4</answer>", "4", False),
         ("<think></think><answer>3</answer><answer>4</answer>", "4", False),
         ("<think>a</think></think><answer>4</answer>", "4", False),
+        ("<thinking>a</thinking><answer>4</answer>", "4", True),
+        ("<think>a</thinking><answer>4</answer>", "4", False),
+        ("<think>a</think>so<answer>4</answer>", "4", False),
+        ("</think>a<think><answer>4</answer>", "4", False),
+        ("<answer>3<answer>4</answer>", "3<answer>4", False),
+        ("</answer><answer>4</answer></answer>", "4", False),
+        ("<answer>3</answer><answer>4", "3", False),
         ("", None, False),
     ],
 )
@@ -113,20 +108,6 @@ def test_format_and_accuracy_add_up():
     assert score(record, "<answer>4</answer>").reward == pytest.approx(0.9)
     assert score(record, "<think></think><answer>5</answer>").reward == pytest.approx(0.1)
     assert score(record, "4").reward == 0.0
-
-
-TAGS = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "[", "]", ",", "1", "e9", "B"]
-)
-
-
-@pytest.mark.parametrize("problem_type", list(ACCURACY))
-@given(pieces=st.lists(TAGS | st.text(max_size=12), max_size=12))
-def test_any_response_scores_a_number_from_0_to_1(problem_type, pieces):
-    record = {"problem_type": problem_type, "answer": TRUTHS[problem_type]}
-    for text in ("".join(pieces), f"<think></think><answer>{''.join(pieces)}</answer>"):
-        scores = score(record, text)
-        assert all(math.isfinite(value) and 0 <= value <= 1 for value in scores)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +129,13 @@ def test_a_record_without_a_usable_answer_says_so(problem_type, truth):
 def test_unknown_problem_type_names_the_known_ones():
     with pytest.raises(ValueError, match=r"problem_type is 'poetry'; .*'maths'"):
         score({"problem_type": "poetry", "answer": ""}, "")
+    with pytest.raises(ValueError, match="did you mean 'tracking'"):
+        score({"problem_type": "trackin", "answer": ""}, "")
+
+
+def test_a_truth_may_be_a_value_or_stand_in_tags():
+    assert number_match("7", 7) == number_match("7", 7.001) == 1
+    assert number_match("7", "<answer> 7 </answer>") == 1
+    assert number_match("7", np.int64(7)) == 1
+    assert box_iou("[0,0,10,5]", np.array([0, 0, 10, 10])) == 0.5
+    assert box_iou("[0,0,10,5]", [0, 0, 10, 10]) == box_iou("[0,0,10,5]", {"boxes": [0, 0, 10, 10]})

@@ -1,0 +1,140 @@
+"""Statistics of a batch that several devices share: gather its rollouts, add up its totals.
+
+These are for the inside of ``jax.shard_map`` (or of ``vmap`` with an axis name), where every
+device sees its own part of the batch. Outside, under ``jax.jit``, arrays are global however they
+are sharded, and there is nothing to gather.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from g2rpo import BatchTotals
+
+__all__ = ["GatheredRollouts", "gather_rollouts", "reduce_totals"]
+
+AxisName: TypeAlias = str | tuple[str, ...]
+
+
+class GatheredRollouts(NamedTuple):
+    """The rollouts of all devices along the mesh axes, in the order of their shards.
+
+    Attributes
+    ----------
+    arrays : tuple of Array
+        As given, with the rows of every device; without gradient.
+    local : Array
+        int32, shape (N,): the rows of this device.
+    """
+
+    arrays: tuple[Array, ...]
+    local: Array
+
+
+def gather_rollouts(*arrays: Array, axis_name: AxisName) -> GatheredRollouts:
+    """Bring the per-rollout vectors of all devices together, bit for bit.
+
+    Advantages and other statistics that are computed from the result are those of the global
+    batch, however it is spread: a group's rollouts, and a task's, may be on several devices.
+
+    Parameters
+    ----------
+    *arrays : Array
+        Rewards, group and task labels, lengths: anything with one row a rollout, shapes (N, ...)
+        with this device's N. Labels must mean the same everywhere: number prompts across devices.
+    axis_name : str or tuple of str
+        The mesh axis, or axes, that rollouts are sharded over, as in their ``PartitionSpec``.
+
+    Returns
+    -------
+    GatheredRollouts
+        The arrays with all rows, and which rows are this device's own.
+
+    Raises
+    ------
+    TypeError
+        If nothing is given, or something that is no ``jax.Array``.
+    ValueError
+        If the arrays differ in length.
+
+    Notes
+    -----
+    One ``all_gather`` an array. As JAX sees it, the result varies over the axes, though it is
+    the same everywhere: what is computed from it and returned as replicated has to be made so,
+    by ``jax.lax.pmax`` for instance.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from g2rpo import grpo_advantages
+    >>> def advantages(rewards, groups):
+    ...     (rewards, groups), local = gather_rollouts(rewards, groups, axis_name="data")
+    ...     return grpo_advantages(rewards, groups, scale="none")[local]
+    >>> shards = jnp.array([[0.0, 2.0], [3.0, 4.0]]), jnp.array([[7, 7], [8, 7]])
+    >>> jax.vmap(advantages, axis_name="data")(*shards)  # as on two devices
+    Array([[-2.,  0.],
+           [ 0.,  2.]], dtype=float32)
+    """
+    rows = _rows_of(arrays)
+    whole = tuple(lax.all_gather(lax.stop_gradient(x), axis_name, tiled=True) for x in arrays)
+    start = lax.axis_index(axis_name) * rows
+    return GatheredRollouts(whole, start + jnp.arange(rows, dtype=start.dtype))
+
+
+def reduce_totals(totals: BatchTotals, /, *, axis_name: AxisName) -> BatchTotals:
+    """Add up what each device counted of its own part of the mini-batch.
+
+    With the result, the losses that :func:`g2rpo.g2rpo_loss` gives on all devices add up to that
+    of the whole mini-batch, and so do their gradients: add them with ``jax.lax.psum``.
+
+    Parameters
+    ----------
+    totals : BatchTotals
+        Of this device's rollouts, from :func:`g2rpo.batch_totals`.
+    axis_name : str or tuple of str
+        The mesh axis, or axes, that rollouts are sharded over.
+
+    Returns
+    -------
+    BatchTotals
+        Of all of them, the same on every device.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from g2rpo import batch_totals
+    >>> mask = jnp.array([[[True, True]], [[True, False]]])  # of two devices
+    >>> count = lambda mask: reduce_totals(batch_totals(mask), axis_name="data").tokens
+    >>> jax.vmap(count, axis_name="data")(mask)
+    Array([3., 3.], dtype=float32)
+    """
+    tokens, sequences, task_tokens, task_entropy = totals
+    if task_tokens is None or task_entropy is None:
+        return BatchTotals(*lax.psum((tokens, sequences), axis_name))
+    parts = (tokens, sequences, task_tokens, task_entropy * task_tokens)
+    tokens, sequences, task_tokens, entropy = lax.psum(parts, axis_name)
+    # A task without tokens has a sum of 0 too.
+    return BatchTotals(tokens, sequences, task_tokens, entropy / jnp.maximum(task_tokens, 1.0))
+
+
+def _rows_of(arrays: tuple[Array, ...]) -> int:
+    """Return the number of rollouts of this device."""
+    if not arrays:
+        raise TypeError("gather_rollouts needs at least one array")
+    for index, array in enumerate(arrays):
+        if not isinstance(array, jax.Array):
+            raise TypeError(f"arrays[{index}] must be a jax.Array, got {type(array).__name__}")
+        if array.ndim == 0:
+            raise ValueError(f"arrays[{index}] must have shape (N, ...), got ()")
+        if array.shape[0] != arrays[0].shape[0]:
+            raise ValueError(
+                f"arrays[{index}] must have as many rows as arrays[0], {arrays[0].shape[0]}, "
+                f"got shape {array.shape}"
+            )
+    return arrays[0].shape[0]

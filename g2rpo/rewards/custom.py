@@ -1,0 +1,131 @@
+"""Reward functions of one's own, as Python functions or by their import path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from .registry import ACCURACY, RewardFunction, did_you_mean
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """Return the function that an import path ``module:function`` names.
+
+    Parameters
+    ----------
+    path : str
+        Such as ``my_rewards.colours:colour_match``. Importing runs the module's code, so a path
+        must come from the user, never from data.
+
+    Returns
+    -------
+    callable
+        What stands at that name.
+
+    Raises
+    ------
+    ValueError
+        If the path has no such form, or names nothing that can be called.
+
+    Examples
+    --------
+    >>> load_function("g2rpo.rewards:box_iou").__name__
+    'box_iou'
+    >>> load_function("g2rpo.rewards:box_iuo")
+    Traceback (most recent call last):
+        ...
+    ValueError: reward function 'g2rpo.rewards:box_iuo': module g2rpo.rewards has no 'box_iuo';
+    did you mean 'box_iou'?
+    """
+    module_name, colon, name = path.partition(":")
+    if not colon or not module_name or not name:
+        raise ValueError(f"reward function is {path!r}; it must be 'module:function'")
+    found: Any = _module(module_name, path)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            hint = did_you_mean(part, dir(found))
+            where = f"module {module_name} has no {part!r}"
+            raise ValueError(f"reward function {path!r}: {where}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        kind = type(found).__name__
+        raise ValueError(f"reward function {path!r} is of type {kind}; it must be a function")
+    return found  # type: ignore[no-any-return]
+
+
+def with_own(
+    functions: Mapping[str, RewardFunction | str] | None = None,
+) -> dict[str, RewardFunction]:
+    """Return :data:`g2rpo.rewards.ACCURACY` together with a user's own functions.
+
+    Parameters
+    ----------
+    functions : mapping, optional
+        Problem type -> function, or its import path. A name that exists is replaced.
+
+    Returns
+    -------
+    dict
+        Problem type -> function.
+
+    Raises
+    ------
+    ValueError
+        If a path leads nowhere.
+    TypeError
+        If a value is neither a function nor a path.
+
+    Examples
+    --------
+    >>> with_own({"colour": "g2rpo.rewards:choice_match"})["colour"].__name__
+    'choice_match'
+    """
+    own = {}
+    for problem_type, function in (functions or {}).items():
+        if isinstance(function, str):
+            own[problem_type] = load_function(function)
+        elif callable(function):
+            own[problem_type] = function
+        else:
+            kind = type(function).__name__
+            raise TypeError(
+                f"reward function of {problem_type!r} is of type {kind}; it must be a function "
+                "or its import path 'module:function'"
+            )
+    return ACCURACY | own
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return the import path by which people know a function.
+
+    Examples
+    --------
+    >>> from g2rpo.rewards import box_iou
+    >>> function_name(box_iou)
+    'g2rpo.rewards.boxes:box_iou'
+    """
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', None) or '?'}:{name}"
+
+
+def _module(name: str, path: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that exists but misses one of its own imports is another matter.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(path, name, error) from error
+        parent, _, last = error.name.rpartition(".")
+        places = getattr(sys.modules[parent], "__path__", ()) if parent else None
+        hint = did_you_mean(last, {module.name for module in iter_modules(places)})
+        raise ValueError(f"reward function {path!r}: no module {error.name!r}{hint}") from None
+    except Exception as error:
+        raise _failed(path, name, error) from error
+
+
+def _failed(path: str, module: str, error: Exception) -> ValueError:
+    kind = type(error).__name__
+    return ValueError(f"reward function {path!r}: importing {module} raised {kind}: {error}")

@@ -1,0 +1,59 @@
+"""One response scored, and whatever happens while it is: the same in every process."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from .custom import function_name
+from .libraries import MissingLibraryError
+from .registry import RewardFunction
+from .score import BadRewardError, Components, components
+from .truth import TruthError
+
+Fault = Literal["truth", "library", "error", "timeout", "died"]
+
+
+class Job(NamedTuple):
+    """What it takes to score a response; ``problem_type`` is a key of the functions."""
+
+    problem_type: str
+    truth: Any
+    response: str
+
+
+class Outcome(NamedTuple):
+    """Components, or what went wrong: its kind, a line for people, and the traceback if any."""
+
+    components: Components | None
+    fault: Fault | None = None
+    message: str = ""
+    trace: str = ""
+
+
+def evaluate(job: Job, functions: Mapping[str, RewardFunction]) -> Outcome:
+    """Score one response and never raise.
+
+    Examples
+    --------
+    >>> from g2rpo.rewards import ACCURACY
+    >>> evaluate(Job("numerical", "7", "<answer>7</answer>"), ACCURACY).components
+    Components(accuracy=1.0, format=0.0, structure=0.0)
+    >>> evaluate(Job("numerical", "?", "<answer>7</answer>"), ACCURACY).fault
+    'truth'
+    """
+    record = {"problem_type": job.problem_type, "answer": job.truth}
+    try:
+        return Outcome(components(record, job.response, functions))
+    except TruthError as error:
+        return Outcome(None, "truth", str(error))
+    except MissingLibraryError as error:
+        return Outcome(None, "library", str(error))
+    except BadRewardError as error:
+        return Outcome(None, "error", str(error))
+    # A function of the user's may raise anything; sys.exit() in it must not end the run.
+    except (Exception, SystemExit) as error:
+        name, kind = function_name(functions[job.problem_type]), type(error).__name__
+        message = f"reward function {name} raised {kind}: {error}"
+        return Outcome(None, "error", message, traceback.format_exc())

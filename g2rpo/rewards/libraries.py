@@ -1,0 +1,31 @@
+"""Libraries that some rewards stand on, loaded when the first answer needs them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+class MissingLibraryError(ImportError):
+    """A reward needs a library that is not installed."""
+
+
+def library(module: str, purpose: str) -> Any:
+    """Return a module, or say which extra brings it.
+
+    Examples
+    --------
+    >>> library("math", "counting").floor(2.5)
+    2
+    >>> library("g2rpo_abacus", "counting")
+    Traceback (most recent call last):
+        ...
+    g2rpo.rewards.libraries.MissingLibraryError: counting needs g2rpo_abacus;
+    pip install "g2rpo[rewards]"
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        text = f'{purpose} needs {name}; pip install "g2rpo[rewards]"'
+        raise MissingLibraryError(text, name=error.name) from error

@@ -1,0 +1,125 @@
+"""Segmentation by a box and points: prompts for a model that turns them into a mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from .answers import as_number, as_numbers, as_points, read_object
+from .boxes import Box, as_box, overlap
+from .libraries import library
+from .truth import bad_truth, truth_text
+
+SIGMA = 50.0
+"""Distance, in the units of the points, at which their similarity is exp(−1/2)."""
+
+TIME_SCALE = 2.0
+"""Seconds by which a moment may be off until its similarity is exp(−1)."""
+
+# Nothing is left of the similarity here, and sums of such distances cannot overflow.
+_FARTHEST = 1e6
+_MUST = (
+    'be {"boxes": [x1,y1,x2,y2], "positive_points": [[x,y], …], "negative_points": [[x,y], …]}, '
+    'with "time": t in a video'
+)
+
+Points = list[list[float]]
+
+
+class Prompts(NamedTuple):
+    """A box, points on the object and beside it, and a moment; None for what cannot be read."""
+
+    box: Box | None
+    positive: Points | None
+    negative: Points | None
+    time: float | None
+
+
+def segmentation_match(answer: str, truth: Any) -> float:
+    """Return how near a box and points are to the right ones.
+
+    Image: ``.5 * IoU + .25 * positive + .25 * negative``. Video, where the truth has a time:
+    ``.3 * IoU + .3 * exp(-|t - t'| / 2) + .2 * positive + .2 * negative``, in seconds.
+
+    Parameters
+    ----------
+    answer : str
+        ``{"boxes": [x1, y1, x2, y2], "positive_points": [[x, y], …], "negative_points": …}``, with
+        ``"time": t`` in a video.
+    truth : str or dict
+        The same.
+
+    Returns
+    -------
+    float
+        From 0 to 1. A part that is missing or unreadable scores 0, the others count nonetheless.
+
+    Raises
+    ------
+    ValueError
+        If ``truth`` is no such object.
+
+    See Also
+    --------
+    point_similarity : positive and negative points.
+
+    Examples
+    --------
+    >>> truth = {"boxes": [0, 0, 9, 9], "positive_points": [[3, 4]], "negative_points": [[9, 0]]}
+    >>> segmentation_match('{"boxes": [0, 0, 9, 9], "positive_points": [[3, 4]]}', truth)
+    0.75
+    """
+    right = read_object(truth_text(truth, _MUST))
+    box, positive, negative, time = _read(right)
+    if box is None or positive is None or negative is None or (time is None and "time" in right):
+        raise bad_truth(truth, _MUST)
+    given = _read(read_object(answer))
+    area = overlap(given.box, box)
+    points = point_similarity(given.positive, positive), point_similarity(given.negative, negative)
+    if time is None:
+        return 0.5 * area + 0.25 * points[0] + 0.25 * points[1]
+    moment = 0.0
+    if given.time is not None:
+        moment = math.exp(-abs(given.time - time) / TIME_SCALE)
+    return 0.3 * area + 0.3 * moment + 0.2 * points[0] + 0.2 * points[1]
+
+
+def point_similarity(points: Points | None, targets: Points) -> float:
+    """Return ``exp(-d² / (2 · 50²))``, d being the mean distance under the best assignment.
+
+    Parameters
+    ----------
+    points : list of [x, y] or None
+        As many as there are targets, in any order.
+    targets : list of [x, y]
+        At least one.
+
+    Returns
+    -------
+    float
+        From 0 to 1; 0 for another number of points.
+
+    Examples
+    --------
+    >>> point_similarity([[10, 0], [0, 0]], [[0, 0], [10, 0]]), point_similarity([[1, 1]], [])
+    (1.0, 0.0)
+    """
+    if points is None or not targets or len(points) != len(targets):
+        return 0.0
+    assign = library("scipy.optimize", "the best assignment of points").linear_sum_assignment
+    distances = [[_distance(point, target) for target in targets] for point in points]
+    mean = sum(distances[row][column] for row, column in zip(*assign(distances), strict=True))
+    return math.exp(-((mean / len(targets)) ** 2) / (2 * SIGMA**2))
+
+
+def _distance(point: list[float], target: list[float]) -> float:
+    return min(math.hypot(point[0] - target[0], point[1] - target[1]), _FARTHEST)
+
+
+def _read(given: dict[str, Any]) -> Prompts:
+    return Prompts(
+        box=as_box(as_numbers(given.get("boxes"), 4)),
+        positive=as_points(given.get("positive_points")),
+        negative=as_points(given.get("negative_points")),
+        time=as_number(given.get("time")),
+    )

@@ -1,0 +1,242 @@
+"""Many responses scored in processes of their own, each within a time limit."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from .crew import Crew
+from .custom import with_own
+from .evaluate import Fault, Job, Outcome, evaluate
+from .registry import RewardFunction, find_type
+from .response import parse_response
+from .results import Failure, RewardError, Scored
+from .score import Components, registered
+from .truth import TruthError
+
+
+class RewardPool:
+    """Processes that score responses, each response within a time limit.
+
+    Made once per run: a process takes a moment to start. A response that takes too long costs its
+    process, which is killed and replaced; so does one that crashes it.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Number of processes; by default that of the cores, at most 8. With 0 everything is scored in
+        this process, without limit: nothing starts, and a function may be a lambda.
+    functions : mapping, optional
+        Problem type -> function of (answer, truth), or its import path ``module:function``, in
+        addition to :data:`ACCURACY`. Functions for processes stand at the top of a module.
+    seconds : float
+        Most time that one response may take.
+    skip_errors : bool
+        Whether a reward function that raises, or returns no finite number, makes the accuracy
+        absent (NaN) and is counted. By default it ends the run.
+
+    Attributes
+    ----------
+    counts : Counter
+        Failures since the pool was made, by kind: ``timeout``, ``died``, ``error``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, or an import path leads nowhere.
+    TypeError
+        If a function cannot be sent to a process.
+
+    Notes
+    -----
+    Processes are spawned, never forked, so threads of PyTorch or JAX in this one do no harm. As
+    with every spawned process the main script is imported in it, and needs
+    ``if __name__ == "__main__":`` around what it does. One thread at a time may call the pool.
+
+    Examples
+    --------
+    >>> records = [{"problem_type": "numerical", "answer": "7"}] * 2
+    >>> with RewardPool(workers=0) as pool:
+    ...     scored = pool.score(records, ["<answer>7</answer>", "seven"])
+    >>> scored.totals(), scored.failures
+    ([0.9, 0.0], [])
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        functions: Mapping[str, RewardFunction | str] | None = None,
+        seconds: float = 10.0,
+        skip_errors: bool = False,
+    ) -> None:
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers is {workers}; it must be 0 or more")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds is {seconds}; it must be more than 0, and finite")
+        self.counts: Counter[Fault] = Counter()
+        self._functions = with_own(functions)
+        self._skip_errors = skip_errors
+        self._closed = False
+        self._crew = None
+        count = min(_cores(), 8) if workers is None else workers
+        if count:
+            own = {**registered(), **(functions or {})}
+            self._crew = Crew(count, _pickled(own), seconds)
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; the pool scores no more. May be called again."""
+        self._closed = True
+        if self._crew is not None:
+            self._crew.close()
+
+    def score(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        responses: Sequence[str],
+        numbers: Sequence[int] | None = None,
+    ) -> Scored:
+        """Score a batch.
+
+        Parameters
+        ----------
+        records : sequence of mapping
+            One for each response, with ``problem_type`` and ``answer``.
+        responses : sequence of str
+            Everything that the policy wrote, N texts.
+        numbers : sequence of int, optional
+            The records' numbers in their source, for messages; by default 0 to N - 1.
+
+        Returns
+        -------
+        Scored
+            Components in the order of the responses, and what failed.
+
+        Raises
+        ------
+        ValueError
+            If a problem type is unknown, or a record's answer does not fit it.
+        RewardError
+            If a reward function fails and ``skip_errors`` is off: the first one in the batch.
+        ImportError
+            If a reward needs a library that is not installed.
+        RuntimeError
+            If the pool is closed, or its processes do not start.
+        """
+        if self._closed:
+            raise RuntimeError("the reward pool is closed")
+        numbers = range(len(responses)) if numbers is None else numbers
+        if not len(records) == len(responses) == len(numbers):
+            sizes = f"{len(records)}, {len(responses)} and {len(numbers)}"
+            raise ValueError(f"records, responses and numbers have {sizes} items; must be as many")
+        jobs = [
+            self._job(record, response, number)
+            for record, response, number in zip(records, responses, numbers, strict=True)
+        ]
+        if self._crew is not None:
+            outcomes = self._crew.run(jobs)
+        else:
+            outcomes = [evaluate(job, self._functions) for job in jobs]
+        return self._judge(jobs, outcomes, numbers)
+
+    def _job(self, record: Mapping[str, Any], response: str, number: int) -> Job:
+        if not isinstance(response, str):
+            kind = type(response).__name__
+            raise TypeError(f"response to record {number} is of type {kind}; it must be a text")
+        missing = [name for name in ("problem_type", "answer") if name not in record]
+        if missing:
+            raise ValueError(f"record {number} has no {' and no '.join(missing)}")
+        try:
+            problem_type = find_type(record["problem_type"], self._functions)
+        except ValueError as error:
+            raise ValueError(f"record {number}: {error}") from None
+        return Job(problem_type, record["answer"], response)
+
+    def _judge(self, jobs: list[Job], outcomes: list[Outcome], numbers: Sequence[int]) -> Scored:
+        components, failures = [], []
+        for row, (job, outcome, number) in enumerate(zip(jobs, outcomes, numbers, strict=True)):
+            fault, message = outcome.fault, f"record {number}: {outcome.message}"
+            if outcome.components is not None:
+                components.append(outcome.components)
+                continue
+            if fault is None or fault == "truth":
+                raise TruthError(message)
+            if fault == "library":
+                raise ImportError(message)
+            if fault == "error" and not self._skip_errors:
+                raise _reward_error(message, outcome.trace)
+            failures.append(Failure(row, number, fault, message))
+            form = float(parse_response(job.response).well_formed)
+            absent = Components(math.nan, form, form)
+            components.append(absent if fault == "error" else Components(0.0, 0.0, 0.0))
+        self.counts.update(failure.fault for failure in failures)
+        return Scored(components, failures)
+
+
+def score_all(
+    records: Sequence[Mapping[str, Any]], responses: Sequence[str], **options: Any
+) -> Scored:
+    """Score one batch in a pool of its own.
+
+    Parameters
+    ----------
+    records, responses
+        As in :meth:`RewardPool.score`.
+    **options
+        As in :class:`RewardPool`; ``workers=0`` starts no process.
+
+    Returns
+    -------
+    Scored
+        As in :meth:`RewardPool.score`.
+
+    Examples
+    --------
+    >>> record = {"problem_type": "vowels", "answer": "3"}
+    >>> vowels = lambda answer, truth: sum(letter in "aeiou" for letter in answer) / int(truth)
+    >>> scored = score_all([record], ["<answer>banana</answer>"], workers=0,
+    ...                    functions={"vowels": vowels})
+    >>> scored.components
+    [Components(accuracy=1.0, format=0.0, structure=0.0)]
+    """
+    with RewardPool(**options) as pool:
+        return pool.score(records, responses)
+
+
+def _pickled(functions: Mapping[str, RewardFunction | str]) -> bytes:
+    for problem_type, function in functions.items():
+        try:
+            pickle.dumps(function)
+        except Exception as error:
+            raise TypeError(
+                f"reward function of {problem_type!r} cannot be sent to a process ({error}); "
+                "define it at the top of a module, name it by its import path, or take workers=0"
+            ) from error
+    return pickle.dumps(functions)
+
+
+def _reward_error(message: str, trace: str) -> RewardError:
+    error = RewardError(message)
+    if trace:
+        error.add_note(f"\nIn the reward function:\n{trace}")
+    return error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,133 @@
+"""Which function scores the answers of which problem type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from .boxes import box_iou
+from .choice import choice_match
+from .maths import maths_match
+from .numbers import mean_relative_accuracy, number_match
+from .points import segmentation_match
+from .rouge import rouge_mean
+from .structure import (
+    box_structure,
+    segmentation_structure,
+    span_structure,
+    track_structure,
+    tube_structure,
+)
+from .text import character_accuracy, word_accuracy
+from .times import span_iou
+from .video import track_iou, tube_iou
+
+RewardFunction = Callable[[str, Any], float]
+"""Function of (the answer's text, the record's ``answer``)."""
+
+ACCURACY: dict[str, RewardFunction] = {
+    "multiple choice": choice_match,
+    "numerical": number_match,
+    "regression": mean_relative_accuracy,
+    "maths": maths_match,
+    "OCR": word_accuracy,
+    "character OCR": character_accuracy,
+    "open-ended": rouge_mean,
+    "spatial grounding": box_iou,
+    "temporal grounding": span_iou,
+    "spatio-temporal grounding": tube_iou,
+    "tracking": track_iou,
+    "segmentation": segmentation_match,
+}
+"""Problem type -> function of (answer, truth) with values from 0 to 1."""
+
+STRUCTURE: dict[str, RewardFunction] = {
+    "spatial grounding": box_structure,
+    "temporal grounding": span_structure,
+    "spatio-temporal grounding": tube_structure,
+    "tracking": track_structure,
+    "segmentation": segmentation_structure,
+}
+"""Problem type -> function of (answer, truth) with values from 0 to 1; 1 for all other types."""
+
+ALIASES = {
+    "math": "maths",
+    "spatial-temporal grounding": "spatio-temporal grounding",
+}
+"""Other names of problem types, as the authors' data spell them."""
+
+_TUBE = '{"time": [1, 2], "boxes": {"1": [1, 2, 9, 8], "2": [2, 2, 9, 8]}}'
+_PROMPTS = (
+    '{"boxes": [10, 20, 90, 80], "positive_points": [[30, 40], [50, 50], [70, 60]], '
+    '"negative_points": [[5, 5], [95, 20], [50, 95]]}'
+)
+
+EXAMPLES: dict[str, str] = {
+    "multiple choice": "B",
+    "numerical": "12.50",
+    "regression": "17",
+    "maths": r"\frac{1}{2}x^2",
+    "OCR": "no parking here",
+    "character OCR": "7A8",
+    "open-ended": "A dog sleeps on the porch.",
+    "spatial grounding": '{"boxes": [10, 20, 90, 80]}',
+    "temporal grounding": '{"time": [4.5, 9.0]}',
+    "spatio-temporal grounding": _TUBE,
+    "tracking": '{"boxes": {"1": [10, 20, 90, 80], "2": [12, 20, 92, 80]}}',
+    "segmentation": _PROMPTS,
+}
+"""Problem type -> an answer of the form that is asked for, right for itself as the truth."""
+
+
+def find_type(name: object, known: Mapping[str, Any]) -> str:
+    """Return the problem type in ``known`` that a record names.
+
+    Parameters
+    ----------
+    name : str
+        Letter case and the number of spaces do not matter; :data:`ALIASES` count.
+    known : mapping
+        Its keys are problem types.
+
+    Returns
+    -------
+    str
+        A key of ``known``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> find_type("Spatial-Temporal Grounding", ACCURACY), find_type("ocr", ACCURACY)
+    ('spatio-temporal grounding', 'OCR')
+    """
+    if isinstance(name, str):
+        if name in known:
+            return name
+        plain = _plain(name)
+        by_plain = {_plain(key): key for key in known}
+        for candidate in (plain, ALIASES.get(plain, plain)):
+            if candidate in by_plain:
+                return by_plain[candidate]
+    hint = did_you_mean(str(name), known)
+    raise ValueError(f"problem_type is {name!r}; it must be one of {sorted(known)}{hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of the known names, or nothing.
+
+    Examples
+    --------
+    >>> did_you_mean("numercial", ACCURACY), did_you_mean("poetry", ACCURACY)
+    ("; did you mean 'numerical'?", '')
+    """
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())

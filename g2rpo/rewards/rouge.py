@@ -1,0 +1,82 @@
+"""Open-ended answers: the mean of ROUGE-1, ROUGE-2 and ROUGE-L."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from .libraries import library
+from .text import numbered
+from .truth import bad_truth, truth_text
+
+# Kana and ideographs are not set apart by spaces: each of them counts as a word.
+_SCRIPTS = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_SCRIPTS}]|[^\W{_SCRIPTS}]+")
+_MUST = "contain a word"
+
+
+def rouge_mean(answer: str, truth: Any) -> float:
+    """Return the mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of two texts.
+
+    Each is ``2 m / (a + t)``: ``a`` and ``t`` count the words (ROUGE-1, ROUGE-L) or the pairs of
+    neighbouring words (ROUGE-2) of the answer and of the truth, and ``m`` those that match, for
+    ROUGE-L the length of the longest common subsequence.
+
+    Parameters
+    ----------
+    answer : str
+        What the policy wrote.
+    truth : str
+        A text with at least one word.
+
+    Returns
+    -------
+    float
+        From 0 to 1; 0 if the answer has no word.
+
+    Raises
+    ------
+    ValueError
+        If ``truth`` has no word.
+
+    Notes
+    -----
+    A word is a run of letters, digits and underscores of any script, in lower case; there is no
+    stemming. A truth of one word has no pairs, so the mean is then of ROUGE-1 and ROUGE-L, and the
+    right answer scores 1. The authors' code always gives 0 here.
+
+    References
+    ----------
+    C.-Y. Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
+
+    Examples
+    --------
+    >>> rouge_mean("A dog sleeps.", "a dog sleeps"), round(rouge_mean("a dog", "a dog sleeps"), 4)
+    (1.0, 0.7556)
+    """
+    given, right = numbered(_words(answer), _words(truth_text(truth, _MUST)))
+    if not right:
+        raise bad_truth(truth, _MUST)
+    if not given:
+        return 0.0
+    longest = library("rapidfuzz.distance", "ROUGE-L").LCSseq.similarity(given, right)
+    scores = [_f1(_shared(given, right), given, right), _f1(longest, given, right)]
+    if len(right) > 1:
+        pairs = list(pairwise(given)), list(pairwise(right))
+        scores.append(_f1(_shared(*pairs), *pairs))
+    return min(sum(scores) / len(scores), 1.0)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _shared(given: Sequence[Any], right: Sequence[Any]) -> int:
+    return (Counter(given) & Counter(right)).total()
+
+
+def _f1(matches: int, given: Sequence[Any], right: Sequence[Any]) -> float:
+    return 2 * matches / (len(given) + len(right))

@@ -1,0 +1,94 @@
+"""No response breaks a reward: any text has components from 0 to 1, and soon."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g2rpo.rewards import ACCURACY, EXAMPLES, components, maths_match, parse_response
+
+MEGABYTE = 1_000_000
+TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<answer>", "</answer>"]
+PIECES = ["[", "]", "{", "}", '"boxes":', '"time":', ",", "-1", "0", "9" * 400, "1e999", "NaN", "B"]
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
+SOUP = st.lists(st.sampled_from(TAGS + PIECES) | ANY_TEXT, max_size=12).map("".join)
+
+NUMBERS = st.floats() | st.integers() | st.sampled_from([10**400, "HUGE", True, None, "1"])
+NAMES = st.sampled_from(["boxes", "time", "positive_points", "negative_points", "1", "nan"])
+VALUES = st.recursive(
+    NUMBERS | st.lists(NUMBERS, min_size=2, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def assert_in_range(problem_type, text):
+    record = {"problem_type": problem_type, "answer": EXAMPLES[problem_type]}
+    for response in (text, f"<think></think><answer>{text}</answer>"):
+        parts = components(record, response)
+        assert all(isinstance(part, float) and 0 <= part <= 1 for part in parts), parts
+
+
+CHEAP = [problem_type for problem_type in ACCURACY if problem_type != "maths"]
+
+
+@pytest.mark.parametrize("problem_type", CHEAP)
+@given(text=SOUP)
+def test_any_text(problem_type, text):
+    assert_in_range(problem_type, text)
+
+
+@pytest.mark.parametrize("problem_type", CHEAP)
+@given(value=VALUES)
+def test_any_json(problem_type, value):
+    # Python writes no number of thousands of digits, but a policy may.
+    assert_in_range(problem_type, json.dumps(value).replace('"HUGE"', "9" * 5000))
+
+
+SYMBOLS = "0129x+-*/^=<(){}[],!%$\\&_½ⅷ犬\ud800\x00"
+COMMANDS = [r"\frac", r"\sqrt", r"\pi", r"\infty", r"\int", r"\sum", r"\text", r"\boxed", "None"]
+LATEX = st.sampled_from([*SYMBOLS, *COMMANDS, r"\begin{matrix}", "__import__('os')"])
+
+
+@given(st.lists(LATEX, max_size=7).map("".join))
+def test_any_formula(text):
+    assert maths_match(text, "x^2+1", seconds=0.5) in (0.0, 1.0)
+
+
+LONG = {
+    "digits": "9" * MEGABYTE,
+    "digits and a letter": "9" * MEGABYTE + "x",
+    "a fraction": "0." + "3" * MEGABYTE,
+    "brackets": "[" * MEGABYTE,
+    "braces": '{"boxes":' * (MEGABYTE // 9),
+    "half boxes": "[1,2,3," * (MEGABYTE // 7),
+    "spaces in a box": "[1," + " " * MEGABYTE + "]",
+    "opened answers": "<answer>" * (MEGABYTE // 8),
+    "answers": "</think><answer></answer>" * (MEGABYTE // 25),
+    "thoughts": "<think>" * (MEGABYTE // 7),
+    "words": "a b " * (MEGABYTE // 4),
+    "one word": "a" * MEGABYTE,
+    "dollars": "$" * MEGABYTE,
+    "surrogates": "\ud800" * MEGABYTE,
+    "frames": json.dumps({"boxes": {str(frame): [0, 0, 1, 1] for frame in range(20_000)}}),
+    "points": json.dumps({"positive_points": [[1, 2]] * 50_000}),
+}
+
+
+@pytest.mark.parametrize("name", list(LONG))
+def test_a_megabyte_is_scored_in_seconds(name):
+    started = time.process_time()
+    for problem_type in ACCURACY:
+        assert_in_range(problem_type, LONG[name])
+    assert time.process_time() - started < 20
+
+
+def test_reading_a_response_takes_time_in_proportion_to_its_length():
+    def seconds(size):
+        started = time.process_time()
+        parse_response("<think>" + "</think><answer>" * size)
+        return time.process_time() - started
+
+    assert seconds(40_000) < 40 * max(min(seconds(4_000) for _ in range(3)), 1e-3)

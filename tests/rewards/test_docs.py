@@ -1,0 +1,50 @@
+"""The page on rewards: its code runs, prints what it says, and its table is complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import g2rpo.rewards
+from g2rpo.rewards import ACCURACY, components
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "rewards.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+ROWS = dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", PAGE, flags=re.MULTILINE))
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Blocks that begin with a file's name, as that file."""
+    for block in BLOCKS:
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("code", BLOCKS)
+def test_code_prints_what_it_says(code, capsys):
+    exec(compile(code, "rewards.md", "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out.splitlines()
+    said = re.findall(r"print\(.*\)  +# (.*)", code)
+    assert len(printed) == len(said)
+    for text, expected in zip(printed, said, strict=True):
+        pattern = ".*".join(map(re.escape, expected.partition(", since")[0].split("…")))
+        assert re.fullmatch(pattern, text), (text, expected)
+
+
+def test_the_table_has_every_problem_type_with_a_right_answer():
+    assert set(ROWS) == set(ACCURACY)
+    for problem_type, answer in ROWS.items():
+        record = {"problem_type": problem_type, "answer": answer}
+        response = f"<think></think><answer>{answer}</answer>"
+        assert components(record, response) == pytest.approx((1, 1, 1)), problem_type
+
+
+def test_the_reference_lists_every_public_name():
+    page = (DOCS / "reference" / "rewards.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\w+", page))
+    constants = {"ACCURACY_WEIGHT", "FORMAT_WEIGHT", "STRUCTURE_WEIGHT", "RewardFunction"}
+    assert set(g2rpo.rewards.__all__) - listed == constants

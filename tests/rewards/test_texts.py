@@ -1,0 +1,112 @@
+"""Words: error rates and ROUGE, against values by hand and a slow version written here."""
+
+from collections import Counter
+from functools import cache
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from g2rpo.rewards import TruthError, character_accuracy, rouge_mean, word_accuracy
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("no parking here", 1.0),
+        ("  no   parking\nhere ", 1.0),
+        ("no parking", 2 / 3),
+        ("no parking at here", 2 / 3),
+        ("No parking here", 2 / 3),
+        ("here parking no", 1 / 3),
+        ("a b c d e f g", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_word_accuracy(answer, expected):
+    assert word_accuracy(answer, "no parking here") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        # ROUGE-1 2·2/5, ROUGE-2 2·1/3, ROUGE-L 2·2/5.
+        ("a dog", "a dog sleeps", (0.8 + 2 / 3 + 0.8) / 3),
+        # The same words backwards: ROUGE-1 1, ROUGE-2 0, ROUGE-L 1/3.
+        ("sleeps dog a", "a dog sleeps", (1 + 0 + 1 / 3) / 3),
+        # A word that is said too often matches once: 2·1/4 and 0 and 2·1/4.
+        ("the the the", "the", 0.5),
+        ("A Dog, sleeps!", "a dog sleeps", 1.0),
+        ("dog", "Dog", 1.0),
+        ("二 犬", "二犬", 1.0),
+        ("犬", "二犬", (2 / 3 + 0 + 2 / 3) / 3),
+        ("Σ", "σ", 1.0),
+        ("cat", "dog", 0.0),
+        ("...", "dog", 0.0),
+    ],
+)
+def test_rouge_mean(answer, truth, expected):
+    assert rouge_mean(answer, truth) == pytest.approx(expected)
+
+
+def slow_rouge(given, right):
+    @cache
+    def longest(i, j):
+        if i == len(given) or j == len(right):
+            return 0
+        if given[i] == right[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
+
+    def f1(matches, a, t):
+        return 2 * matches / (a + t)
+
+    def matches(n):
+        a, t = (
+            Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+            for words in (given, right)
+        )
+        return f1(sum(min(a[gram], t[gram]) for gram in t), a.total(), t.total())
+
+    return (matches(1) + matches(2) + f1(longest(0, 0), len(given), len(right))) / 3
+
+
+WORDS = st.lists(st.sampled_from(["a", "dog", "cat", "sleeps", "12"]), min_size=1, max_size=9)
+
+
+@given(WORDS, WORDS.filter(lambda words: len(words) > 1))
+@example(["a"], ["a", "a"])
+def test_rouge_mean_is_that_of_a_slow_version(given, right):
+    assert rouge_mean(" ".join(given), " ".join(right)) == pytest.approx(slow_rouge(given, right))
+
+
+@given(WORDS, WORDS)
+def test_open_ended_is_symmetric_where_both_have_pairs(given, right):
+    if min(len(given), len(right)) > 1:
+        first, second = " ".join(given), " ".join(right)
+        assert rouge_mean(first, second) == pytest.approx(rouge_mean(second, first))
+
+
+@given(WORDS, st.data())
+def test_every_word_left_out_costs_the_same_word_accuracy(words, data):
+    kept = data.draw(st.integers(0, len(words)))
+    expected = kept / len(words)
+    assert word_accuracy(" ".join(words[:kept]), " ".join(words)) == pytest.approx(expected)
+
+
+@given(st.text(alphabet="ab1", min_size=1, max_size=12), st.text(alphabet="ab1", max_size=12))
+def test_character_accuracy_is_word_accuracy_of_spelled_words(truth, answer):
+    spelled = word_accuracy(" ".join(answer), " ".join(truth))
+    assert character_accuracy(answer, truth) == pytest.approx(spelled)
+
+
+@pytest.mark.parametrize("function", [word_accuracy, character_accuracy, rouge_mean])
+@pytest.mark.parametrize("truth", ["", "  ", None, True])
+def test_a_truth_without_text_says_so(function, truth):
+    with pytest.raises(TruthError, match=r"truth is .*; it must contain"):
+        function("a", truth)
+
+
+def test_open_ended_needs_a_word():
+    with pytest.raises(TruthError, match="it must contain a word"):
+        rouge_mean("a", "?!")
