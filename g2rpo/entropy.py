@@ -212,9 +212,7 @@ def task_sums(
     of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)
     tokens_of_row = xp.sum(xp.astype(mask, values.dtype), axis=1, keepdims=True)
     # Selected, not multiplied by 0: an infinite row is its own task's affair.
-    sums, tokens = (
-        xp.sum(xp.where(member, each, 0.0), axis=0) for each in (of_row, tokens_of_row)
-    )
+    sums, tokens = (xp.sum(xp.where(member, each, 0.0), axis=0) for each in (of_row, tokens_of_row))
     return sums, tokens
 
 

@@ -13,7 +13,10 @@ Tasks = Annotated[
     typer.Option("--task", "-t", help="Name of a task; repeat it for several. Default: all six."),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="Source of the prompts: `builtin`, drawn on the fly.")
+    str | None,
+    typer.Option(
+        help="`builtin`, a file, a folder, `owner/name` of the hub, `reasoning-gym:NAME`."
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from g2rpo_cli import advantages, compare, tasks, train, verify
+from g2rpo_cli import advantages, compare, data, tasks, train, verify
 from g2rpo_cli import eval as eval_
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ app.command("advantages")(advantages.advantages)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(data.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -86,13 +86,14 @@ def _evaluate(model: str, description: "RunDescription", output: Path | None) ->
 
     from g2rpo.run import Display
     from g2rpo.run.report import results_table
-    from g2rpo.tasks import TASKS
     from g2rpo_torch.trainer import evaluate as run_evaluation
+    from g2rpo_torch.trainer import reward_kinds, with_tasks
 
     hide_foreign_bars()
+    description = with_tasks(description)
     with Display(0, description.data.tasks) as display:
         result = run_evaluation(model, description, display)
-    kinds = {task: TASKS[task].reward_kind for task in description.data.tasks}
+    kinds = reward_kinds(description.data)
     Console().print(results_table(kinds, result["reward"], result["length"]))
     if output is not None:
         output.write_text(json.dumps({"model": model, **result}, indent=2) + "\n")

@@ -147,9 +147,11 @@ def _value(description: "RunDescription", key: str) -> Any:
 
 def _run(description: "RunDescription", *, resume: bool) -> None:
     from g2rpo.run import Display, RunFolder
+    from g2rpo_torch.trainer import reward_kinds, with_tasks
     from g2rpo_torch.trainer import train as run_training
 
     hide_foreign_bars()
+    description = with_tasks(description)
     path = Path(description.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = description.optimization.steps, description.data.tasks
@@ -161,7 +163,7 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
         # The trainer's own interruption tells what is saved; a second Ctrl-C stops at once.
         _say_how_to_resume(path, str(interruption) or "stopped at once")
         raise SystemExit(130) from None
-    _report(summary, path)
+    _report(summary, path, reward_kinds(description.data))
 
 
 def _say_how_to_resume(path: Path, reason: str) -> None:
@@ -174,15 +176,13 @@ def _say_how_to_resume(path: Path, reason: str) -> None:
     typer.echo(f"{reason}\ncontinue with: {command}", err=True)
 
 
-def _report(summary: Mapping[str, Any], path: Path) -> None:
+def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) -> None:
     from rich.console import Console
 
     from g2rpo.run.report import before_after_table
-    from g2rpo.tasks import TASKS
 
-    tasks = [task for task in summary["before"] if task != "mean"]
     table = before_after_table(
-        {task: TASKS[task].reward_kind for task in tasks},
+        kinds,
         summary["before"],
         summary["after"],
         summary["length_before"],

@@ -93,7 +93,11 @@ class Score(NamedTuple):
     format: float
 
 
-def score(record: Mapping[str, Any], response: str) -> Score:
+def score(
+    record: Mapping[str, Any],
+    response: str,
+    functions: Mapping[str, RewardFunction] | None = None,
+) -> Score:
     """Score one response by accuracy and format, without structure.
 
     Parameters
@@ -102,6 +106,8 @@ def score(record: Mapping[str, Any], response: str) -> Score:
         With ``problem_type``, a key of :data:`ACCURACY`, and ``answer``.
     response : str
         Everything that the policy wrote.
+    functions : mapping, optional
+        As in :func:`components`.
 
     Returns
     -------
@@ -123,7 +129,7 @@ def score(record: Mapping[str, Any], response: str) -> Score:
     >>> score({"problem_type": "maths", "answer": "7"}, "<answer>7</answer>")
     Score(reward=0.9, accuracy=1.0, format=0.0)
     """
-    parts = components(record, response)
+    parts = components(record, response, functions)
     reward = ACCURACY_WEIGHT * parts.accuracy + FORMAT_WEIGHT * parts.format
     return Score(reward, parts.accuracy, parts.format)
 

@@ -107,7 +107,8 @@ def load_description(
     >>> load_description(settings=["data.tasks=[maths, ocr]"]).data.tasks
     ['maths', 'ocr']
     """
-    values = RunDescription().model_dump()
+    # Which tasks there are by default depends on the source, which may change below.
+    values = RunDescription().model_dump(exclude={"data": {"tasks"}})
     origin: dict[str, str] = {}
     if path is not None:
         _lay_file(values, _read_yaml(Path(path)))

@@ -20,6 +20,7 @@
 ====================  =======================================================================
 """
 
+from .data import reward_kinds, with_tasks
 from .evaluation import Evaluation, evaluate, evaluate_policy
 from .interrupt import Interrupted
 from .loop import train
@@ -32,5 +33,7 @@ __all__ = [
     "evaluate",
     "evaluate_policy",
     "load_policy",
+    "reward_kinds",
     "train",
+    "with_tasks",
 ]

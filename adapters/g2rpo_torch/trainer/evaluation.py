@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
 
-from .data import heldout_records
+from .data import heldout_records, reward_functions, with_tasks
 from .device import resolve_device
 from .policy_model import Policy, load_policy
 from .prompts import encode_prompts
@@ -28,7 +29,7 @@ class Evaluation(NamedTuple):
     Attributes
     ----------
     reward : dict of str to float
-        Mean reward, with ``"mean"`` over the tasks.
+        Mean reward, with ``"mean"`` over the tasks; NaN for a task without held-out items.
     length : dict of str to float
         Mean response length in tokens.
     """
@@ -56,6 +57,7 @@ def evaluate(
     dict
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}}``.
     """
+    description = with_tasks(description)
     data = description.data
     display = display or Display(0, data.tasks)
     device = resolve_device(description.model.device)
@@ -94,7 +96,8 @@ def evaluate_policy(
     with _own_random_numbers(policy.device):
         for task in description.data.tasks:
             rewards[task], lengths[task] = _evaluate_task(policy, description, task, advance)
-    rewards["mean"] = sum(rewards.values()) / len(rewards)
+    measured = [reward for reward in rewards.values() if not math.isnan(reward)]
+    rewards["mean"] = sum(measured) / len(measured) if measured else math.nan
     return Evaluation(rewards, lengths)
 
 
@@ -102,6 +105,9 @@ def _evaluate_task(
     policy: Policy, description: RunDescription, task: str, advance: Callable[[int], None]
 ) -> tuple[float, float]:
     records = heldout_records(description.data, task)
+    if not records:
+        return math.nan, math.nan
+    functions = reward_functions(description.data)
     rewards, lengths = [], []
     for start in range(0, len(records), _PROMPTS_AT_ONCE):
         part = records[start : start + _PROMPTS_AT_ONCE]
@@ -112,7 +118,7 @@ def _evaluate_task(
             max_completion_length=description.rollout.max_completion_length,
             temperature=description.rollout.temperature,
         )
-        rewards.append(score_responses(part, completions.texts).reward)
+        rewards.append(score_responses(part, completions.texts, functions).reward)
         lengths.append(completions.lengths.float())
         advance(len(part))
     return float(torch.cat(rewards).mean()), float(torch.cat(lengths).mean())

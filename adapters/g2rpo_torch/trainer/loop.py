@@ -15,6 +15,7 @@ from g2rpo.run.folder import RunFolder
 from g2rpo.run.report import draw_plots
 
 from .checkpoint import read_state, restore_optimizer, save_checkpoint
+from .data import with_tasks
 from .device import resolve_device
 from .evaluation import Evaluation, evaluate_policy
 from .interrupt import Interrupted, StopRequest
@@ -53,6 +54,7 @@ def train(
     path = description.output.dir
     if not resume:
         RunFolder.refuse_existing(path)
+    description = with_tasks(description)
     checkpoint = RunFolder.open(path).latest_checkpoint() if resume else None
     # Everything that can be wrong with the model is found out before anything is written.
     start = str(checkpoint.path) if checkpoint else description.model.name

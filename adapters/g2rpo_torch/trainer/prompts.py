@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
+from g2rpo.data import PromptRecord
+from g2rpo.run.errors import RunError
 from g2rpo.tasks import Record
 
 from .policy_model import Policy
@@ -34,24 +37,48 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
         ``input_ids`` and ``attention_mask`` (P, L) int64, and what the model takes besides, such as
         ``pixel_values``. Every tensor has one row a prompt, except where the model wants the
         patches of all images in one line (``image_grid_thw`` tells).
+
+    Raises
+    ------
+    RunError
+        If the model wants one image a prompt, and some prompt has another number of them.
     """
-    chats = [
-        [
-            {"role": "system", "content": [{"type": "text", "text": FORMAT_INSTRUCTION}]},
-            {
-                "role": "user",
-                "content": [
-                    *({"type": "image"} for _ in record["images"]),
-                    {"type": "text", "text": record["problem"]},
-                ],
-            },
-        ]
-        for record in records
-    ]
+    chats = [_chat(record) for record in records]
     texts = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
-    images = [record["images"] for record in records] if records[0]["images"] else None
-    encoded = policy.processor(text=texts, images=images, padding=True, return_tensors="pt")
+    images = [record["images"] for record in records]
+    encoded = policy.processor(
+        text=texts, images=images if any(images) else None, padding=True, return_tensors="pt"
+    )
+    _refuse_mixed_images(encoded, images)
     return {name: tensor.to(policy.device) for name, tensor in encoded.items()}
+
+
+def _refuse_mixed_images(encoded: Inputs, images: Sequence[Sequence[Any]]) -> None:
+    # Without a grid nothing tells which row of pixels belongs to which prompt.
+    if "image_grid_thw" in encoded or "pixel_values" not in encoded:
+        return
+    if len(encoded["pixel_values"]) != len(images):
+        counts = sorted({len(of_prompt) for of_prompt in images})
+        raise RunError(
+            f"prompts of one batch have {', '.join(map(str, counts))} images, but this model takes "
+            "one image a prompt; train on tasks with one image each (data.tasks), or on a model "
+            "such as Qwen-VL"
+        )
+
+
+def _chat(record: Record) -> list[dict[str, Any]]:
+    """Return the conversation, which begins with how to answer."""
+    instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
+    images = [{"type": "image"} for _ in record["images"]]
+    question = {"type": "text", "text": record["problem"]}
+    # Records of some sources hold a conversation, see :class:`g2rpo.data.PromptRecord`.
+    messages = cast(PromptRecord, record).get("messages")
+    if not messages:
+        messages = [{"role": "user", "content": [*images, question]}]
+    if messages[0]["role"] == "system":
+        first, *rest = messages
+        return [{**first, "content": [*first["content"], instruction]}, *rest]
+    return [{"role": "system", "content": [instruction]}, *messages]
 
 
 def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:

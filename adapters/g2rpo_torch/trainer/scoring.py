@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from g2rpo.rewards import score
+from g2rpo.rewards import RewardFunction, score
 from g2rpo.tasks import Record
 
 
@@ -19,7 +19,11 @@ class Rewards(NamedTuple):
     format: torch.Tensor
 
 
-def score_responses(records: Sequence[Record], texts: Sequence[str]) -> Rewards:
+def score_responses(
+    records: Sequence[Record],
+    texts: Sequence[str],
+    functions: Mapping[str, RewardFunction] | None = None,
+) -> Rewards:
     """Score responses; those of one record are next to each other.
 
     Parameters
@@ -28,6 +32,8 @@ def score_responses(records: Sequence[Record], texts: Sequence[str]) -> Rewards:
         P records.
     texts : sequence of str
         N = P · n responses.
+    functions : mapping, optional
+        Problem type -> accuracy, from :func:`~g2rpo_torch.trainer.data.reward_functions`.
 
     Returns
     -------
@@ -35,5 +41,5 @@ def score_responses(records: Sequence[Record], texts: Sequence[str]) -> Rewards:
         On the CPU.
     """
     each = len(texts) // len(records)
-    scores = [score(records[row // each], text) for row, text in enumerate(texts)]
+    scores = [score(records[row // each], text, functions) for row, text in enumerate(texts)]
     return Rewards(*torch.tensor(scores, dtype=torch.float32).T)

@@ -8,7 +8,7 @@ import torch
 
 from g2rpo.run.description import RunDescription
 
-from .data import training_records
+from .data import reward_functions, training_records
 from .metrics import rollout_metrics
 from .policy_model import Policy
 from .prompts import encode_prompts
@@ -65,7 +65,7 @@ def training_step(
     sampled = time.monotonic()
 
     names = description.data.tasks
-    rewards = score_responses(records, completions.texts)
+    rewards = score_responses(records, completions.texts, reward_functions(description.data))
     groups = torch.arange(len(records)).repeat_interleave(rollout.num_generations)
     tasks = torch.tensor([names.index(record["task_type"]) for record in records])[groups]
     advantages = shaping(rewards, completions.lengths.cpu(), groups, tasks)

@@ -1,0 +1,160 @@
+"""All stored records under one number each, with what one look at them tells."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from g2rpo.run.errors import RunError
+from g2rpo.run.sections import Data
+from g2rpo.run.suggest import unknown_name
+
+from .broken import BrokenRecord
+from .record import PromptRecord, Reading, Row, read_row
+from .streams import StoredStream, Stream
+from .tables import HubRows, Objects, Table
+
+# So many broken records are told by name.
+_EXAMPLES = 3
+
+
+class Skipped:
+    """Which records are broken, and what is wrong with the first of them."""
+
+    def __init__(self) -> None:
+        self._numbers: set[int] = set()
+        self.examples: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: int, reason: str) -> None:
+        """Count a record once, however often it is met."""
+        if number not in self._numbers and len(self.examples) < _EXAMPLES:
+            self.examples.append(reason)
+        self._numbers.add(number)
+
+
+class Library:
+    """All rows of all tables under one number each, with what is known of them after one look."""
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        data: Data,
+        videos: bool,
+        check: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._tables, self._data = tables, data
+        self._readings = [_reading(table, data, videos, check) for table in tables]
+        self._ends = np.cumsum([len(table) for table in tables])
+        self.skipped = Skipped()
+        self._scan()
+
+    def streams(self) -> list[Stream]:
+        """Return a stream for each task, in the order in which tasks first appear."""
+        numbers, digests, tasks, types = self._columns
+        names, kinds = list(self._tasks), list(self._types)
+        chosen = [name for name in names if not self._data.tasks or name in self._data.tasks]
+        return [
+            StoredStream(
+                name,
+                numbers[tasks == self._tasks[name]],
+                digests[tasks == self._tasks[name]],
+                [kinds[kind] for kind in types[tasks == self._tasks[name]]],
+                fraction=self._data.eval_fraction,
+                open_record=self._open,
+                skip_broken=self._data.skip_broken,
+            )
+            # Also the others, so that an unknown name is told what there is.
+            for name in chosen or names
+        ]
+
+    def _scan(self) -> None:
+        numbers, digests, tasks, types = array("q"), array("Q"), array("i"), array("i")
+        self._tasks: dict[str, int] = {}
+        self._types: dict[str, int] = {}
+        for number, row in enumerate(self._rows()):
+            if isinstance(row, BrokenRecord):
+                self.skipped.add(number, f"{self._place(number)}: {row}")
+                continue
+            numbers.append(number)
+            digests.append(row.digest())
+            tasks.append(self._tasks.setdefault(row.task, len(self._tasks)))
+            types.append(self._types.setdefault(row.problem_type, len(self._types)))
+        self._columns = (
+            np.asarray(numbers, np.int64),
+            np.asarray(digests, np.uint64),
+            np.asarray(tasks),
+            np.asarray(types),
+        )
+        broken = len(self.skipped)
+        if broken and (not self._data.skip_broken or not len(numbers)):
+            raise RunError(_all_broken(self.skipped.examples, broken, broken + len(numbers)))
+
+    def _rows(self) -> Iterable[Row | BrokenRecord]:
+        unseen = dict(self._data.columns)
+        columns: dict[str, None] = {}
+        for table, reading in zip(self._tables, self._readings, strict=True):
+            for found in table.scan():
+                try:
+                    if isinstance(found, BrokenRecord):
+                        raise found
+                    if unseen:
+                        columns |= dict.fromkeys(found)
+                        unseen = {key: name for key, name in unseen.items() if name not in found}
+                    yield read_row(found, reading)
+                except BrokenRecord as error:
+                    yield error
+        # Else a slip of the pen would leave all records without images, say, and nobody would know.
+        for key, name in unseen.items():
+            raise RunError(f"data.columns.{key}: {unknown_name('column', name, columns)}")
+
+    def _open(self, number: int) -> PromptRecord | BrokenRecord:
+        index, row = self._at(number)
+        table, reading = self._tables[index], self._readings[index]
+        try:
+            return read_row(table.row(row), reading).record(table.place(row), reading.image_dir)
+        except BrokenRecord as error:
+            text = f"{table.place(row)}: {error}"
+            self.skipped.add(number, text)
+            return BrokenRecord(text)
+
+    def _at(self, number: int) -> tuple[int, int]:
+        index = int(np.searchsorted(self._ends, number, side="right"))
+        return index, number - (int(self._ends[index - 1]) if index else 0)
+
+    def _place(self, number: int) -> str:
+        index, row = self._at(number)
+        return self._tables[index].place(row)
+
+
+def table_of(rows: Any) -> Table:
+    """Return rows that are already there as a table."""
+    if hasattr(rows, "with_format"):
+        return HubRows(rows, "rows", "rows")
+    return Objects(rows, "rows", "rows")
+
+
+def _reading(
+    table: Table, data: Data, videos: bool, check: Callable[[Mapping[str, Any]], None]
+) -> Reading:
+    folder = Path(data.image_dir).expanduser() if data.image_dir is not None else table.folder
+    if data.image_dir is not None and not Path(data.image_dir).expanduser().is_dir():
+        raise RunError(f"data.image_dir is {data.image_dir!r}, which is not a folder")
+    return Reading(table.task, data.problem_type, folder, data.columns, videos, check)
+
+
+def _all_broken(examples: Sequence[str], broken: int, total: int) -> str:
+    more = f"\n… and {broken - len(examples)} more" if broken > len(examples) else ""
+    advice = "" if broken == total else ", or set data.skip_broken: true"
+    return (
+        f"{broken} of {total} records cannot be used:\n"
+        + "\n".join(examples)
+        + more
+        + f"\nput them right{advice}"
+    )

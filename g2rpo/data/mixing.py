@@ -1,0 +1,88 @@
+"""Which task each prompt of a run belongs to: shares by size and temperature, spread evenly."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+# Shares become whole numbers out of this one, so that the schedule is exact for any length of run.
+_UNIT = 2**32
+
+
+def shares(sizes: Sequence[int], temperature: float) -> list[float]:
+    """Return the share of each task, ``n ** (1 / temperature)`` over the sum of the tasks.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Training records of each task, at least 1.
+    temperature : float
+        Above 0. 1 is in proportion to size, infinity is the same for all; below 1 the large tasks
+        get still more.
+
+    Returns
+    -------
+    list of float
+        They sum to 1.
+
+    Examples
+    --------
+    >>> [round(share, 3) for share in shares([900, 100], 1.0)]
+    [0.9, 0.1]
+    >>> [round(share, 3) for share in shares([900, 100], 2.0)]
+    [0.75, 0.25]
+    """
+    # In logarithms, and relative to the largest, no power overflows.
+    logs = [math.log(size) / temperature for size in sizes]
+    powers = [math.exp(log - max(logs)) for log in logs]
+    return [power / sum(powers) for power in powers]
+
+
+def schedule(wanted: Sequence[float], start: int, count: int) -> list[tuple[int, int]]:
+    """Return the tasks of the prompts ``start`` to ``start + count - 1`` of a run.
+
+    The k-th prompt of a task with share p is due at ``(k + 1/2) / p``, and prompts come in the
+    order in which they are due. So every stretch of a run holds each task in its share, to within
+    a prompt or so, and equal shares take turns. No state: a start is found by counting.
+
+    Parameters
+    ----------
+    wanted : sequence of float
+        Share of each task, in any unit; at least one above 0.
+    start, count : int
+        Which prompts of the run.
+
+    Returns
+    -------
+    list of (int, int)
+        Of each prompt, the task and how many prompts of that task came before it.
+
+    Examples
+    --------
+    >>> schedule([0.75, 0.25], 0, 5)
+    [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3)]
+    >>> schedule([0.75, 0.25], 3, 2)
+    [(0, 2), (0, 3)]
+    """
+    largest = max(wanted)
+    weights = {
+        task: max(1, round(share / largest * _UNIT)) for task, share in enumerate(wanted) if share
+    }
+    total = sum(weights.values())
+    # So much earlier that not more than `start` prompts can be due, however they round.
+    time = max(0, start - len(weights))
+    done = {task: (2 * weight * time + total) // (2 * total) for task, weight in weights.items()}
+    position = sum(done.values())
+    due = [(Fraction(2 * done[task] + 1, weight), task) for task, weight in weights.items()]
+    heapq.heapify(due)
+    prompts = []
+    while position < start + count:
+        task = due[0][1]
+        if position >= start:
+            prompts.append((task, done[task]))
+        done[task] += 1
+        position += 1
+        heapq.heapreplace(due, (Fraction(2 * done[task] + 1, weights[task]), task))
+    return prompts

@@ -1,0 +1,119 @@
+"""From the text of ``data.source`` to tables: files, folders, and data sets of the hub."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from g2rpo.run.errors import RunError
+from g2rpo.run.sections import Data
+from g2rpo.run.suggest import unknown_name
+
+from .tables import HubRows, Table, read_table
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+_SAVED = ("dataset_dict.json", "state.json")
+
+
+def open_tables(data: Data) -> list[Table]:
+    """Open what ``data.source`` names, unless it is drawn on the fly.
+
+    Parameters
+    ----------
+    data : Data
+        Source, split, subset and revision.
+
+    Returns
+    -------
+    list of Table
+        At least one; with a row at least.
+
+    Raises
+    ------
+    RunError
+        If there is no such thing, or it cannot be read.
+    """
+    path = Path(data.source).expanduser()
+    if path.is_dir():
+        tables = _open_folder(path, data)
+    elif path.suffix.lower() in SUFFIXES:
+        _refuse_hub_options(data)
+        tables = [read_table(path)]
+    else:
+        tables = [_load(data)]
+    if not any(len(table) for table in tables):
+        raise RunError(f"{data.source}: has no records")
+    return tables
+
+
+def need_library(module: str, purpose: str) -> Any:
+    """Return a module, or say which extra brings it."""
+    if find_spec(module) is None:
+        name = module.replace("_", "-")
+        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[data]"')
+    return import_module(module)
+
+
+def _open_folder(path: Path, data: Data) -> list[Table]:
+    if any((path / name).is_file() for name in _SAVED):
+        return [_load_saved(path, data)]
+    _refuse_hub_options(data)
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise RunError(f"{path}: has no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    return [read_table(file) for file in files]
+
+
+def _load_saved(path: Path, data: Data) -> Table:
+    if data.subset is not None or data.revision is not None:
+        raise RunError("data.subset and data.revision are for data sets of the hub alone")
+    datasets = need_library("datasets", f"the folder {path}")
+    try:
+        saved = datasets.load_from_disk(str(path))
+    # The library raises errors of many kinds on damaged files, down to those of JSON and Arrow.
+    except Exception as error:
+        raise RunError(f"{path}: cannot be read ({_one_line(error)})") from None
+    if isinstance(saved, dict):
+        split = data.split or "train"
+        if split not in saved:
+            raise RunError(f"data.split: {unknown_name('split', split, saved)}")
+        return HubRows(saved[split], f"{path} ({split})", path.name, path)
+    if data.split is not None:
+        raise RunError(f"data.split is {data.split!r}, but {path} was saved without splits")
+    return HubRows(saved, str(path), path.name, path)
+
+
+def _load(data: Data) -> Table:
+    datasets = need_library("datasets", f"data.source {data.source!r}")
+    split = data.split or "train"
+    try:
+        dataset = datasets.load_dataset(
+            data.source, name=data.subset, split=split, revision=data.revision
+        )
+    # Errors of the network, the hub, the builder and the file formats have no common kind.
+    except Exception as error:
+        raise RunError(
+            f"data.source {data.source!r} is no file or folder, and as a data set of the hub it "
+            f"cannot be loaded ({_one_line(error)})"
+        ) from None
+    return HubRows(dataset, f"{data.source} ({split})", data.source.rpartition("/")[2])
+
+
+def _refuse_hub_options(data: Data) -> None:
+    for name in ("split", "subset", "revision"):
+        if getattr(data, name) is not None:
+            raise RunError(
+                f"data.{name} is {getattr(data, name)!r}, but data.source {data.source!r} is a "
+                "file or a folder of files, which has none"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,183 @@
+"""The text of a prompt, a question or a conversation, and its images' places."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeAlias
+
+from .broken import BrokenRecord, shown
+
+PLACEHOLDER = "<image>"
+
+Message: TypeAlias = dict[str, Any]
+
+_ROLES = ("system", "user", "assistant")
+_LETTERED = re.compile(r"\(?[A-Za-z][).:\s]")
+
+
+def from_problem(problem: Any, images: int) -> tuple[str, list[Message] | None]:
+    """Return a question's text, and its message if images stand in the middle of it.
+
+    Parameters
+    ----------
+    problem : str
+        With one ``<image>`` for each image, or with none: then images stand before the text.
+    images : int
+        How many the record has.
+
+    Returns
+    -------
+    text : str
+        Without placeholders.
+    messages : list of dict, optional
+        Only if the images do not all stand before the text.
+
+    Raises
+    ------
+    BrokenRecord
+        If there is no text, or another number of placeholders than of images.
+
+    Examples
+    --------
+    >>> from_problem("<image><image>What changed?", 2)
+    ('What changed?', None)
+    """
+    if not isinstance(problem, str) or not problem.strip():
+        raise BrokenRecord(f"problem is {shown(problem)}; it must be a text")
+    if not images or PLACEHOLDER not in problem:  # without images the word is just a word
+        return problem.strip(), None
+    _check_count(problem.count(PLACEHOLDER), images)
+    parts = _split(problem)
+    text = " ".join(part["text"] for part in parts if part["type"] == "text")
+    if not text:
+        raise BrokenRecord(f"problem is {shown(problem)}; it must have a text beside its images")
+    return text, None if _images_lead(parts) else [{"role": "user", "content": parts}]
+
+
+def from_messages(prompt: Any, images: int) -> tuple[str, list[Message] | None]:
+    """Return the last question of a conversation, and the whole if it is more than that.
+
+    Parameters
+    ----------
+    prompt : list of dict
+        ``role`` and ``content``: a text, or parts ``{"type": "image"}`` and ``{"type": "text",
+        "text": …}``.
+    images : int
+        How many the record has. If no part stands for them, they open the first question.
+
+    Returns
+    -------
+    text : str
+        Of the last message.
+    messages : list of dict, optional
+        Contents as parts; None for a single question with its images before it.
+
+    Raises
+    ------
+    BrokenRecord
+        If it is no conversation that ends with a question.
+
+    Examples
+    --------
+    >>> from_messages([{"role": "user", "content": "How many?"}], 1)
+    ('How many?', None)
+    """
+    if not isinstance(prompt, list) or not prompt:
+        raise BrokenRecord(f"prompt is {shown(prompt)}; it must be a text or a list of messages")
+    messages = [_message(message, number) for number, message in enumerate(prompt, 1)]
+    if messages[-1]["role"] != "user":
+        raise BrokenRecord(f"prompt ends with role {messages[-1]['role']!r}; it must end with user")
+    places = [part for message in messages for part in message["content"] if part["type"] != "text"]
+    if places:
+        _check_count(len(places), images)
+    else:
+        first = next(message for message in messages if message["role"] == "user")
+        first["content"] = [*({"type": "image"} for _ in range(images)), *first["content"]]
+    last = messages[-1]["content"]
+    text = " ".join(part["text"] for part in last if part["type"] == "text").strip()
+    if not text:
+        raise BrokenRecord("the last message has no text; it must ask something")
+    return text, None if len(messages) == 1 and _images_lead(last) else messages
+
+
+def with_options(text: str, options: list[str]) -> str:
+    """Return the question with its options below it, each with a letter, unless it has them.
+
+    Examples
+    --------
+    >>> print(with_options("Which animal?", ["cat", "dog"]))
+    Which animal?
+    A. cat
+    B. dog
+    """
+    if all(option in text for option in options):
+        return text
+    return "\n".join([text, *lettered(options)])
+
+
+def lettered(options: list[str]) -> list[str]:
+    """Return options that begin with their letters.
+
+    Examples
+    --------
+    >>> lettered(["cat", "dog"]), lettered(["A. cat", "B. dog"])
+    (['A. cat', 'B. dog'], ['A. cat', 'B. dog'])
+    """
+    letters = [chr(ord("A") + index) for index in range(len(options))]
+    own = [
+        bool(_LETTERED.match(option)) and letter in option[:2].upper()
+        for letter, option in zip(letters, options, strict=True)
+    ]
+    if all(own):
+        return options
+    return [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+
+
+def _message(message: Any, number: int) -> Message:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise BrokenRecord(f"message {number} is {shown(message)}; it must have role and content")
+    role, content = message["role"], message["content"]
+    if role not in _ROLES:
+        raise BrokenRecord(
+            f"message {number} has role {shown(role)}; it must be {', '.join(_ROLES)}"
+        )
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not content:
+        raise BrokenRecord(
+            f"message {number} has content {shown(content)}; it must be a text or a list of parts"
+        )
+    return {"role": role, "content": [_part(part, number) for part in content]}
+
+
+def _part(part: Any, number: int) -> Message:
+    if isinstance(part, dict) and part.get("type") == "image":
+        return {"type": "image"}
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    raise BrokenRecord(
+        f"message {number} has part {shown(part)}; its type must be image, or text with a text"
+    )
+
+
+def _split(problem: str) -> list[Message]:
+    parts: list[Message] = []
+    for index, text in enumerate(problem.split(PLACEHOLDER)):
+        if index:
+            parts.append({"type": "image"})
+        if text.strip():
+            parts.append({"type": "text", "text": text.strip()})
+    return parts
+
+
+def _images_lead(parts: list[Message]) -> bool:
+    kinds = [part["type"] for part in parts]
+    return kinds == sorted(kinds) and kinds.count("text") == 1
+
+
+def _check_count(places: int, images: int) -> None:
+    if places != images:
+        noun = "image" if places == 1 else "images"
+        raise BrokenRecord(
+            f"the prompt has places for {places} {noun}, but the record has {images}"
+        )

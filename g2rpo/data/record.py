@@ -1,0 +1,281 @@
+"""From a row of a table, in either of two formats, to one checked record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from g2rpo.run.errors import RunError
+from g2rpo.tasks.base import Record
+
+from .broken import BrokenRecord, shown
+from .images import ImageSource, fingerprint, image_source, locate, open_image
+from .prompt import Message, from_messages, from_problem, lettered, with_options
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "problem": ("problem",),
+    "prompt": ("prompt",),
+    "images": ("images", "image"),
+    "videos": ("videos", "video"),
+    "answer": ("answer", "solution"),
+    "problem_type": ("problem_type",),
+    "data_type": ("data_type",),
+    "task_type": ("task_type",),
+    "options": ("options",),
+}
+"""What a record is made of -> the columns in which it may stand, first come, first served."""
+
+DATA_TYPES = ("text", "image", "video")
+
+
+class PromptRecord(Record, total=False):
+    """A record with what some sources add to the paper's columns.
+
+    Attributes
+    ----------
+    messages : list of dict
+        The conversation, contents as parts, if a prompt is more than images and one question.
+    videos : list of str
+        Paths, only if the caller takes videos.
+    place : str
+        Where the record stands, such as ``"train.jsonl, line 7"``, for errors and samples.
+    """
+
+    messages: list[Message]
+    videos: list[str]
+    place: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one table are read.
+
+    Attributes
+    ----------
+    task : str
+        Task of rows that name none.
+    problem_type : str, optional
+        Problem type of rows that name none.
+    image_dir : Path, optional
+        Folder of images and videos.
+    columns : mapping
+        What a record is made of -> the column in which it stands, in place of the usual ones.
+    videos : bool
+        Whether the caller takes videos.
+    check : callable
+        Raises ValueError if a record cannot be scored.
+    """
+
+    task: str
+    problem_type: str | None
+    image_dir: Path | None
+    columns: Mapping[str, str]
+    videos: bool
+    check: Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that was checked, its images found and not yet opened."""
+
+    problem: str
+    messages: list[Message] | None
+    images: list[ImageSource]
+    videos: list[str]
+    answer: str
+    problem_type: str
+    data_type: str
+    task: str
+    options: list[str]
+
+    def digest(self) -> int:
+        """Return 64 bits that follow from what is asked, so that equal prompts have equal ones."""
+        asked = [self.messages or self.problem, self.options, self.videos]
+        text = json.dumps([asked, [fingerprint(image) for image in self.images]])
+        return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+    def record(self, place: str, image_dir: Path | None) -> PromptRecord:
+        """Return the record, its images opened."""
+        record = PromptRecord(
+            problem=self.problem,
+            images=[open_image(image, image_dir) for image in self.images],
+            answer=self.answer,
+            problem_type=self.problem_type,
+            data_type=self.data_type,
+            task_type=self.task,
+            options=self.options,
+            place=place,
+        )
+        if self.messages is not None:
+            record["messages"] = self.messages
+        if self.videos and image_dir is not None:
+            record["videos"] = [str(locate(video, image_dir, "video")) for video in self.videos]
+        return record
+
+
+def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
+    """Check a row and return what it says.
+
+    Parameters
+    ----------
+    values : mapping
+        Column -> value, in the paper's format or TRL's conversational one.
+    reading : Reading
+        How to read it.
+
+    Returns
+    -------
+    Row
+
+    Raises
+    ------
+    BrokenRecord
+        If anything about it is wrong.
+
+    Examples
+    --------
+    >>> reading = Reading("sums", "numerical", None, {}, False, lambda record: None)
+    >>> row = read_row({"prompt": [{"role": "user", "content": "2+2?"}], "solution": 4}, reading)
+    >>> row.problem, row.answer, row.task
+    ('2+2?', '4', 'sums')
+    """
+    images = [image_source(image) for image in _list(_cell(values, "images", reading))]
+    for image in images:
+        if isinstance(image, str):
+            locate(image, reading.image_dir)
+    videos = _videos(values, reading)
+    problem, messages = _question(values, len(images), reading)
+    options = _options(values, reading)
+    problem_type = _named(values, "problem_type", reading.problem_type, reading)
+    row = Row(
+        problem=_offer(problem, options, problem_type) if messages is None else problem,
+        messages=messages,
+        images=images,
+        videos=videos,
+        answer=_answer(values, options, reading),
+        problem_type=problem_type,
+        data_type=_data_type(values, images, videos, reading),
+        task=_named(values, "task_type", reading.task, reading),
+        options=lettered(options),
+    )
+    _check_unicode(row)
+    try:
+        reading.check({"problem_type": row.problem_type, "answer": row.answer})
+    except ValueError as error:
+        raise BrokenRecord(str(error)) from None
+    except ImportError as error:  # no fault of the record's: a reward lacks its library
+        raise RunError(str(error)) from None
+    return row
+
+
+def _check_unicode(row: Row) -> None:
+    # JSON can write half of a surrogate pair, at which a tokenizer would fail in mid-run.
+    texts = [row.problem, row.messages, row.answer, row.task, row.problem_type, row.options]
+    try:
+        json.dumps(texts, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BrokenRecord("holds half of a surrogate pair, which is no Unicode text") from None
+
+
+def _cell(values: Mapping[str, Any], name: str, reading: Reading) -> Any:
+    wanted = reading.columns.get(name)
+    for column in (wanted,) if wanted else COLUMNS[name]:
+        if values.get(column) is not None:
+            return values[column]
+    return None
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _question(
+    values: Mapping[str, Any], images: int, reading: Reading
+) -> tuple[str, list[Message] | None]:
+    problem, prompt = (_cell(values, name, reading) for name in ("problem", "prompt"))
+    if problem is None and prompt is None:
+        raise BrokenRecord(
+            f"has no problem and no prompt, but the columns {', '.join(values) or '(none)'}; "
+            "name the right one by data.columns.problem"
+        )
+    if problem is None and not isinstance(prompt, str):
+        return from_messages(prompt, images)
+    return from_problem(prompt if problem is None else problem, images)
+
+
+def _offer(problem: str, options: list[str], problem_type: str) -> str:
+    return with_options(problem, options) if problem_type.lower() == "multiple choice" else problem
+
+
+def _answer(values: Mapping[str, Any], options: list[str], reading: Reading) -> str:
+    answer = _cell(values, "answer", reading)
+    if isinstance(answer, list | dict):
+        try:
+            answer = json.dumps(answer, ensure_ascii=False)
+        except (TypeError, ValueError):
+            raise BrokenRecord(f"answer is {shown(answer)}; it must be a text") from None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise BrokenRecord(f"answer is {shown(answer)}; it must be a text or a number")
+    text = str(answer).strip()
+    if "<answer>" in text:
+        from g2rpo.rewards import parse_response
+
+        text = parse_response(text).answer or ""
+    if not text:
+        raise BrokenRecord(f"answer is {shown(answer)}; it must not be empty")
+    # Some data name the right option by its text; the reward compares letters.
+    is_letter = len(text) == 1 and text.isalpha()
+    return chr(ord("A") + options.index(text)) if text in options and not is_letter else text
+
+
+def _options(values: Mapping[str, Any], reading: Reading) -> list[str]:
+    options = _cell(values, "options", reading)
+    if options is None or options == "":
+        return []
+    if not isinstance(options, list) or not all(isinstance(item, str) for item in options):
+        raise BrokenRecord(f"options is {shown(options)}; it must be a list of texts")
+    if len(options) > 26:
+        raise BrokenRecord(f"has {len(options)} options; letters tell 26 apart")
+    return options
+
+
+def _named(values: Mapping[str, Any], name: str, default: str | None, reading: Reading) -> str:
+    value = _cell(values, name, reading)
+    if value is None:
+        value = default
+    if value is None:
+        raise BrokenRecord(
+            f"has no {name}; add the column, name it by data.columns.{name}, or set data.{name}"
+        )
+    if not isinstance(value, str) or not value.strip():
+        raise BrokenRecord(f"{name} is {shown(value)}; it must be a text")
+    return value.strip()
+
+
+def _videos(values: Mapping[str, Any], reading: Reading) -> list[str]:
+    videos = _list(_cell(values, "videos", reading))
+    for video in videos:
+        if not isinstance(video, str):
+            raise BrokenRecord(f"a video is {shown(video)}; it must be a path")
+        if not reading.videos:
+            raise BrokenRecord("has a video, but the model's processor takes none")
+        locate(video, reading.image_dir, "video")
+    return videos
+
+
+def _data_type(
+    values: Mapping[str, Any], images: list[ImageSource], videos: list[str], reading: Reading
+) -> str:
+    found = "video" if videos else "image" if images else "text"
+    stated = _cell(values, "data_type", reading)
+    if stated is None or stated == found:
+        return found
+    if stated not in DATA_TYPES:
+        raise BrokenRecord(f"data_type is {shown(stated)}; it must be {', '.join(DATA_TYPES)}")
+    raise BrokenRecord(f"data_type is {stated!r}, but by its columns the record is {found!r}")

@@ -1,0 +1,66 @@
+"""What a source has, as people see it: a table of its tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .summary import Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summary_table(summary: Summary) -> Table:
+    """Return the table that begins a run: one row a task.
+
+    Parameters
+    ----------
+    summary : Summary
+        From :meth:`Source.summary`.
+
+    Returns
+    -------
+    Table
+        Problem types with their numbers of records, records trained on and held out, share of the
+        prompts. Tasks that are drawn without end have ∞ records.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Data", title_justify="left")
+    table.add_column("task")
+    table.add_column("problem types", style="dim")
+    for heading in ("training", "held out", "share"):
+        table.add_column(heading, justify="right")
+    for name, task in summary.tasks.items():
+        counts = task.problem_types.items()
+        # One type needs no number: it is all of the task's.
+        types = [kind if len(counts) == 1 else f"{kind} ({count:,})" for kind, count in counts]
+        table.add_row(
+            escape(name),
+            escape(", ".join(types)),
+            _number(task.training),
+            _number(task.held_out),
+            f"{task.share:.1%}",
+        )
+    return table
+
+
+def skipped_text(summary: Summary) -> str:
+    """Return the lines about records that were left out, or an empty text.
+
+    Examples
+    --------
+    >>> print(skipped_text(Summary({}, 2, ["a.jsonl, line 3: is not JSON"])))
+    2 broken records are left out, such as:
+    a.jsonl, line 3: is not JSON
+    """
+    if not summary.skipped:
+        return ""
+    noun = "record is" if summary.skipped == 1 else "records are"
+    heading = f"{summary.skipped} broken {noun} left out, such as:"
+    return "\n".join([heading, *summary.examples])
+
+
+def _number(count: int | None) -> str:
+    return "∞" if count is None else f"{count:,}"

@@ -1,0 +1,75 @@
+import sys
+
+import pytest
+
+from .conftest import sums
+
+
+@pytest.fixture
+def show(monkeypatch, capsys):
+    """Return a function that runs ``g2rpo data show``: exit code, stdout, stderr."""
+    from g2rpo_cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["g2rpo", "data", "show", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+def rows_of(out):
+    lines = [line for line in out.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_a_file(write, show):
+    many = [{**row, "problem": f"{row['problem']} " + "x" * 99} for row in sums(1999, "b[i]g")]
+    code, out, err = show(write([*sums(20), *many]), "-s", "data.mixing.temperature=1e9")
+    assert (code, err) == (0, "")
+    (first, second) = rows_of(out)
+    assert (first[0], first[1], first[4]) == ("sums", "numerical", "50.0%")
+    assert (second[0], second[4]) == ("b[i]g", "50.0%")
+    assert int(first[2]) + int(first[3]) == 20
+    assert int(second[2].replace(",", "")) + int(second[3]) == 1999
+    assert "\nsums: What is " in out
+    assert "xxx… → " in out
+
+
+def test_broken_records_are_told(write, show):
+    path = write([*sums(3), "{"])
+    code, out, err = show(path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 1 of 4 records cannot be used:")
+    code, out, err = show(path, "-s", "data.skip_broken=true")
+    assert (code, err) == (0, "")
+    assert "1 broken record is left out, such as:\n" in out
+    assert "line 4: is not JSON" in out
+
+
+def test_several_problem_types(write, show):
+    rows = [{**row, "problem_type": kind} for row in sums(3) for kind in ("numerical", "maths")]
+    _, out, _ = show(write([{**row, "problem": f"{n}?"} for n, row in enumerate(rows)]))
+    assert rows_of(out)[0][1] == "numerical (3), maths (3)"
+
+
+def test_tasks_that_are_drawn(show):
+    _, out, _ = show("builtin")
+    assert rows_of(out)[0] == ["grounding", "spatial grounding", "∞", "∞", "16.7%"]
+    assert "grounding: [56 × 56] " in out
+    _, out, _ = show("reasoning-gym:leg_counting")
+    assert rows_of(out) == [["leg_counting", "reasoning-gym", "∞", "∞", "100.0%"]]
+    assert "→ {" not in out
+
+
+def test_a_task_whose_held_out_images_are_damaged(write, show, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    code, out, _ = show(
+        write([{**row, "images": "a.png"} for row in sums(3)]), "-s", "data.skip_broken=true"
+    )
+    assert code == 0
+    assert "sums: no held-out record can be used" in out

@@ -1,0 +1,77 @@
+"""A run on records of one's own: tasks, prompts and rewards come from the file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from g2rpo.run import RunError, load_description
+from g2rpo.tasks import TASKS
+from g2rpo_torch.trainer import reward_kinds, train, with_tasks
+from g2rpo_torch.trainer.data import reward_functions
+from g2rpo_torch.trainer.prompts import FORMAT_INSTRUCTION, _chat, encode_prompts
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Forty records of two tasks."""
+    rows = []
+    for index in range(40):
+        task, name = (("ocr", "signs"), ("maths", "sums"))[index % 2]
+        record = dict(TASKS[task].item(5, index).record)
+        (image,) = record["images"]
+        image.save(tmp_path / f"{index}.png")
+        rows.append({**record, "images": [f"{index}.png"], "task_type": name})
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
+    description = load_description(
+        overrides={
+            "data.source": str(records),
+            "data.eval_items": 2,
+            "data.eval_generations": 2,
+            "rollout.prompts_per_step": 4,
+            "rollout.num_generations": 2,
+            "optimization.steps": 2,
+            "output.dir": str(tmp_path / "run"),
+        }
+    )
+    assert description.data.tasks == []
+    summary = train(description)
+    assert set(summary["after"]) == {"signs", "sums", "mean"}
+    assert summary["steps"] == 2
+    resolved = with_tasks(description).data
+    assert sorted(resolved.tasks) == ["signs", "sums"]
+    assert reward_kinds(resolved) == {"signs": "character OCR", "sums": "numerical"}
+    assert load_description(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
+
+
+def test_a_batch_with_and_without_images_is_refused_by_name(random_policy):
+    record = TASKS["ocr"].item(5, 0).record
+    with pytest.raises(RunError, match="have 0, 1 images, but this model takes one image a prompt"):
+        encode_prompts(random_policy, [{**record, "images": []}, record])
+
+
+def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
+    def message(role, text):
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    record, system = TASKS["ocr"].item(5, 0).record, message("system", "be kind")
+    turns = [message("user", "7+5="), message("assistant", "13"), message("user", "No.")]
+    bare = _chat({**record, "messages": turns})
+    kind = _chat({**record, "messages": [system, *turns]})
+    assert bare[1:] == kind[1:] == turns
+    assert [part["text"] for part in bare[0]["content"]] == [FORMAT_INSTRUCTION]
+    assert [part["text"] for part in kind[0]["content"]] == ["be kind", FORMAT_INSTRUCTION]
+    assert len(system["content"]) == 1  # the record is as it was
+    (_, question) = _chat(record)
+    assert question["content"] == [{"type": "image"}, {"type": "text", "text": record["problem"]}]
+
+
+def test_rewards_of_reasoning_gym_are_its_own():
+    data = load_description(overrides={"data.source": "reasoning-gym:chain_sum"}).data
+    assert "reasoning-gym" in reward_functions(data)
