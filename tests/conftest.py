@@ -1,5 +1,11 @@
 """What all tests share."""
 
+import os
+
+# Before anything loads an array library: threads of several processes would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -57,8 +57,9 @@ def test_what_an_estimator_breaks(cell):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", TABLE)
 def test_what_an_estimator_keeps(cell):
-    # More with --hypothesis-profile=nightly.
-    assert broken(cell, max_examples=settings.default.max_examples) == TABLE[cell]
+    kept = [name for name in INVARIANTS if name not in TABLE[cell]]
+    # 50, and 500 with --hypothesis-profile=nightly.
+    assert broken(cell, invariants=kept, max_examples=settings.default.max_examples // 2) == []
 
 
 def test_the_example_runs():
