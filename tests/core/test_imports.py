@@ -16,14 +16,14 @@ def loaded_by(statement: str) -> set[str]:
     return {name.partition(".")[0] for name in result.stdout.split()}
 
 
-def test_the_core_loads_no_framework():
-    loaded = loaded_by("import g2rpo")
-    assert not loaded & set(FORBIDDEN)
-    assert {"g2rpo", "numpy", "array_api_compat"} <= loaded
+def test_the_core_loads_numpy_and_array_api_compat_only():
+    # What an interpreter of this environment loads anyhow, such as finders of editable installs.
+    loaded = loaded_by("import g2rpo") - loaded_by("pass") - sys.stdlib_module_names
+    assert loaded == {"g2rpo", "numpy", "array_api_compat"}
 
 
 def test_the_check_can_fail():
-    assert "scipy" in loaded_by("import g2rpo, scipy")
+    assert "scipy" in loaded_by("import g2rpo, scipy") - loaded_by("pass")
 
 
 def test_numpy_alone_computes_without_a_framework():
