@@ -40,8 +40,8 @@ def load_target(target: str, settings: Sequence[str] = ()) -> Callable[..., Any]
 
 def _find(target: str) -> Callable[..., Any]:
     from g2rpo import ESTIMATORS
+    from g2rpo._suggest import did_you_mean, unknown_name
     from g2rpo.run import RunError
-    from g2rpo.run.suggest import did_you_mean, unknown_name
 
     place, colon, path = target.rpartition(":")
     if not colon:

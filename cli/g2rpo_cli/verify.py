@@ -93,8 +93,8 @@ def verify(
 
 
 def _known(names: Sequence[str] | None) -> list[str]:
+    from g2rpo._suggest import unknown_name
     from g2rpo.run import RunError
-    from g2rpo.run.suggest import unknown_name
     from g2rpo.testing import INVARIANTS
 
     for name in names or ():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from g2rpo._suggest import did_you_mean, unknown_name
 from g2rpo.advantages import (
     ESTIMATORS,
     Estimator,
@@ -16,7 +17,6 @@ from g2rpo.advantages import (
 )
 from g2rpo.run.description import parse_setting
 from g2rpo.run.errors import RunError
-from g2rpo.run.suggest import did_you_mean, unknown_name
 
 __all__ = ["estimator_options", "named_estimator", "refuse_decoupled"]
 

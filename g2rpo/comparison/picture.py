@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo._suggest import unknown_name
 from g2rpo.comparison.reports import Comparison, TaskReport
 from g2rpo.comparison.writing import replaced_file
 from g2rpo.run.errors import RunError
-from g2rpo.run.suggest import unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

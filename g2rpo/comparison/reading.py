@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from g2rpo._json_lines import parse_object
+from g2rpo._suggest import unknown_name
 from g2rpo.comparison.rows import CsvRows, Format, JsonRows, ParquetRows, Rows, need_pyarrow
 from g2rpo.run.errors import RunError
-from g2rpo.run.suggest import unknown_name
 
 __all__ = ["STDIN", "Track", "delimiter_of", "format_of", "read_rows", "untracked"]
 
@@ -95,17 +95,10 @@ def _read_json(path: str | Path, text: str, track: Track) -> JsonRows:
     for number, line in track(enumerate(lines, 1), len(lines), "reading"):
         if not line or line.isspace():
             continue
-        where = f"{_name(path)}, line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg}, character {error.pos + 1}"
-            raise RunError(f"{where}: is not JSON ({reason}); a line must be an object") from None
-        except (ValueError, RecursionError) as error:  # a number too long, lists too deep
-            raise RunError(f"{where}: cannot be read ({error})") from None
-        if not isinstance(row, dict):
-            raise RunError(f"{where}: is a JSON {type(row).__name__}, but must be an object")
-        objects.append(row)
+            objects.append(parse_object(line))
+        except ValueError as error:
+            raise RunError(f"{_name(path)}, line {number}: {error}") from None
         numbers.append(number)
     return JsonRows(objects, numbers)
 

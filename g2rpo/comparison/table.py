@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo._suggest import unknown_name
 from g2rpo.comparison.reading import STDIN, Track, read_rows, untracked
 from g2rpo.comparison.rows import Rows
 from g2rpo.labels import encode_labels
 from g2rpo.run.errors import RunError
-from g2rpo.run.suggest import unknown_name
 
 __all__ = ["RewardTable", "read_rewards"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from g2rpo._suggest import unknown_name
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.run.suggest import unknown_name
 
 from .broken import BrokenRecord
 from .record import PromptRecord, Reading, Row, read_row

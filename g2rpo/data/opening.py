@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from g2rpo._suggest import unknown_name
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.run.suggest import unknown_name
 
 from .tables import HubRows, Table, read_table
 

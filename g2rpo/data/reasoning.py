@@ -8,9 +8,9 @@ from functools import cache
 from hashlib import blake2b
 from typing import Any
 
+from g2rpo._suggest import unknown_name
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.run.suggest import unknown_name
 
 from .opening import need_library
 from .record import PromptRecord

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from g2rpo._suggest import unknown_name
 from g2rpo.rewards import check_record
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.run.suggest import unknown_name
 
 from .library import Library, Skipped, table_of
 from .mixing import schedule, shares

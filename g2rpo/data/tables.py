@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from g2rpo._json_lines import parse_object
 from g2rpo.comparison.rows import need_pyarrow
 from g2rpo.run.errors import RunError
 
@@ -80,7 +81,7 @@ class JsonLines(Table):
         """Read one line."""
         with _opened(self._path) as file:
             file.seek(self._starts[index])
-            return parse_object(file.readline())
+            return _record(file.readline())
 
     def scan(self) -> Iterator[Found]:
         """Read the file once."""
@@ -173,32 +174,20 @@ def read_table(path: Path) -> Table:
     return JsonLines(path)
 
 
-def parse_object(line: bytes) -> Mapping[str, Any]:
-    """Return the object that a line of JSON is.
-
-    Examples
-    --------
-    >>> parse_object(b'{"problem": "2+2?"}')
-    {'problem': '2+2?'}
-    """
+def _record(line: bytes) -> Mapping[str, Any]:
+    """Return the object that a line of JSON is."""
     try:
-        row = json.loads(line.rstrip().decode("utf-8-sig"))
+        return parse_object(line.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise BrokenRecord(f"is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg}, character {error.pos + 1}"
-        raise BrokenRecord(f"is not JSON ({reason}); a line must be an object") from None
-    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
-        raise BrokenRecord(f"cannot be read ({error})") from None
-    if not isinstance(row, dict):
-        raise BrokenRecord(f"is a JSON {type(row).__name__}, but must be an object")
-    return row
+    except ValueError as error:
+        raise BrokenRecord(str(error)) from None
 
 
 def _found(line: bytes) -> Found:
     try:
-        return parse_object(line)
+        return _record(line)
     except BrokenRecord as error:
         return error
 

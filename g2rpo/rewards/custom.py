@@ -8,7 +8,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from .registry import ACCURACY, RewardFunction, did_you_mean
+from g2rpo._suggest import did_you_mean
+
+from .registry import ACCURACY, RewardFunction
 
 
 def load_function(path: str) -> Callable[..., Any]:

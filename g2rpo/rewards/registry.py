@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from g2rpo._suggest import did_you_mean
 
 from .boxes import box_iou
 from .choice import choice_match
@@ -115,18 +116,6 @@ def find_type(name: object, known: Mapping[str, Any]) -> str:
                 return by_plain[candidate]
     hint = did_you_mean(str(name), known)
     raise ValueError(f"problem_type is {name!r}; it must be one of {sorted(known)}{hint}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest of the known names, or nothing.
-
-    Examples
-    --------
-    >>> did_you_mean("numercial", ACCURACY), did_you_mean("poetry", ACCURACY)
-    ("; did you mean 'numerical'?", '')
-    """
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _plain(name: str) -> str:

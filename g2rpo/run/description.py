@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from g2rpo._suggest import did_you_mean
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import (
     Data,
@@ -26,7 +27,6 @@ from g2rpo.run.sections import (
     Rollout,
     Section,
 )
-from g2rpo.run.suggest import did_you_mean
 
 __all__ = ["RunDescription", "dump_description", "load_description", "parse_setting"]
 

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from g2rpo.run.suggest import did_you_mean, unknown_name
+from g2rpo._suggest import did_you_mean, unknown_name
 
 __all__ = [
     "BUILTIN_SOURCES",

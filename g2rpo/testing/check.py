@@ -195,7 +195,7 @@ def _find(wanted: str | Invariant, among: Iterable[Invariant] | None = None) -> 
     if isinstance(wanted, Invariant):
         return wanted
     if wanted not in known:
-        from g2rpo.run.suggest import unknown_name
+        from g2rpo._suggest import unknown_name
 
         raise ValueError(unknown_name("invariant", wanted, known))
     return known[wanted]

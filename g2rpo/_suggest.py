@@ -7,7 +7,13 @@ __all__ = ["did_you_mean", "unknown_name"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the name in `known` nearest to `name`, or nothing."""
+    """Return ``"; did you mean 'x'?"`` for the name in `known` nearest to `name`, or nothing.
+
+    Examples
+    --------
+    >>> did_you_mean("numercial", ["numerical", "maths"]), did_you_mean("poetry", ["maths"])
+    ("; did you mean 'numerical'?", '')
+    """
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
