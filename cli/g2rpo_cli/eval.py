@@ -85,9 +85,9 @@ def _evaluate(model: str, description: "RunDescription", output: Path | None) ->
     from rich.console import Console
 
     from g2rpo.run import Display
+    from g2rpo.run.records import reward_kinds, with_tasks
     from g2rpo.run.report import results_table
     from g2rpo_torch.trainer import evaluate as run_evaluation
-    from g2rpo_torch.trainer import reward_kinds, with_tasks
 
     hide_foreign_bars()
     description = with_tasks(description)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from g2rpo_cli._engines import load_engine
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Data, Device, Tasks, given
 from g2rpo_cli._quiet import hide_foreign_bars
@@ -26,6 +27,10 @@ def train(
     ] = None,
     data: Data = None,
     task: Tasks = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What trains: `reference` (PyTorch), `jax`, `tunix`."),
+    ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="How rewards become advantages: `gaussian`, `grpo`, …")
     ] = None,
@@ -64,9 +69,10 @@ def train(
 
     - `g2rpo train --resume -o runs/grpo-1 --steps 300`
     """
-    need("g2rpo train", "torch", "transformers", "safetensors", "pydantic", extra="torch")
+    need("g2rpo train", "pydantic", extra="torch")
     flags = given(
         {
+            "engine": engine,
             "model.name": model,
             "model.device": device,
             "data.source": data,
@@ -146,9 +152,9 @@ def _value(description: "RunDescription", key: str) -> Any:
 
 
 def _run(description: "RunDescription", *, resume: bool) -> None:
+    engine = load_engine(description.engine)
     from g2rpo.run import Display, RunFolder
-    from g2rpo_torch.trainer import reward_kinds, with_tasks
-    from g2rpo_torch.trainer import train as run_training
+    from g2rpo.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()
     description = with_tasks(description)
@@ -158,7 +164,7 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
     display = Display(steps, tasks, start.step if start else 0)
     try:
         with display:
-            summary = run_training(description, resume=resume, display=display)
+            summary = engine.train(description, resume=resume, display=display)
     except KeyboardInterrupt as interruption:
         # The trainer's own interruption tells what is saved; a second Ctrl-C stops at once.
         _say_how_to_resume(path, str(interruption) or "stopped at once")

@@ -34,7 +34,9 @@ __all__ = ["RunDescription", "dump_description", "load_description", "parse_sett
 class RunDescription(Section):
     """Everything that decides a run: model, data, estimator, shaping, optimisation, output."""
 
-    engine: Literal["reference"] = Field(default="reference", description="what trains the policy")
+    engine: Literal["reference", "jax", "tunix"] = Field(
+        default="reference", description="what trains the policy"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of data, sampling and order")
     model: Model = Field(default=Model(), description="which policy is trained, and where")
     data: Data = Field(default=Data(), description="what the policy is asked")

@@ -20,12 +20,6 @@ class FakeTrainer(ModuleType):
         self.calls = []
         self.raises = None
 
-    def with_tasks(self, description):
-        return description
-
-    def reward_kinds(self, data):
-        return dict.fromkeys(data.tasks, "any kind")
-
     def train(self, description, *, resume=False, display=None):
         path = description.output.dir
         folder = RunFolder.open(path) if resume else RunFolder.create(path, description)

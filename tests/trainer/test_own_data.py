@@ -7,9 +7,9 @@ import json
 import pytest
 
 from g2rpo.run import RunError, load_description
+from g2rpo.run.records import reward_functions, reward_kinds, with_tasks
 from g2rpo.tasks import TASKS
-from g2rpo_torch.trainer import reward_kinds, train, with_tasks
-from g2rpo_torch.trainer.data import reward_functions
+from g2rpo_torch.trainer import train
 from g2rpo_torch.trainer.prompts import FORMAT_INSTRUCTION, _chat, encode_prompts
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from g2rpo.run.errors import RunError
+from g2rpo.run.records import training_records
 from g2rpo_torch.trainer import Interrupted, train
-from g2rpo_torch.trainer.data import training_records
 from g2rpo_torch.trainer.device import resolve_device
 from g2rpo_torch.trainer.scoring import Rewards
 from g2rpo_torch.trainer.shaping import Shaping

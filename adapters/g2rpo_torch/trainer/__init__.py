@@ -3,7 +3,6 @@
 ====================  =======================================================================
 ``loop.py``           a run: evaluate, step, save, report
 ``step.py``           one step, in the order in which it happens
-``data.py``           which records a step trains on
 ``prompts.py``        records to model inputs
 ``rollout.py``        sampling, with log-probabilities and entropies on the way
 ``prefill.py``        prompts encoded once for all of their responses
@@ -20,9 +19,9 @@
 ====================  =======================================================================
 """
 
-from .data import reward_kinds, with_tasks
+from g2rpo.run.interrupt import Interrupted
+
 from .evaluation import Evaluation, evaluate, evaluate_policy
-from .interrupt import Interrupted
 from .loop import train
 from .policy_model import Policy, load_policy
 
@@ -33,7 +32,5 @@ __all__ = [
     "evaluate",
     "evaluate_policy",
     "load_policy",
-    "reward_kinds",
     "train",
-    "with_tasks",
 ]

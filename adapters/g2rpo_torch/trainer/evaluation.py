@@ -11,8 +11,8 @@ import torch
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.records import heldout_records, reward_functions, with_tasks
 
-from .data import heldout_records, reward_functions, with_tasks
 from .device import resolve_device
 from .policy_model import Policy, load_policy
 from .prompts import encode_prompts

@@ -12,13 +12,13 @@ import torch
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
 from g2rpo.run.folder import RunFolder
+from g2rpo.run.interrupt import Interrupted, StopRequest
+from g2rpo.run.records import with_tasks
 from g2rpo.run.report import draw_plots
 
 from .checkpoint import read_state, restore_optimizer, save_checkpoint
-from .data import with_tasks
 from .device import resolve_device
 from .evaluation import Evaluation, evaluate_policy
-from .interrupt import Interrupted, StopRequest
 from .policy_model import Policy, load_policy
 from .shaping import Shaping
 from .step import training_step

@@ -33,7 +33,7 @@ def score_responses(
     texts : sequence of str
         N = P · n responses.
     functions : mapping, optional
-        Problem type -> accuracy, from :func:`~g2rpo_torch.trainer.data.reward_functions`.
+        Problem type -> accuracy, from :func:`~g2rpo.run.records.reward_functions`.
 
     Returns
     -------

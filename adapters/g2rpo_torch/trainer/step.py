@@ -7,8 +7,8 @@ import time
 import torch
 
 from g2rpo.run.description import RunDescription
+from g2rpo.run.records import reward_functions, training_records
 
-from .data import reward_functions, training_records
 from .metrics import rollout_metrics
 from .policy_model import Policy
 from .prompts import encode_prompts

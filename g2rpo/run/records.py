@@ -1,4 +1,4 @@
-"""Which records a step trains on, and which are held out."""
+"""Which records a step trains on and which are held out, for every engine."""
 
 from __future__ import annotations
 

@@ -1,0 +1,162 @@
+"""The section ``data``: what the policy is asked."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from g2rpo._suggest import did_you_mean, unknown_name
+
+from .section import Section
+
+BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
+"""Names of the built-in tasks. Kept here so that reading a description loads no task."""
+
+BUILTIN_SOURCES = ("builtin",)
+"""Names of the sources of prompts that are neither files nor data sets."""
+
+RECORD_COLUMNS = (
+    "problem",
+    "prompt",
+    "images",
+    "videos",
+    "answer",
+    "problem_type",
+    "data_type",
+    "task_type",
+    "options",
+)
+"""What a record is made of. Kept here so that reading a description loads no data."""
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Mixing(Section):
+    """How often each task is asked."""
+
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="shares are sizes to the power 1/temperature: 1 by size, more is more even",
+    )
+    weights: dict[str, float] = Field(
+        default={}, description="task: share in any unit, for every task, in place of its size"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_shares(cls, weights: dict[str, float]) -> dict[str, float]:
+        for task, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"{task} is {weight:g}, but must be 0 or more")
+        if weights and not any(weights.values()):
+            raise ValueError("are all 0, but one at least must be more")
+        return weights
+
+
+class Data(Section):
+    """What the policy is asked."""
+
+    source: str = Field(
+        default="builtin",
+        min_length=1,
+        description=(
+            "`builtin`, a file (.jsonl, .json, .parquet), a folder, a data set `owner/name` of the "
+            "hub, or `reasoning-gym:NAME,NAME`"
+        ),
+    )
+    tasks: list[str] = Field(
+        default=list(BUILTIN_TASKS),
+        description="names of the tasks that are trained; left out, all that the source has",
+    )
+    level: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="difficulty of built-in tasks, 1 to 3; null is each task's own mix",
+    )
+    split: str | None = Field(
+        default=None, description="split of a data set with splits; null is `train`"
+    )
+    subset: str | None = Field(
+        default=None, description="subset (configuration) of a data set of the hub"
+    )
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a data set of the hub"
+    )
+    columns: dict[str, str] = Field(
+        default={}, description="part of a record: the column in which it stands"
+    )
+    problem_type: str | None = Field(
+        default=None, description="problem type of records that name none"
+    )
+    image_dir: str | None = Field(
+        default=None, description="folder of the images; null is that of the file"
+    )
+    skip_broken: bool = Field(
+        default=False, description="leave out and count records that cannot be used"
+    )
+    mixing: Mixing = Field(default=Mixing(), description="how often each task is asked")
+    eval_fraction: float = Field(
+        default=0.125,
+        gt=0,
+        lt=1,
+        description="share of the records that is held out; of built-in tasks it is 1/8",
+    )
+    eval_items: int = Field(default=128, ge=1, description="held-out items of each task [items]")
+    eval_generations: int = Field(
+        default=8, ge=1, description="responses sampled to each held-out item [rollouts]"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_sources_have_their_own_tasks(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("source", "builtin") != "builtin":
+            return {"tasks": [], **values}
+        return values
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        if source in BUILTIN_SOURCES or _is_path(source) or _HUB.fullmatch(source):
+            return source
+        kind, colon, names = source.partition(":")
+        if colon and kind == "reasoning-gym":
+            if not all(name.strip() for name in names.split(",")):
+                raise ValueError(
+                    f"{source!r} must be reasoning-gym:NAME or reasoning-gym:NAME,NAME"
+                )
+            return source
+        hint = did_you_mean(source, [*BUILTIN_SOURCES, "reasoning-gym:NAME"])
+        raise ValueError(
+            f"unknown source {source!r}{hint} (there are: builtin, reasoning-gym:NAME, a file "
+            ".jsonl, .json or .parquet, a folder, and owner/name of a data set of the hub)"
+        )
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_known(cls, tasks: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("source") == "builtin":
+            if not tasks:
+                raise ValueError("must have at least one entry")
+            for task in tasks:
+                if task not in BUILTIN_TASKS:
+                    raise ValueError(unknown_name("task", task, BUILTIN_TASKS))
+        repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+        if repeated:
+            raise ValueError(f"must name each task once, but repeats {', '.join(repeated)}")
+        return tasks
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_parts_of_a_record(cls, columns: dict[str, str]) -> dict[str, str]:
+        for name in columns:
+            if name not in RECORD_COLUMNS:
+                raise ValueError(unknown_name("part of a record", name, RECORD_COLUMNS))
+        return columns
+
+
+def _is_path(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix.lower() in (".jsonl", ".json", ".parquet") or path.is_dir()

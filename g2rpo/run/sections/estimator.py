@@ -1,0 +1,38 @@
+"""The section ``estimator``: how rewards become advantages."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from g2rpo._suggest import unknown_name
+
+from .section import Section, none_is_null
+
+
+class Estimator(Section):
+    """How rewards become advantages."""
+
+    name: str = Field(default="gaussian", description="a name in `g2rpo.ESTIMATORS`")
+    task_stage: Annotated[
+        Literal["standardize", "match", "match-all"] | None, BeforeValidator(none_is_null)
+    ] = Field(
+        default="standardize", description="what works across a task's groups; null for nothing"
+    )
+    ties: Literal["midpoint", "barycentre"] = Field(
+        default="midpoint", description="which value a block of equal rewards gets"
+    )
+    resolution: float | None = Field(
+        default=None,
+        gt=0,
+        description="grid that rewards are rounded to before ranking [reward units]",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        # Read at the time of the check, so that a registered estimator counts.
+        from g2rpo.advantages import ESTIMATORS
+
+        if name not in ESTIMATORS:
+            raise ValueError(unknown_name("estimator", name, ESTIMATORS))
+        return name

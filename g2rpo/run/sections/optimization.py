@@ -1,0 +1,49 @@
+"""The section ``optimization``: how advantages change the policy."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .section import Section
+
+
+class Optimization(Section):
+    """How advantages change the policy."""
+
+    steps: int = Field(default=280, ge=1, description="length of the run [steps]")
+    learning_rate: float = Field(
+        default=1.5e-4, gt=0, description="AdamW's learning rate after warm-up"
+    )
+    updates_per_batch: int = Field(
+        default=1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
+    )
+    micro_batch_size: int = Field(
+        default=96, ge=1, description="rollouts in one forward and backward pass [rollouts]"
+    )
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="clip range of the ratio below 1")
+    epsilon_high: float = Field(default=0.3, gt=0, description="clip range of the ratio above 1")
+    dual_clip: float | None = Field(
+        default=3.0,
+        gt=1,
+        description="ratio at which negative advantages stop counting; null for never",
+    )
+    beta: float = Field(
+        default=0.0, ge=0, description="weight of the KL penalty; 0 loads no reference"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="norm that gradients are clipped to"
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        default="linear",
+        description="learning rate after warm-up: constant, or falling to 0 at the last step",
+    )
+    warmup_steps: int = Field(
+        default=5, ge=0, description="linear rise of the learning rate [steps]"
+    )
+    loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = Field(
+        default="ppo", description="the surrogate of the policy term"
+    )
+    aggregation: Literal["token", "sequence", "constant"] = Field(
+        default="token", description="what the loss is a mean over"
+    )

@@ -1,0 +1,23 @@
+"""What all sections of a run's description have in common."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of the description: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def off_is_text(value: Any) -> Any:
+    """Return text for a value that YAML took for a truth value."""
+    # YAML 1.1 reads a bare `off` as False, and `--set length.mode=off` should do what it says.
+    return "off" if value is False else value
+
+
+def none_is_null(value: Any) -> Any:
+    """Return None for the way in which Python writes it."""
+    # YAML's null is `null` or `~`; people who come from Python write None.
+    return None if value in ("none", "None") else value
