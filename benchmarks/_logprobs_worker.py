@@ -14,12 +14,18 @@ from typing import Any, NamedTuple
 #: Who is measured, and what it is called in the table.
 CONTENDERS = {
     "operator": "logprobs_and_entropy",
+    "operator_triton": "logprobs_and_entropy, Triton",
     "fused": "fused_g2rpo_loss",
+    "fused_triton": "fused_g2rpo_loss, Triton",
+    "fused_twice": "fused_g2rpo_loss, logits twice",
     "plain": "full logits",
     "trl": "TRL, chunked head",
     "liger": "Liger, log-probabilities",
     "verl": "verl, fused linear",
 }
+
+#: Those that need a GPU.
+ON_A_GPU = ("operator_triton", "fused_triton")
 
 
 class Setting(NamedTuple):
@@ -75,7 +81,10 @@ class Pass:
             "epsilon_high": 99.0,
             "dual_clip": None,
         }
-        self._loss = self._fused if name == "fused" else self._of(getattr(self, f"_{name}"))
+        self._backend = "triton" if name in ON_A_GPU else "portable"
+        self._recomputes = name == "fused_twice"
+        way = name.removesuffix("_triton").removesuffix("_twice")
+        self._loss = self._fused if way == "fused" else self._of(getattr(self, f"_{way}"))
 
     def __call__(self) -> None:
         """Go forward and backward."""
@@ -108,12 +117,14 @@ class Pass:
 
         hidden = self.hidden.view(*self.shape, -1)
         arrays = (hidden, self.weight, self.labels, *self.given, self.tasks)
-        return fused_g2rpo_loss(*arrays, **self.band)[0].total
+        how = {"backend": self._backend, "recompute_logits": self._recomputes}
+        return fused_g2rpo_loss(*arrays, **how, **self.band)[0].total
 
     def _operator(self) -> tuple[Any, Any]:
         from g2rpo_torch import logprobs_and_entropy
 
-        return logprobs_and_entropy(self.hidden, self.weight, self.labels.view(-1))
+        arrays = (self.hidden, self.weight, self.labels.view(-1))
+        return logprobs_and_entropy(*arrays, backend=self._backend)
 
     def _plain(self) -> tuple[Any, Any]:
         logprobs = (self.hidden @ self.weight.t()).float().log_softmax(-1)

@@ -7,10 +7,11 @@
 
 Every contender gets the same random hidden states and weight, and the same loss on top: the core's,
 with its policy and entropy terms, such that every token has a gradient by both outputs. Liger
-computes no entropy: its loss is the policy term alone. Each measurement is a process of its own:
-the time is the best of its passes, the memory the peak of the first beyond inputs and gradients. A
-measurement that the results hold already is read, not repeated; one that does not fit, and a peer
-that is not installed, is skipped with a message.
+computes no entropy: its loss is the policy term alone. On a GPU ours are measured with both kinds
+of tiles, those of PyTorch's operations and those of Triton's kernels. Each measurement is a process
+of its own: the time is the best of its passes, the memory the peak of the first beyond inputs and
+gradients. A measurement that the results hold already is read, not repeated; one that does not fit,
+and a peer that is not installed, is skipped with a message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _logprobs_worker import CONTENDERS, Setting, needed_bytes
+from _logprobs_worker import CONTENDERS, ON_A_GPU, Setting, needed_bytes
 from _report import markdown_table, measured_on
 
 PACKAGES = ("torch", "trl", "liger-kernel", "verl")
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16_384])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="all by default")
     parser.add_argument("--repeats", type=int, default=2, help="passes of each measurement")
     parser.add_argument("--quick", action="store_true", help="one small size")
     parser.add_argument("--memory", type=float, default=0.0, help="GiB to use; all by default")
@@ -48,11 +49,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.vocabulary, arguments.hidden, arguments.tokens = [4096], [64], [256]
+    on_device = [name for name in CONTENDERS if arguments.device == "cuda" or name not in ON_A_GPU]
     results = read(arguments.results)
     sizes = product(arguments.vocabulary, arguments.hidden, arguments.tokens)
     for entries, width, tokens in () if arguments.report_only else sizes:
         setting = Setting(entries, width, tokens, arguments.dtype, arguments.device)
-        for name in arguments.contenders:
+        for name in arguments.contenders or on_device:
             if not any(r["name"] == name and r["setting"] == list(setting) for r in results):
                 result = measure(name, setting, arguments.repeats, arguments.memory)
                 if result:
@@ -123,7 +125,7 @@ def report(results: list[dict[str, Any]], device: str) -> str:
                     f"{entries:,}",
                     f"{width:,}",
                     f"{tokens:,}",
-                    f"{each['seconds']:.2f}",
+                    f"{each['seconds']:.3g}",
                     f"{each['seconds'] / base:.2f}" if base else "",
                     f"{each['extra'] / 2**20:,.0f}",
                     f"{each['extra'] / (4 * tokens * entries):.2f}",

@@ -28,9 +28,9 @@ from _report import markdown_table, measured_on
 from g2rpo_torch.policy.build import build_tokenizer
 from g2rpo_torch.trainer.forward import completion_logprobs
 from g2rpo_torch.trainer.policy_model import Policy, make_policy
-from g2rpo_torch.trainer.prompts import Inputs
+from g2rpo_torch.trainer.prompts import Inputs, Prompts
 from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.sharing import Sharing
+from g2rpo_torch.trainer.trials import Trials
 
 GENERATIONS = 8
 VOCABULARY = 4096
@@ -101,7 +101,7 @@ def _measure(
 ) -> Row:
     """Time both ways in turns, and compare their results."""
     inputs = _prompt(policy, model, prompt)
-    ways = {"plain": replace(policy, sharing=Sharing("off")), "shared": policy}
+    ways = {"plain": replace(policy, trials=Trials("off")), "shared": policy}
     seconds = dict.fromkeys(ways, math.inf)
     results = {}
     for _ in range(repeats):
@@ -155,6 +155,7 @@ def _prompt(policy: Policy, model: str, length: int) -> Inputs:
     torch.manual_seed(0)
     ids = torch.randint(10, VOCABULARY, (1, length))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows_each: dict[str, list[int]] = {}
     if model == "image":
         # The largest square that leaves room for a question.
         side = math.isqrt(length * 7 // 8)
@@ -162,8 +163,10 @@ def _prompt(policy: Policy, model: str, length: int) -> Inputs:
         ids[0, : len(image)] = torch.tensor(image)
         inputs["mm_token_type_ids"] = (ids == IMAGE).long()
         inputs["image_grid_thw"] = torch.tensor([[1, 2 * side, 2 * side]])
+        rows_each = {"image_grid_thw": [1], "pixel_values": [4 * side**2]}
         inputs["pixel_values"] = torch.randn(4 * side**2, 3 * 2 * 16 * 16).to(policy.model.dtype)
-    return {name: tensor.to(policy.device) for name, tensor in inputs.items()}
+    on_device = {name: tensor.to(policy.device) for name, tensor in inputs.items()}
+    return Prompts(on_device, rows_each)
 
 
 def _text_config(options: argparse.Namespace) -> dict[str, Any]:

@@ -114,7 +114,8 @@ class LengthCalibration(NamedTuple):
     thresholds : array
         Floating point, shape (num_tasks, 4), in tokens: the ``targets`` of
         :func:`g2rpo.length_reward` once indexed with the task labels. An infinite threshold
-        stays so.
+        stays so. NaN is a task without thresholds: the first batch with enough right responses
+        sets them.
     """
 
     thresholds: Array
@@ -190,11 +191,12 @@ def calibrate_lengths(
     )
     seen = xp.astype(seen, thresholds.dtype)
     settled = xp.isinf(thresholds) | xp.expand_dims(samples < min_samples, axis=1)
-    old = xp.where(settled, 0.0, thresholds)
+    unset = xp.isnan(thresholds)
+    old = xp.where(settled | unset, 0.0, thresholds)
     step = xp.maximum(max_change * old, xp.ones_like(old))
     # Bounds that increase with the threshold keep ordered thresholds in order.
     moved = xp.minimum(xp.maximum(decay * old + (1.0 - decay) * seen, old - step), old + step)
-    return LengthCalibration(xp.where(settled, thresholds, moved))
+    return LengthCalibration(xp.where(settled, thresholds, xp.where(unset, seen, moved)))
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> None:

@@ -87,8 +87,7 @@ class _Chunk:
                     cut(buffer, rows, columns) for buffer in (self._shifted, self._scratch)
                 )
                 self._head.logits_into(block[rows], hidden[rows], columns)
-                first = columns.entries.start
-                running.fold(block[rows], self._head, rows, first, shifted, scratch)
+                running.fold(block[rows], self._head, rows, columns, shifted, scratch)
         return running.finish()
 
     def backward(
@@ -115,10 +114,10 @@ class _Chunk:
             for rows in spans(labels.shape[0], self._tile.tokens):
                 part, free = block[rows], cut(self._scratch, rows, columns)
                 here = Softmax(*(x[rows] for x in softmax))
-                pull.take(rows).gradient_in_place(
-                    part, self._head, here, labels[rows], columns.entries.start, free
+                gradient = pull.take(rows).gradient(
+                    part, self._head, here, labels[rows], columns, free, exact=sums.needs.bias
                 )
-                sums.add(part, hidden[rows], target[rows], columns)
+                sums.add(gradient, hidden[rows], target[rows], columns)
             sums.store(columns)
         if moved is not None and target.numel():
             by_hidden.copy_(spread(target, moved, size))

@@ -28,7 +28,7 @@ def softmax_of(head: Head, hidden: Tensor, labels: Tensor, tile: Tile) -> Softma
         for rows in spans(labels.shape[0], tile.tokens):
             block, free = cut(logits, rows, columns), cut(scratch, rows, columns)
             head.logits_into(block, hidden[rows], columns)
-            running.fold(block, head, rows, columns.entries.start, block, free)
+            running.fold(block, head, rows, columns, block, free)
     return running.finish()
 
 
@@ -59,10 +59,10 @@ def softmax_pulled(
             block, free = cut(logits, rows, columns), cut(scratch, rows, columns)
             head.logits_into(block, hidden[rows], columns)
             here = Softmax(*(x[rows] for x in softmax))
-            pull.take(rows).gradient_in_place(
-                block, head, here, labels[rows], columns.entries.start, free
+            gradient = pull.take(rows).gradient(
+                block, head, here, labels[rows], columns, free, exact=needs.bias
             )
-            sums.add(block, hidden[rows], sums.hidden[rows], columns)
+            sums.add(gradient, hidden[rows], sums.hidden[rows], columns)
         sums.store(columns)
     by_hidden = sums.hidden
     if moved is not None and needs.hidden:

@@ -46,12 +46,14 @@ class GradientSums:
 
     Attributes
     ----------
+    needs : Needs
+        What is needed.
     hidden : Tensor (N, H)
         In full precision; empty unless needed.
     """
 
     def __init__(self, head: Head, hidden: Tensor, needs: Needs, *, revisit: bool = False) -> None:
-        self._head, self._needs = head, needs
+        self._head, self.needs = head, needs
         # One each: what an operator returns must not be the same tensor twice.
         self.hidden, self._bias, *nothing = (
             hidden.new_empty(0, dtype=head.dtype) for _ in range(4)
@@ -79,10 +81,10 @@ class GradientSums:
 
         ``by_hidden`` is where the share of the tile's tokens goes: rows of ``self.hidden``.
         """
-        if self._needs.bias:
+        if self.needs.bias:
             self._bias[columns.entries] += gradient.sum(0)
         gradient = gradient.to(self._head.operands)
-        if self._needs.hidden:
+        if self.needs.hidden:
             multiply(by_hidden, gradient, columns.weight, beta=1.0)
         for each in self._sums:
             if each is not None:

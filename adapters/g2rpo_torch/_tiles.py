@@ -2,12 +2,16 @@
 
 A tile is a block of logits, tokens by vocabulary entries, small enough to stay in a cache. Nothing
 here knows of autograd; :mod:`g2rpo_torch.logprobs` and :mod:`g2rpo_torch.fused_loss` do.
+
+The products that make a tile are PyTorch's. What happens to it is written twice: here in PyTorch's
+operations, and in :mod:`g2rpo_torch._triton` as one kernel for each direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +20,8 @@ from torch import Tensor
 _FLOOR = -800.0
 # Below every logit; with minus infinity the difference of two of them would be NaN.
 _LOWEST = -1e30
-# CUDA multiplies half precision into a float32 result; other devices would round to half.
-_HAS_WIDE_PRODUCTS = "dtype_out" in torch.ops.aten.addmm.overloads()
+
+Backend = Literal["portable", "triton"]
 
 
 class Tile(NamedTuple):
@@ -51,6 +55,8 @@ class Head(NamedTuple):
         c · tanh(logits / c), before the temperature.
     operands : torch.dtype
         What products take.
+    backend : {"portable", "triton"}
+        What works on the tiles.
     """
 
     weight: Tensor
@@ -59,6 +65,7 @@ class Head(NamedTuple):
     temperature: float
     softcap: float | None
     operands: torch.dtype
+    backend: Backend = "portable"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +84,10 @@ class Head(NamedTuple):
             yield Columns(entries, weight, bias)
 
     def logits_into(self, tile: Tensor, hidden: Tensor, columns: Columns) -> None:
-        """Fill a tile with the logits of some tokens."""
+        """Fill a tile with the logits of some tokens, or with what the kernels make them from."""
+        if self.backend == "triton":
+            multiply(tile, hidden, columns.weight.t())
+            return
         # The scale costs nothing inside of the product.
         scale = 1.0 / (self.softcap or self.temperature)
         if columns.bias is None:
@@ -106,12 +116,32 @@ class Head(NamedTuple):
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Return what products take: half precision only where they are accumulated in float32."""
-    device = hidden.device.type
+    device = hidden.device
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
     is_half = dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if is_half and not (device == "cuda" and _HAS_WIDE_PRODUCTS) else dtype
+    return torch.float32 if is_half and not _accumulates_half(device) else dtype
+
+
+@torch.compiler.assume_constant_result
+def _accumulates_half(device: torch.device) -> bool:
+    """Tell whether products of half precision can be added to a float32 matrix.
+
+    CUDA can, from some version of PyTorch on; other devices would round the products to half.
+    """
+    return device.type == "cuda" and _tries_accumulating(device)
+
+
+@cache
+def _tries_accumulating(device: torch.device) -> bool:
+    ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    total = ones.float()
+    try:
+        multiply(total, ones, ones, beta=1.0)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == 17).all())
 
 
 def multiply(out: Tensor, a: Tensor, b: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> None:
@@ -150,12 +180,25 @@ class RunningSoftmax:
         self._target = torch.zeros_like(self._highest)
 
     def fold(
-        self, tile: Tensor, head: Head, rows: slice, first: int, shifted: Tensor, scratch: Tensor
+        self,
+        tile: Tensor,
+        head: Head,
+        rows: slice,
+        columns: Columns,
+        shifted: Tensor,
+        scratch: Tensor,
     ) -> None:
-        """Take in the logits of some tokens, for the vocabulary entries from ``first``.
+        """Take in the logits of some tokens, for a run of vocabulary entries.
 
         ``shifted`` and ``scratch`` are overwritten; ``shifted`` may be the tile itself.
         """
+        if head.backend == "triton":
+            from . import _triton
+
+            state = (self._highest, self._total, self._weighted, self._target)
+            _triton.fold(tile, head, columns, self._labels[rows], *(x[rows] for x in state))
+            return
+        first = columns.entries.start
         index, inside = label_in_tile(self._labels[rows], first, tile.shape[1])
         target = tile.gather(1, index[:, None])[:, 0]
         self._target[rows] = torch.where(inside, target, self._target[rows])
@@ -208,14 +251,31 @@ class Pull(NamedTuple):
         """Return the pull at some of the tokens."""
         return Pull(self.logprobs[rows], None if self.entropy is None else self.entropy[rows])
 
-    def gradient_in_place(
-        self, tile: Tensor, head: Head, softmax: Softmax, labels: Tensor, first: int, p: Tensor
-    ) -> None:
-        r"""Turn the logits of a tile into the gradient by the products that they came from.
+    def gradient(
+        self,
+        tile: Tensor,
+        head: Head,
+        softmax: Softmax,
+        labels: Tensor,
+        columns: Columns,
+        scratch: Tensor,
+        *,
+        exact: bool,
+    ) -> Tensor:
+        r"""Return the gradient by the products that the logits of a tile came from.
 
         With pulls a at the log-probability of label y and b at the entropy H, the gradient by
-        logit v is :math:`a 1[v = y] - p_v (a + b (\log p_v + H))`. ``p`` is overwritten.
+        logit v is :math:`a 1[v = y] - p_v (a + b (\log p_v + H))`. The tile and ``scratch`` are
+        overwritten; the result is the one or the other, rounded to the operands of the next
+        products unless it has to be exact.
         """
+        if head.backend == "triton":
+            from . import _triton
+
+            return _triton.gradient(
+                tile, head, columns, labels, softmax, self, scratch, exact=exact
+            )
+        first, p = columns.entries.start, scratch
         slope = head.softcap_slope(tile)
         at_label = self.logprobs / head.temperature
         head.log_softmax_into(tile, tile, softmax.normalizer)
@@ -231,6 +291,7 @@ class Pull(NamedTuple):
         tile.scatter_add_(1, index[:, None], torch.where(inside, at_label, 0.0)[:, None])
         if slope is not None:
             tile.mul_(slope)
+        return tile
 
 
 def label_in_tile(labels: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from g2rpo import BatchTotals, LossTerms
 
+from ._backend import Choice, choose_backend
 from ._fused import chunk_capacity, fused_pass
 from ._head_checks import (
     check_device,
@@ -46,6 +47,8 @@ def fused_g2rpo_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    recompute_logits: bool = False,
+    backend: Choice = "auto",
     entropy_low: Tensor | None = None,
     entropy_high: Tensor | None = None,
     length_advantages: Tensor | None = None,
@@ -76,6 +79,11 @@ def fused_g2rpo_loss(
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
     chunk_tokens : int, optional
         Tokens whose logits live at a time; by default as many as fit into 256 MiB.
+    recompute_logits : bool, optional
+        Compute the logits twice and keep none: four products in place of three, and the memory of
+        :func:`g2rpo_torch.logprobs_and_entropy`.
+    backend : {"auto", "portable", "triton"}, optional
+        As in :func:`g2rpo_torch.logprobs_and_entropy`.
     entropy_low, entropy_high : Tensor, optional
         Each task's entropy band, shape (num_tasks,), in nats; None for no entropy term.
     length_advantages, ref_logprobs, importance_weights : Tensor, optional
@@ -112,9 +120,10 @@ def fused_g2rpo_loss(
 
     *Memory*: beyond the gradients, the logits of a chunk and two tiles. The gradient of a weight
     of half precision is summed in float32, and held so until the last chunk: 4 V H bytes more.
+    ``recompute_logits`` needs neither the chunk nor the sum.
 
-    *PyTorch*: ``torch.compile`` breaks the graph here. The backward pass can run once; a second
-    derivative raises ``NotImplementedError``.
+    *PyTorch*: ``torch.compile`` breaks the graph here. The backward pass of three products can run
+    once; a second derivative raises ``NotImplementedError``.
 
     Examples
     --------
@@ -144,10 +153,13 @@ def fused_g2rpo_loss(
     packed, labels = loss.packed(hidden), loss.packed(labels)
     check_label_values(labels, weight.shape[0])
     leaves = (packed, weight, adapter, bias)
-    two_steps = (*leaves, labels, (temperature, softcap, _IGNORE_NOTHING))
+    head = Head(*leaves[1:], temperature, softcap, operand_dtype(hidden, weight))
+    head = head._replace(backend=choose_backend(backend, head, packed, labels, _IGNORE_NOTHING))
+    how = (temperature, softcap, _IGNORE_NOTHING)
+    two_steps = (*leaves, labels, how, None, head.backend)
     needs = Needs(*(x is not None and x.requires_grad for x in leaves))
     runs = loss.runs(chunk_tokens or chunk_capacity(weight.shape[0]))
-    if runs is None or not (any(needs) and torch.is_grad_enabled()):
+    if runs is None or recompute_logits or not (any(needs) and torch.is_grad_enabled()):
         terms, metrics = loss.whole(*linear_softmax(*two_steps))
         return LossTerms(terms.total, *(term.detach() for term in terms[1:])), metrics
 
@@ -155,8 +167,7 @@ def fused_g2rpo_loss(
         if totals is None:
             # Mean entropies decide on which side of its band a task is: they must come first.
             loss = loss.with_totals(linear_softmax(*two_steps)[1] if loss.has_entropy else None)
-    how = (float(temperature), softcap, operand_dtype(hidden, weight))
-    total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, how, loss, runs, needs)
+    total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, head[3:], loss, runs, needs)
     with torch.no_grad():
         terms, metrics = loss.whole(logprobs, entropy)
     return terms._replace(total=total), metrics

@@ -6,13 +6,16 @@ The logits of N tokens are an (N, V) tensor: 2.5 GB in float32 for 4,096 tokens 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
+from ._backend import Choice, choose_backend
 from ._head_checks import check_label_values, check_labels, check_options, ready_head
 from ._linear import choose_tile, marked, softmax_of, softmax_pulled, spread
 from ._sums import Needs
-from ._tiles import Head, Pull, Softmax, Tile, operand_dtype
+from ._tiles import Backend, Head, Pull, Softmax, Tile, operand_dtype
 
 __all__ = ["logprobs_and_entropy"]
 
@@ -29,6 +32,7 @@ def logprobs_and_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
     tile: tuple[int, int] | None = None,
+    backend: Choice = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""Return each label's log-probability and the exact entropy, differentiable both.
 
@@ -60,6 +64,11 @@ def logprobs_and_entropy(
     tile : tuple of int, optional
         Tokens and vocabulary entries of the tiles; chosen for the device by default. It changes
         time and memory, and results by rounding only.
+    backend : {"auto", "portable", "triton"}, optional
+        What works on the tiles: PyTorch's operations, or Triton's kernels, which need a CUDA device
+        and results in float32. "auto" times both, in the first call with 256 tokens or more of each
+        size and dtype, and keeps the faster if they agree; one line in the log says which. It takes
+        the portable ones on other devices, without Triton, and inside ``torch.compile``.
 
     Returns
     -------
@@ -71,8 +80,8 @@ def logprobs_and_entropy(
     TypeError
         If an argument is no tensor, or of a wrong dtype.
     ValueError
-        If shapes or devices do not fit, an option is out of its range, or a label other than
-        ``ignore_index`` is outside 0 .. V - 1.
+        If shapes or devices do not fit, an option is out of its range, a label other than
+        ``ignore_index`` is outside 0 .. V - 1, or the backend cannot work here.
 
     Notes
     -----
@@ -114,6 +123,7 @@ def logprobs_and_entropy(
         labels.reshape(-1),
         (temperature, softcap, ignore_index),
         tile,
+        backend,
     )
     return logprobs.reshape(labels.shape), entropy.reshape(labels.shape)
 
@@ -126,12 +136,15 @@ def linear_softmax(
     labels: Tensor,
     options: tuple[float, float | None, int],
     tile: tuple[int, int] | None = None,
+    backend: Choice = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies (N,) of checked tokens, hidden (N, H), labels (N,).
 
     ``options`` are temperature, softcap and the label to ignore.
     """
     temperature, softcap, ignore_index = options
+    operands = operand_dtype(hidden, weight)
+    head = Head(weight, low_rank, bias, temperature, softcap, operands)
     logprobs, entropy, _ = _LinearSoftmax.apply(
         hidden,
         weight,
@@ -141,8 +154,9 @@ def linear_softmax(
         float(temperature),
         None if softcap is None else float(softcap),
         ignore_index,
-        operand_dtype(hidden, weight),
+        operands,
         *(tile or choose_tile(hidden.device)),
+        choose_backend(backend, head, hidden, labels, ignore_index),
     )
     return logprobs, entropy
 
@@ -161,8 +175,9 @@ def _forward(
     operands: torch.dtype,
     tokens: int,
     entries: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    head = Head(weight, low_rank, bias, temperature, softcap, operands)
+    head = Head(weight, low_rank, bias, temperature, softcap, operands, cast(Backend, backend))
     size, counted = labels.shape[0], marked(labels != ignore_index)
     if counted is not None:
         hidden, labels = hidden[counted], labels[counted]
@@ -198,8 +213,9 @@ def _backward(
     operands: torch.dtype,
     tokens: int,
     entries: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    head = Head(weight, low_rank, bias, temperature, softcap, operands)
+    head = Head(weight, low_rank, bias, temperature, softcap, operands, cast(Backend, backend))
     counts = labels != ignore_index
     pull = Pull(
         logprobs=torch.zeros_like(entropy)
@@ -233,10 +249,10 @@ class _LinearSoftmax(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        *tensors, temperature, softcap, ignore_index, operands, tokens, entries = inputs
+        tensors, options = inputs[:5], inputs[5:]
         _, entropy, normalizer = output
         ctx.save_for_backward(*tensors, entropy, normalizer)
-        ctx.options = (temperature, softcap, ignore_index, operands, tokens, entries)
+        ctx.options = options
         ctx.mark_non_differentiable(normalizer)
         ctx.set_materialize_grads(False)
 
@@ -247,7 +263,7 @@ class _LinearSoftmax(torch.autograd.Function):
             *ctx.saved_tensors, by_logprobs, by_entropy, needs, ctx.options
         )
         wanted = [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
-        return (*wanted, *[None] * 7)
+        return (*wanted, *[None] * 8)
 
 
 class _LinearSoftmaxBackward(torch.autograd.Function):

@@ -28,7 +28,7 @@ class Engine(NamedTuple):
 
 ENGINES = {
     "reference": Engine("g2rpo_torch.trainer", ("torch", "transformers", "safetensors"), "torch"),
-    "jax": Engine("g2rpo_jax.trainer", ("jax", "flax", "optax", "orbax.checkpoint"), "jax"),
+    "jax": Engine("g2rpo_jax.trainer", ("jax", "flax", "optax", "orbax", "safetensors"), "jax"),
     "tunix": Engine("g2rpo_tunix.engine", ("jax", "flax", "tunix"), "tunix"),
 }
 """Name -> engine, as in ``engine`` of a run's description."""

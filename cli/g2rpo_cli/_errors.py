@@ -24,11 +24,14 @@ def reported() -> Iterator[None]:
             raise
         from g2rpo.run.errors import RunError
 
+        # An engine notes on an error how its run goes on.
+        notes = getattr(error, "__notes__", [])
         if isinstance(error, RunError):
-            _print_error(str(error))
+            _print_error("\n".join([str(error), *notes]))
             raise SystemExit(_USAGE) from None
         text = " ".join(str(error).split())
-        _print_error(f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)")
+        text = f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)"
+        _print_error("\n".join([text, *notes]))
         raise SystemExit(_FAILURE) from None
 
 

@@ -1,12 +1,23 @@
 """Options that several commands share, and how they reach a run's description."""
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Data", "Device", "Tasks", "given"]
+__all__ = [
+    "Data",
+    "Device",
+    "Rewards",
+    "Settings",
+    "Tasks",
+    "given",
+    "reward_functions",
+    "search_working_folder",
+]
 
 Tasks = Annotated[
     list[str] | None,
@@ -21,9 +32,44 @@ Data = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …")
 ]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="TYPE=MODULE:FUNCTION",
+        help="Reward of your own for a problem type; the working folder is searched. Repeat it.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any value of the description."),
+]
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags that were given, by dotted key of the description."""
     values = {key: value for key, value in flags.items() if value not in (None, [])}
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
+    """Return the flags ``--reward TYPE=MODULE:FUNCTION`` by dotted key of the description."""
+    from g2rpo.run import RunError
+
+    functions = {}
+    for text in texts or []:
+        problem_type, equals, path = text.rpartition("=")
+        if not equals or not problem_type or ":" not in path or "." in problem_type:
+            raise RunError(
+                f"--reward {text!r} must be TYPE=MODULE:FUNCTION, "
+                "such as colour=my_rewards:colour_match"
+            )
+        functions[f"rewards.functions.{problem_type}"] = path
+    return functions
+
+
+def search_working_folder() -> None:
+    """Let import paths find modules in the working folder, after all that is installed."""
+    if os.getcwd() not in sys.path:
+        # At the end: a file of the user's called random.py must not stand in for Python's.
+        sys.path.append(os.getcwd())

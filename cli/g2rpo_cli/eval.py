@@ -1,12 +1,23 @@
 """``g2rpo eval``: the held-out rewards of a saved model."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from g2rpo_cli._errors import need, reported
-from g2rpo_cli._options import Data, Device, Tasks, given
+from g2rpo_cli._options import (
+    Data,
+    Device,
+    Rewards,
+    Settings,
+    Tasks,
+    given,
+    reward_functions,
+    search_working_folder,
+)
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
@@ -31,6 +42,18 @@ def evaluate(
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the description.")] = None,
     items: Annotated[int | None, typer.Option(help="Held-out items of each task.")] = None,
+    num_generations: Annotated[
+        int | None, typer.Option("--num-generations", "-n", help="Responses to each item.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampling; 0 takes the likeliest token.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Items that are answered at once.")] = None,
+    reward: Rewards = None,
+    settings: Settings = None,
+    samples: Annotated[
+        Path | None, typer.Option("--samples", help="JSON lines of every response with its score.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the result.")
     ] = None,
@@ -38,15 +61,16 @@ def evaluate(
     """Sample answers to held-out items, and show the mean reward of each task.
 
     The items are the same for every model, so that results compare. A run's folder is evaluated
-    as its own configuration says.
+    as its own configuration says, unless `--data` names other data. The interval is Student's over
+    the items; `best@n` is the mean of the best of an item's n responses.
 
     **Examples**
 
     - `g2rpo eval` (the policy that comes with the package)
 
-    - `g2rpo eval runs/g2rpo --items 256`
+    - `g2rpo eval runs/g2rpo --items 256 --samples answers.jsonl`
 
-    - `g2rpo eval runs/g2rpo/checkpoints/step-000100 -t maths --output maths.json`
+    - `g2rpo eval --model Qwen/Qwen2.5-0.5B-Instruct --data sums.jsonl -n 4 --output sums.json`
     """
     need("g2rpo eval", "torch", "transformers", "safetensors", "pydantic", extra="torch")
     flags = {
@@ -54,14 +78,19 @@ def evaluate(
         "data.source": data,
         "data.tasks": task,
         "data.eval_items": items,
+        "data.eval_generations": num_generations,
+        "data.eval_temperature": temperature,
+        "data.eval_batch_size": batch_size,
         "seed": seed,
     }
     with reported():
         name, config = _find(model, model_option)
         from g2rpo.run import load_description
 
-        description = load_description(config, given({**flags, "model.name": name}))
-        _evaluate(name, description, output)
+        search_working_folder()
+        overrides = given({**flags, "model.name": name}) | reward_functions(reward)
+        description = load_description(config, overrides, _fresh_data(config, data, settings or []))
+        _evaluate(name, description, output, samples)
 
 
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
@@ -73,13 +102,35 @@ def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     name = argument or option or "builtin"
     if not (Path(name) / "config.yaml").is_file():
         return name, None
-    checkpoint = RunFolder.open(name).latest_checkpoint()
+    folder = RunFolder.open(name)
+    if folder.description.engine != "reference":
+        raise RunError(
+            f"the run in {name} was trained by the engine {folder.description.engine!r}, whose "
+            "checkpoints g2rpo eval cannot load; its held-out rewards are in its summary.json"
+        )
+    checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise RunError(f"the run in {name} has no checkpoint yet; name another model")
     return str(checkpoint.path), Path(name) / "config.yaml"
 
 
-def _evaluate(model: str, description: "RunDescription", output: Path | None) -> None:
+def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
+    """Put other data in place of all that a run's configuration says of its own."""
+    import json
+
+    from g2rpo.run import load_description
+
+    if config is None or data in (None, load_description(config).data.source):
+        return list(settings)
+    # What the run says of tasks by name is said of its own.
+    by_task = ("length.targets", "entropy.bounds", "entropy.weights", "rollout.limits")
+    fresh = [f"data={json.dumps({'source': data})}", *(f"{key}={{}}" for key in by_task)]
+    return [*fresh, *settings]
+
+
+def _evaluate(
+    model: str, description: "RunDescription", output: Path | None, samples: Path | None
+) -> None:
     import json
 
     from rich.console import Console
@@ -91,9 +142,35 @@ def _evaluate(model: str, description: "RunDescription", output: Path | None) ->
 
     hide_foreign_bars()
     description = with_tasks(description)
-    with Display(0, description.data.tasks) as display:
-        result = run_evaluation(model, description, display)
+    with _writer(samples) as on_samples, Display(0, description.data.tasks) as display:
+        result = run_evaluation(model, description, display, on_samples=on_samples)
     kinds = reward_kinds(description.data)
-    Console().print(results_table(kinds, result["reward"], result["length"]))
+    Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
     if output is not None:
-        output.write_text(json.dumps({"model": model, **result}, indent=2) + "\n")
+        plain = _without_nan({"model": model, **result})
+        output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _writer(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None] | None]:
+    """Yield a function that writes samples to a file, a line each; None without a file."""
+    import json
+
+    if path is None:
+        yield None
+        return
+    with path.open("w", encoding="utf-8") as file:
+
+        def write(samples: list[dict[str, Any]]) -> None:
+            for sample in samples:
+                # An answer may hold whatever its own scorer takes, such as a date.
+                file.write(json.dumps(sample, ensure_ascii=False, default=str) + "\n")
+
+        yield write
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the value with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and value != value else value

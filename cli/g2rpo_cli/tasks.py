@@ -25,11 +25,12 @@ def list_tasks() -> None:
         from rich.console import Console
         from rich.table import Table
 
-        from g2rpo.tasks import TASKS
+        from g2rpo.tasks import TASKS_BY_SOURCE
 
-        table = Table("task", "family", "reward kind")
-        for task in TASKS.values():
-            table.add_row(task.name, task.family, task.reward_kind)
+        table = Table("task", "source", "family", "reward kind")
+        for source, tasks in TASKS_BY_SOURCE.items():
+            for task in tasks.values():
+                table.add_row(task.name, source, task.family, task.reward_kind)
         Console().print(table)
 
 
@@ -47,18 +48,44 @@ def show(
 ) -> None:
     """Draw items of each task into one picture, with their questions and answers.
 
+    Items of text tasks are printed; of a mixture only the tasks of images go into the picture.
+
     **Examples**
 
     - `g2rpo tasks show`
 
     - `g2rpo tasks show -t chart -t ocr --level 3 --seed 7 --output hard.png`
-    """
-    need("g2rpo tasks", "PIL", "sklearn", "pydantic", extra="cli")
-    with reported():
-        from g2rpo.run.description import load_description
-        from g2rpo.tasks import contact_sheet
 
-        # The description knows which tasks there are, and says so when one is not among them.
-        names = load_description(overrides={"data.tasks": task} if task else {}).data.tasks
-        output.parent.mkdir(parents=True, exist_ok=True)
-        typer.echo(contact_sheet(output, names, level=level, seed=seed, rows=rows))
+    - `g2rpo tasks show -t sorting -t box`
+    """
+    need("g2rpo tasks", "PIL", "sklearn", "rich", extra="cli")
+    with reported():
+        from g2rpo._suggest import unknown_name
+        from g2rpo.run.errors import RunError
+        from g2rpo.tasks import TASKS, TEXT_TASKS, contact_sheet
+
+        names = list(dict.fromkeys(task or TASKS))
+        for name in names:
+            if name not in {**TASKS, **TEXT_TASKS}:
+                raise RunError(unknown_name("task", name, [*TASKS, *TEXT_TASKS]))
+        if pictured := [name for name in names if name in TASKS]:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            typer.echo(contact_sheet(output, pictured, level=level, seed=seed, rows=rows))
+        if written := [name for name in names if name in TEXT_TASKS]:
+            _print_items(written, level, seed, rows)
+
+
+def _print_items(names: list[str], level: int | None, seed: int, rows: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from g2rpo.tasks import LEVELS, TEXT_TASKS
+
+    table = Table("task", "level", "question", "answer")
+    for name in names:
+        for row in range(rows):
+            item_level = level or LEVELS[row % len(LEVELS)]
+            record = TEXT_TASKS[name].item(seed, row, level=item_level).record
+            table.add_row(name, str(item_level), escape(record["problem"]), escape(record["answer"]))
+    Console().print(table)

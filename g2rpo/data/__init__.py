@@ -10,7 +10,7 @@ Examples
 >>> from g2rpo.data import open_source
 >>> from g2rpo.run.sections import Data
 >>> source = open_source(Data())
->>> source.training_records(seed=0, step=0, prompts=1)[0]["task_type"]
+>>> source.training_records(seed=0, position=0, prompts=1)[0]["task_type"]
 'grounding'
 """
 

@@ -53,6 +53,8 @@ class Library:
         self._readings = [_reading(table, data, videos, check) for table in tables]
         self._ends = np.cumsum([len(table) for table in tables])
         self.skipped = Skipped()
+        #: Returns what is wrong with a record beyond what its row says, when it is opened, or None.
+        self.find_fault: Callable[[PromptRecord], str | None] = lambda record: None
         self._scan()
 
     def streams(self) -> list[Stream]:
@@ -118,7 +120,10 @@ class Library:
         index, row = self._at(number)
         table, reading = self._tables[index], self._readings[index]
         try:
-            return read_row(table.row(row), reading).record(table.place(row), reading.image_dir)
+            record = read_row(table.row(row), reading).record(table.place(row), reading.image_dir)
+            if fault := self.find_fault(record):
+                raise BrokenRecord(fault)
+            return record
         except BrokenRecord as error:
             text = f"{table.place(row)}: {error}"
             self.skipped.add(number, text)

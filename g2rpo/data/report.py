@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .summary import Summary
@@ -10,13 +12,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summary_table(summary: Summary) -> Table:
+def summary_table(
+    summary: Summary, more: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Table:
     """Return the table that begins a run: one row a task.
 
     Parameters
     ----------
     summary : Summary
         From :meth:`Source.summary`.
+    more : mapping of str to mapping
+        Heading of a further column -> task -> what stands there.
 
     Returns
     -------
@@ -32,6 +38,8 @@ def summary_table(summary: Summary) -> Table:
     table.add_column("problem types", style="dim")
     for heading in ("training", "held out", "share"):
         table.add_column(heading, justify="right")
+    for heading in more:
+        table.add_column(heading)
     for name, task in summary.tasks.items():
         counts = task.problem_types.items()
         # One type needs no number: it is all of the task's.
@@ -42,6 +50,7 @@ def summary_table(summary: Summary) -> Table:
             _number(task.training),
             _number(task.held_out),
             f"{task.share:.1%}",
+            *(column[name] for column in more.values()),
         )
     return table
 

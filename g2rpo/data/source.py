@@ -8,7 +8,7 @@ from typing import Any
 from g2rpo._suggest import unknown_name
 from g2rpo.rewards import check_record
 from g2rpo.run.errors import RunError
-from g2rpo.run.sections import Data
+from g2rpo.run.sections import BUILTIN_SOURCES, Data
 
 from .library import Library, Skipped, table_of
 from .mixing import schedule, shares
@@ -34,7 +34,13 @@ class Source:
         :data:`g2rpo.rewards.ACCURACY`; :func:`g2rpo.rewards.with_own` takes it.
     """
 
-    def __init__(self, streams: Sequence[Stream], data: Data, skipped: Skipped) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        data: Data,
+        skipped: Skipped,
+        library: Library | None = None,
+    ) -> None:
         self.tasks = tuple(stream.name for stream in streams)
         types = {kind for stream in streams for kind in stream.problem_types}
         self.reward_functions = {
@@ -42,6 +48,7 @@ class Source:
         }
         self._streams = list(streams)
         self._skipped = skipped
+        self._library = library
         self._shares = _shares_of(streams, data)
 
     def __len__(self) -> int:
@@ -51,15 +58,15 @@ class Source:
             raise TypeError("the records of this source are drawn without end; it has no len()")
         return sum(size or 0 for pair in sizes for size in pair)
 
-    def training_records(self, *, seed: int, step: int, prompts: int) -> list[PromptRecord]:
-        """Return the records of one step; they follow from the arguments alone.
+    def training_records(self, *, seed: int, position: int, prompts: int) -> list[PromptRecord]:
+        """Return the next records of a run; they follow from the arguments alone.
 
         Parameters
         ----------
         seed : int
             The run's seed.
-        step : int
-            From 0.
+        position : int
+            How many records the run has drawn before.
         prompts : int
             Number of records.
 
@@ -78,13 +85,13 @@ class Source:
         >>> from g2rpo.data import open_source
         >>> from g2rpo.run.sections import Data
         >>> source = open_source(Data(tasks=["maths", "ocr"]))
-        >>> [record["task_type"] for record in source.training_records(seed=0, step=7, prompts=3)]
+        >>> records = source.training_records(seed=0, position=7, prompts=3)
+        >>> [record["task_type"] for record in records]
         ['ocr', 'maths', 'ocr']
         """
-        start = step * prompts
         return [
-            self._streams[task].training(seed, turn, start + offset)
-            for offset, (task, turn) in enumerate(schedule(self._shares, start, prompts))
+            self._streams[task].training(seed, turn, position + offset)
+            for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
         ]
 
     def held_out_records(self, task: str, count: int) -> list[PromptRecord]:
@@ -105,6 +112,19 @@ class Source:
         if task not in self.tasks:
             raise RunError(unknown_name("task", task, self.tasks))
         return self._streams[self.tasks.index(task)].held_out(count)
+
+    def refuse(self, find_fault: Callable[[PromptRecord], str | None]) -> None:
+        """Take records for broken that the caller cannot use, such as those too long for a model.
+
+        Parameters
+        ----------
+        find_fault : callable
+            Returns what is wrong with a record, or None. Called on every record of a file or a
+            data set when it is opened; it replaces the one before. Records that are drawn without
+            end are not looked at.
+        """
+        if self._library is not None:
+            self._library.find_fault = find_fault
 
     def summary(self) -> Summary:
         """Return what there is of each task, and what was left out."""
@@ -159,7 +179,7 @@ def open_source(
     >>> source.tasks, len(source)
     (('sums',), 20)
     """
-    if rows is None and data.source == "builtin":
+    if rows is None and data.source in BUILTIN_SOURCES:
         return Source(_chosen(builtin_streams(data), data), data, Skipped())
     if rows is None and data.source.startswith(PREFIX):
         return Source(_chosen(reasoning_streams(data), data), data, Skipped())
@@ -170,7 +190,7 @@ def open_source(
         data = data.model_copy(update={"tasks": []})
         tables = [table_of(rows)]
     library = Library(tables, data, videos, check)
-    return Source(_chosen(library.streams(), data), data, library.skipped)
+    return Source(_chosen(library.streams(), data), data, library.skipped, library)
 
 
 def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:

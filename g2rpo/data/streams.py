@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.tasks import TASKS
+from g2rpo.tasks import TASKS_BY_SOURCE, Task
 
 from .broken import BrokenRecord
 from .permutation import shuffled
@@ -63,22 +63,22 @@ class Stream(ABC):
 
 
 class BuiltinStream(Stream):
-    """A task of :data:`g2rpo.tasks.TASKS`."""
+    """A task that is built in."""
 
     training_size = held_out_size = None
 
-    def __init__(self, name: str, level: int | None) -> None:
-        self.name, self._level = name, level
-        self.problem_types = {TASKS[name].problem_type: 0}
+    def __init__(self, task: Task[Any], level: int | None) -> None:
+        self.name, self._task, self._level = task.name, task, level
+        self.problem_types = {task.problem_type: 0}
 
     def training(self, seed: int, turn: int, position: int) -> PromptRecord:
         """Draw the item of this position of the run."""
-        item = TASKS[self.name].item(seed, position, level=self._level)
+        item = self._task.item(seed, position, level=self._level)
         return cast(PromptRecord, item.record)
 
     def held_out(self, count: int) -> list[PromptRecord]:
         """Draw items that hash to the other side."""
-        task, level = TASKS[self.name], self._level
+        task, level = self._task, self._level
         items = (task.item(HELDOUT_SEED, n, split="heldout", level=level) for n in range(count))
         return [cast(PromptRecord, item.record) for item in items]
 
@@ -120,7 +120,7 @@ class StoredStream(Stream):
             record = self._open(int(number))
             if not isinstance(record, BrokenRecord):
                 return record
-            # The next of the epoch takes its place, which again follows from seed and step alone.
+            # The next of the epoch takes its place, which again follows from seed and position alone.
             if not self._skip:
                 raise RunError(f"{record}; put it right, or set data.skip_broken: true")
         raise RunError(f"task {self.name!r}: none of its {size} training records can be used")
@@ -141,7 +141,8 @@ class StoredStream(Stream):
 
 def builtin_streams(data: Data) -> list[Stream]:
     """Return the built-in tasks that a description names."""
-    return [BuiltinStream(name, data.level) for name in data.tasks]
+    tasks = TASKS_BY_SOURCE[data.source]
+    return [BuiltinStream(tasks[name], data.level) for name in data.tasks]
 
 
 def is_held_out(digest: int, fraction: float) -> bool:

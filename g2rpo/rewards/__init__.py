@@ -36,6 +36,7 @@ from .score import (
     Weights,
     check_record,
     components,
+    may_take_long,
     score,
 )
 from .text import character_accuracy, word_accuracy
@@ -73,6 +74,7 @@ __all__ = [
     "find_type",
     "load_function",
     "maths_match",
+    "may_take_long",
     "mean_relative_accuracy",
     "number_match",
     "parse_response",

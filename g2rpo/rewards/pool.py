@@ -111,6 +111,8 @@ class RewardPool:
         records: Sequence[Mapping[str, Any]],
         responses: Sequence[str],
         numbers: Sequence[int] | None = None,
+        *,
+        places: Sequence[str] | None = None,
     ) -> Scored:
         """Score a batch.
 
@@ -122,6 +124,9 @@ class RewardPool:
             Everything that the policy wrote, N texts.
         numbers : sequence of int, optional
             The records' numbers in their source, for messages; by default 0 to N - 1.
+        places : sequence of str, optional
+            Where the records stand, such as ``"train.jsonl, line 7"``: what messages name in place
+            of numbers.
 
         Returns
         -------
@@ -145,33 +150,45 @@ class RewardPool:
         if not len(records) == len(responses) == len(numbers):
             sizes = f"{len(records)}, {len(responses)} and {len(numbers)}"
             raise ValueError(f"records, responses and numbers have {sizes} items; must be as many")
+        if places is None:
+            places = [f"record {number}" for number in numbers]
+        elif len(places) != len(records):
+            raise ValueError(f"places has {len(places)} items; must be {len(records)}")
         jobs = [
-            self._job(record, response, number)
-            for record, response, number in zip(records, responses, numbers, strict=True)
+            self._job(record, response, place)
+            for record, response, place in zip(records, responses, places, strict=True)
         ]
         if self._crew is not None:
             outcomes = self._crew.run(jobs)
         else:
             outcomes = [evaluate(job, self._functions) for job in jobs]
-        return self._judge(jobs, outcomes, numbers)
+        return self._judge(jobs, outcomes, numbers, places)
 
-    def _job(self, record: Mapping[str, Any], response: str, number: int) -> Job:
+    def _job(self, record: Mapping[str, Any], response: str, place: str) -> Job:
         if not isinstance(response, str):
             kind = type(response).__name__
-            raise TypeError(f"response to record {number} is of type {kind}; it must be a text")
+            raise TypeError(f"response to {place} is of type {kind}; it must be a text")
         missing = [name for name in ("problem_type", "answer") if name not in record]
         if missing:
-            raise ValueError(f"record {number} has no {' and no '.join(missing)}")
+            raise ValueError(f"{place} has no {' and no '.join(missing)}")
         try:
             problem_type = find_type(record["problem_type"], self._functions)
         except ValueError as error:
-            raise ValueError(f"record {number}: {error}") from None
+            raise ValueError(f"{place}: {error}") from None
         return Job(problem_type, record["answer"], response)
 
-    def _judge(self, jobs: list[Job], outcomes: list[Outcome], numbers: Sequence[int]) -> Scored:
+    def _judge(
+        self,
+        jobs: list[Job],
+        outcomes: list[Outcome],
+        numbers: Sequence[int],
+        places: Sequence[str],
+    ) -> Scored:
         components, failures = [], []
-        for row, (job, outcome, number) in enumerate(zip(jobs, outcomes, numbers, strict=True)):
-            fault, message = outcome.fault, f"record {number}: {outcome.message}"
+        for row, (job, outcome, number, place) in enumerate(
+            zip(jobs, outcomes, numbers, places, strict=True)
+        ):
+            fault, message = outcome.fault, f"{place}: {outcome.message}"
             if outcome.components is not None:
                 components.append(outcome.components)
                 continue

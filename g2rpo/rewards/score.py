@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .custom import function_name
+from .maths import maths_match
 from .registry import ACCURACY, STRUCTURE, RewardFunction, find_type
 from .response import parse_response
 from .truth import TruthError, shown
@@ -227,6 +228,20 @@ def is_builtin(function: RewardFunction) -> bool:
     (True, False)
     """
     return any(function is builtin for _, builtin in _BUILTIN)
+
+
+def may_take_long(function: RewardFunction) -> bool:
+    """Tell whether nothing bounds the time that a function takes for an answer.
+
+    Most functions of this package take a time that the lengths of the answer and the truth bound.
+    Computer algebra does not, and of a user's own function nothing is known.
+
+    Examples
+    --------
+    >>> may_take_long(ACCURACY["OCR"]), may_take_long(ACCURACY["maths"]), may_take_long(len)
+    (False, True, True)
+    """
+    return function is maths_match or not is_builtin(function)
 
 
 def registered() -> dict[str, RewardFunction]:

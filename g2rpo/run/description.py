@@ -1,8 +1,9 @@
 """One description of a run for every engine: read from YAML, changed by flags, checked once.
 
-Three layers, later ones win: the defaults of the models in `g2rpo.run.sections`, a YAML file, and
-single values by dotted key (``optimization.steps=50``). A mapping such as ``length.targets`` in a
-file replaces the default mapping whole; a dotted key changes one entry of it.
+Four layers, later ones win: the defaults of the models in `g2rpo.run.sections`, those of the engine
+in `g2rpo.run.presets`, a YAML file, and single values by dotted key (``optimization.steps=50``). A
+mapping such as ``length.targets`` in a file replaces the default mapping whole; a dotted key
+changes one entry of it.
 """
 
 import copy
@@ -16,7 +17,9 @@ from pydantic_core import ErrorDetails
 
 from g2rpo._suggest import did_you_mean
 from g2rpo.run.errors import RunError
+from g2rpo.run.presets import ENGINE_DEFAULTS
 from g2rpo.run.sections import (
+    BUILTIN_SOURCES,
     Data,
     Entropy,
     Estimator,
@@ -24,6 +27,7 @@ from g2rpo.run.sections import (
     Model,
     Optimization,
     Output,
+    Rewards,
     Rollout,
     Section,
 )
@@ -41,6 +45,9 @@ class RunDescription(Section):
     model: Model = Field(default=Model(), description="which policy is trained, and where")
     data: Data = Field(default=Data(), description="what the policy is asked")
     rollout: Rollout = Field(default=Rollout(), description="how responses are sampled")
+    rewards: Rewards = Field(
+        default=Rewards(), description="what a response is worth, and what scoring it may cost"
+    )
     estimator: Estimator = Field(default=Estimator(), description="how rewards become advantages")
     length: Length = Field(default=Length(), description="shaping of the response length")
     entropy: Entropy = Field(default=Entropy(), description="bounds of the token entropy")
@@ -48,6 +55,20 @@ class RunDescription(Section):
         default=Optimization(), description="how advantages change the policy"
     )
     output: Output = Field(default=Output(), description="what the run leaves behind")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_builtin_tasks_have_targets_by_default(cls, values: Any) -> Any:
+        # A task of one's own may carry the name of a built-in one, with answers of other lengths.
+        if not isinstance(values, dict):
+            return values
+        data, length = values.get("data", {}), values.get("length", {})
+        source = data.source if isinstance(data, Data) else _of(data, "source", "builtin")
+        if isinstance(length, Length):
+            length = length.model_dump(exclude_unset=True)
+        if str(source) in BUILTIN_SOURCES or not isinstance(length, dict):
+            return values
+        return {**values, "length": {"targets": {}, **length}}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -68,13 +89,14 @@ class RunDescription(Section):
     def _check_targets_are_reachable(self) -> None:
         if self.length.mode == "off":
             return
-        longest = self.rollout.max_completion_length
         for task in self.data.tasks:
-            minimum = self.length.targets.get(task, (0, 0, 0, 0))[0]
-            if minimum >= longest:
+            longest = self.rollout.limit_of(task)
+            target = self.length.target_of(task, longest)
+            key = f"limits.{task}" if task in self.rollout.limits else "max_completion_length"
+            if target is not None and target.minimum >= longest:
                 raise ValueError(
-                    f"length.targets.{task} rewards nothing up to {minimum:g} tokens, but "
-                    f"rollout.max_completion_length is {longest}; lower the target or raise that"
+                    f"length.targets.{task} rewards nothing up to {target.minimum:g} tokens, but "
+                    f"rollout.{key} is {longest}; lower the target or raise that"
                 )
 
 
@@ -84,6 +106,8 @@ def load_description(
     settings: Iterable[str] = (),
 ) -> RunDescription:
     """Read a run's description: the defaults, then a file, then `settings`, then `overrides`.
+
+    The defaults are those of the engine that is named by any of them.
 
     Parameters
     ----------
@@ -109,18 +133,19 @@ def load_description(
     >>> load_description(settings=["data.tasks=[maths, ocr]"]).data.tasks
     ['maths', 'ocr']
     """
-    # Which tasks there are by default depends on the source, which may change below.
-    values = RunDescription().model_dump(exclude={"data": {"tasks"}})
     origin: dict[str, str] = {}
-    if path is not None:
-        _lay_file(values, _read_yaml(Path(path)))
+    contents = _read_yaml(Path(path)) if path is not None else {}
+    singles: list[tuple[str, Any]] = []
     for text in settings:
-        key, value = parse_setting(text)
-        _lay_key(values, key, value)
-        origin[key] = "--set "
+        singles.append(parse_setting(text))
+        origin[singles[-1][0]] = "--set "
     for key, value in (overrides or {}).items():
-        _lay_key(values, key, value)
+        singles.append((key, value))
         origin[key] = ""
+    values = _defaults(contents, singles)
+    _lay_file(values, contents)
+    for key, value in singles:
+        _lay_key(values, key, value)
     try:
         return RunDescription.model_validate(values)
     except ValidationError as error:
@@ -170,6 +195,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunError(f"{path}: holds a {type(values).__name__}, but must hold keys with values")
     return values
+
+
+def _defaults(contents: Mapping[str, Any], singles: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what holds where nothing is said, which depends on engine and source that are said."""
+    # The tasks are left to the section itself, which knows those of every source.
+    values = RunDescription().model_dump(exclude={"data": {"tasks"}})
+    engine = dict(singles).get("engine", contents.get("engine"))
+    for key, value in ENGINE_DEFAULTS.get(str(engine), {}).items():
+        _lay_key(values, key, copy.deepcopy(value))
+    source = _of(contents.get("data"), "source", values["data"]["source"])
+    if str(dict(singles).get("data.source", source)) not in BUILTIN_SOURCES:
+        values["length"]["targets"] = {}
+    return values
+
+
+def _of(section: Any, key: str, default: Any) -> Any:
+    # What is no section at all is told by the validation later.
+    return section.get(key, default) if isinstance(section, dict) else default
 
 
 def _lay_file(values: dict[str, Any], file: dict[str, Any]) -> None:

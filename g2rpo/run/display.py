@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,11 +20,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from g2rpo.run.completions import completions_table, keep_some
+
 __all__ = ["Display"]
 
 # Away from a terminal a line is printed after so many steps or seconds, whichever comes first.
 _LINE_STEPS = 10
 _LINE_SECONDS = 20.0
+_SHOWN_RESPONSES = 4
 
 
 class Display:
@@ -99,6 +102,11 @@ class Display:
         self._progress.update(self._steps, completed=step)
         if not self._console.is_terminal:
             self._print_line(step)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print a table of a few responses of a step, one to each task first."""
+        shown = keep_some(rows, max(_SHOWN_RESPONSES, len(self.tasks)))
+        self._console.print(completions_table(step, shown))
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live part."""

@@ -1,6 +1,6 @@
 """The error of everything that a user can put right in a run's description or folder."""
 
-__all__ = ["RunError"]
+__all__ = ["RunError", "SharedError"]
 
 
 class RunError(ValueError):
@@ -8,3 +8,7 @@ class RunError(ValueError):
 
     The command line prints it without a traceback, so its text must stand alone.
     """
+
+
+class SharedError(RunError):
+    """An error that ends all processes of a run alike, so that one of them tells it."""

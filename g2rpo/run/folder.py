@@ -3,37 +3,38 @@
 =====================  ==========================================================================
 ``config.yaml``        the resolved description; `load_description` reads it back
 ``metrics.jsonl``      one JSON object a line, with ``step`` and the metrics of that step
-``tensorboard/``       the same numbers as TensorBoard events
+``completions.jsonl``  some responses of every step, one JSON object a line
 ``checkpoints/``       ``step-000025/``, … ; a folder with such a name is complete
+``tensorboard/``       the metrics as TensorBoard events
 ``plots/``             pictures of the metrics
 ``summary.json``       held-out rewards before and after; there once the run has ended
 =====================  ==========================================================================
 """
 
 import json
-import logging
 import math
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+from g2rpo.run.checkpoints import Checkpoint, Checkpoints
+from g2rpo.run.completions import keep_some
 from g2rpo.run.description import RunDescription, dump_description, load_description
 from g2rpo.run.errors import RunError
+from g2rpo.run.files import (
+    append_lines,
+    is_full,
+    read_lines,
+    sync,
+    to_json,
+    truncate_lines,
+    write_text,
+)
+from g2rpo.run.trackers import Session, Trackers, require_trackers
 
 __all__ = ["Checkpoint", "RunFolder"]
-
-_logger = logging.getLogger(__name__)
-_CHECKPOINT = re.compile(r"step-(\d+)")
-
-
-class Checkpoint(NamedTuple):
-    """A complete checkpoint: the number of steps behind it, and its folder."""
-
-    step: int
-    path: Path
 
 
 class RunFolder:
@@ -50,17 +51,17 @@ class RunFolder:
     def __init__(self, path: Path, description: RunDescription) -> None:
         self.path = path
         self.description = description
-        self._events: Any = None
-        self._events_asked = False
+        self._trackers: Trackers | None = None
 
     @classmethod
     def create(cls, path: str | Path, description: RunDescription) -> Self:
         """Start a new run in `path`, which must hold none yet; write ``config.yaml``."""
         path = Path(path)
         cls.refuse_existing(path)
+        require_trackers(description.output.trackers)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _write_text(path / "config.yaml", dump_description(description))
+            write_text(path / "config.yaml", dump_description(description))
         except OSError as error:
             raise RunError(
                 f"{path} cannot be written ({error.strerror}); "
@@ -91,8 +92,26 @@ class RunFolder:
 
     def update_description(self, description: RunDescription) -> None:
         """Replace the description, for a run that is continued with more steps."""
-        _write_text(self.path / "config.yaml", dump_description(description))
+        require_trackers(description.output.trackers)
+        if description != self.description:
+            with self.writing("config.yaml"):
+                write_text(self.path / "config.yaml", dump_description(description))
         self.description = description
+
+    def begin(self, step: int) -> None:
+        """Make ready to log the steps after `step`, and start the trackers.
+
+        What the folder holds of later steps goes, for a resumed run writes it again; so does what a
+        killed process left of a checkpoint.
+        """
+        with self.writing("the run"):
+            for path in (self.metrics_path, self.completions_path):
+                truncate_lines(path, step)
+            self._checkpoints.clean()
+            output = self.description.output
+            config = self.description.model_dump(mode="json")
+            session = Session(self.path, step, self._run_id(), output.project, config)
+            self._trackers = Trackers(output.trackers, session)
 
     @property
     def is_finished(self) -> bool:
@@ -105,138 +124,118 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def completions_path(self) -> Path:
+        """The file of the responses."""
+        return self.path / "completions.jsonl"
+
+    @property
     def plots_path(self) -> Path:
         """The folder of the pictures."""
         return self.path / "plots"
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line of metrics, and the same numbers as TensorBoard events."""
-        record = {"step": step} | {name: _to_json(value) for name, value in metrics.items()}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        events = self._event_writer(step)
-        if events is not None:
-            for name, value in metrics.items():
-                events.add_scalar(name, float(value), step)
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        completions: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Append the metrics of a step, and hand them to the trackers; keep some of its responses.
+
+        Parameters
+        ----------
+        step : int
+            From 1.
+        metrics : mapping of str to float
+            Any numbers; NaN is written as null.
+        completions : sequence of mapping
+            All responses of the step, with at least ``task`` and ``prompt``. Of those
+            ``output.completions`` go into the file.
+
+        Raises
+        ------
+        RunError
+            If the disk is full.
+        """
+        with self.writing("metrics.jsonl"):
+            kept = keep_some(completions, self.description.output.completions)
+            if kept:
+                rows = [{"step": step} | dict(row) for row in kept]
+                append_lines(self.completions_path, rows)
+            append_lines(self.metrics_path, [{"step": step} | dict(metrics)])
+        if self._trackers is not None:
+            self._trackers.log(step, metrics)
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the logged lines in order; null comes back as NaN."""
         return [
             {name: math.nan if value is None else float(value) for name, value in record.items()}
-            for record, _ in self._lines()
+            for record, _ in read_lines(self.metrics_path)
         ]
 
-    def truncate_metrics(self, after_step: int) -> None:
-        """Drop the lines of later steps: a resumed run writes them again.
-
-        The file is replaced at once, so that a crash leaves either the old or the new one.
-        """
-        if self.metrics_path.exists():
-            kept = [line for record, line in self._lines() if record["step"] <= after_step]
-            _write_text(self.metrics_path, "".join(kept))
+    def read_completions(self) -> list[dict[str, Any]]:
+        """Return the responses that were kept, in the order of their steps."""
+        return [record for record, _ in read_lines(self.completions_path)]
 
     def checkpoint_dir(self, step: int) -> Path:
         """Return where the checkpoint after `step` steps stands, or would."""
-        return self.path / "checkpoints" / f"step-{step:06d}"
+        return self._checkpoints.place(step)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the complete checkpoints, oldest first."""
-        found = (self.path / "checkpoints").glob("step-*")
-        matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in found]
-        return sorted(Checkpoint(int(match[1]), path) for match, path in matches if match)
+        return list(self._checkpoints)
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None before the first."""
-        return next(reversed(self.checkpoints()), None)
+        return self._checkpoints.latest()
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint by `write(folder)`, then drop the oldest beyond `keep_checkpoints`.
 
         `write` fills a temporary folder, which takes its name only once it is on the disk: a
-        folder named ``step-…`` is complete whatever happens.
+        folder named ``step-…`` is complete whatever happens. So are the logs up to its step.
         """
-        final = self.checkpoint_dir(step)
-        partial = final.with_name(f".partial-{final.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            write(partial)
-            _sync_tree(partial)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if final.exists():  # os.replace cannot put a folder in the place of a filled one
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        _sync(final.parent)
-        for old in self.checkpoints()[: -self.description.output.keep_checkpoints]:
-            shutil.rmtree(old.path)
-        return final
+        with self.writing(f"the checkpoint after step {step}"):
+            for path in (self.metrics_path, self.completions_path):
+                if path.exists():
+                    sync(path)
+            return self._checkpoints.save(step, write)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json`` at once; numbers that JSON lacks become null or text."""
         path = self.path / "summary.json"
-        _write_text(path, json.dumps(_to_json(summary), indent=2, allow_nan=False) + "\n")
+        with self.writing("summary.json"):
+            write_text(path, json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
         return path
 
     def close(self) -> None:
-        """Flush the TensorBoard events."""
-        if self._events is not None:
-            self._events.close()
-            self._events, self._events_asked = None, False
+        """End the session with the trackers."""
+        if self._trackers is not None:
+            self._trackers.close()
+            self._trackers = None
 
-    def _lines(self) -> Iterator[tuple[dict[str, Any], str]]:
-        if not self.metrics_path.exists():
-            return
-        with self.metrics_path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):  # a crash can leave half a last line
-                    yield json.loads(line), line
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", self.description.output.keep_checkpoints)
 
-    def _event_writer(self, step: int) -> Any:
-        if self.description.output.tensorboard and not self._events_asked:
-            self._events_asked = True
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                _logger.warning("no TensorBoard events: the package tensorboard is not installed")
-            else:
-                # A resumed run hides what an earlier process wrote for steps that come again.
-                self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        return self._events
+    def _run_id(self) -> str:
+        """Return the name by which trackers know the run: drawn once, kept in the folder."""
+        path = self.path / "run_id"
+        if not path.exists():
+            write_text(path, secrets.token_hex(4))
+        return path.read_text(encoding="utf-8")
 
-
-def _to_json(value: Any) -> Any:
-    """Return `value` as JSON holds it: NaN becomes null, infinities "inf" and "-inf"."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    number = float(value)
-    if math.isfinite(number):
-        return number
-    return None if math.isnan(number) else str(number)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _sync_tree(root: Path) -> None:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Say of an error of the disk what could not be written, and what to do."""
+        try:
+            yield
+        except Exception as error:
+            if not is_full(error) and not isinstance(error, OSError):
+                raise
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            advice = (
+                "make room there: older runs, or fewer checkpoints (output.keep_checkpoints)"
+                if is_full(error)
+                else "it must be a folder that this process may write to"
+            )
+            raise RunError(f"{self.path}: {what} cannot be written ({reason}); {advice}") from error

@@ -2,51 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+
+from g2rpo._suggest import unknown_name
 from g2rpo.data import PromptRecord, Source, open_source
-from g2rpo.rewards import RewardFunction, with_own
+from g2rpo.rewards import RewardFunction, check_record, with_own
 from g2rpo.run.description import RunDescription
-from g2rpo.run.sections import Data
-from g2rpo.tasks import TASKS
+from g2rpo.run.errors import RunError
+from g2rpo.run.sections import BUILTIN_SOURCES, Data
+from g2rpo.tasks import TASKS_BY_SOURCE
 
-# By the text of a description's section, which holds lists and cannot be a key itself.
-_opened: dict[str, Source] = {}
+# By the text of a description's section, which holds lists and cannot be a key itself: the
+# source, and the functions with which its records were checked.
+_opened: dict[str, tuple[Source, dict[str, str]]] = {}
 
 
-def source_of(data: Data) -> Source:
-    """Return the source that a description names, opened and checked once a process."""
+def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
+    """Return the source that a description names, opened and checked once a process.
+
+    Parameters
+    ----------
+    data : Data
+        What the policy is asked.
+    functions : mapping, optional
+        Problem type -> import path of a reward of the user's own, which a record may then name.
+        Left out, it is those with which the source was opened before.
+
+    Raises
+    ------
+    RunError
+        If the source cannot be used, or an import path leads nowhere.
+    """
     key = data.model_dump_json()
-    if key not in _opened:
-        _opened[key] = open_source(data)
-    return _opened[key]
+    source, known = _opened.get(key, (None, {}))
+    if source is None or (functions is not None and dict(functions) != known):
+        known = dict(functions or {})
+        source = open_source(data, check=partial(check_record, functions=_loaded(known)))
+        _opened[key] = source, known
+    return source
 
 
 def with_tasks(description: RunDescription) -> RunDescription:
-    """Return the description with the tasks that its source has, where it names none itself."""
+    """Return the description with the tasks that its source has, where it names none itself.
+
+    The source is opened and its records are checked with the description's own rewards.
+
+    Raises
+    ------
+    RunError
+        If the source cannot be used, or the description shapes a task that the source lacks.
+    """
+    functions = description.rewards.functions
+    source = source_of(description.data, functions)
+    if description.data.source in BUILTIN_SOURCES:
+        # A few of them may be trained, the defaults shape them all.
+        _refuse_unknown_tasks(description, list(chain(*BUILTIN_SOURCES.values())))
     if description.data.tasks:
         return description
-    source = source_of(description.data)
+    _refuse_unknown_tasks(description, source.tasks)
     data = description.data.model_copy(update={"tasks": list(source.tasks)})
-    _opened[data.model_dump_json()] = source  # the same records, checked already
+    # The same records, checked already.
+    _opened[data.model_dump_json()] = source, dict(functions)
     return description.model_copy(update={"data": data})
 
 
-def reward_functions(data: Data) -> dict[str, RewardFunction]:
-    """Return the accuracy of every problem type, those that come with the source among them."""
-    return with_own(source_of(data).reward_functions)
+def _refuse_unknown_tasks(description: RunDescription, tasks: Sequence[str]) -> None:
+    """Raise if the description shapes a task that the source does not have: a slip of the pen."""
+    named: dict[str, Iterable[str]] = {
+        "length.targets": description.length.targets,
+        "entropy.bounds": description.entropy.bounds,
+        "entropy.weights": description.entropy.weights,
+        "rollout.limits": description.rollout.limits,
+    }
+    for key, mapping in named.items():
+        for task in mapping:
+            if task not in tasks:
+                raise RunError(f"{key}: {unknown_name('task', task, tasks)}")
+
+
+def own_functions(description: RunDescription) -> dict[str, str]:
+    """Return the rewards that the run has beside :data:`g2rpo.rewards.ACCURACY`.
+
+    Returns
+    -------
+    dict
+        Problem type -> import path: what the source brings with it, and the user's own.
+    """
+    return {**source_of(description.data).reward_functions, **description.rewards.functions}
+
+
+def _loaded(functions: Mapping[str, str]) -> dict[str, RewardFunction]:
+    try:
+        return with_own(functions)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"rewards.functions: {error}") from None
 
 
 def reward_kinds(data: Data) -> dict[str, str]:
     """Return what kind of reward each task has: that of a built-in task, or its problem types."""
-    if data.source == "builtin":
-        return {task: TASKS[task].reward_kind for task in data.tasks}
+    if data.source in TASKS_BY_SOURCE:
+        tasks_of_source = TASKS_BY_SOURCE[data.source]
+        return {task: tasks_of_source[task].reward_kind for task in data.tasks}
     tasks = source_of(data).summary().tasks
     return {task: ", ".join(tasks[task].problem_types) for task in data.tasks}
 
 
-def training_records(data: Data, *, seed: int, step: int, prompts: int) -> list[PromptRecord]:
-    """Return the records of one step; they follow from the arguments alone.
+def training_records(data: Data, *, seed: int, position: int, prompts: int) -> list[PromptRecord]:
+    """Return the next records of a run; they follow from the arguments alone.
 
-    A resumed run therefore sees the same data in the same order, with no position to restore.
+    A resumed run therefore needs its position and nothing else to see the same data in the same
+    order, also where a step draws more prompts than it keeps.
 
     Parameters
     ----------
@@ -54,8 +121,8 @@ def training_records(data: Data, *, seed: int, step: int, prompts: int) -> list[
         Source, tasks and their mixture.
     seed : int
         The run's seed.
-    step : int
-        From 0.
+    position : int
+        How many prompts the run has drawn before.
     prompts : int
         Number of records.
 
@@ -64,7 +131,7 @@ def training_records(data: Data, *, seed: int, step: int, prompts: int) -> list[
     list of PromptRecord
         Every stretch of the run holds each task in its share; built-in tasks take turns.
     """
-    return source_of(data).training_records(seed=seed, step=step, prompts=prompts)
+    return source_of(data).training_records(seed=seed, position=position, prompts=prompts)
 
 
 def heldout_records(data: Data, task: str) -> list[PromptRecord]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,51 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from g2rpo.data import summary_table
 from g2rpo.run.description import RunDescription
+from g2rpo.run.equity_plot import draw_equity
 from g2rpo.run.folder import RunFolder
+from g2rpo.run.records import source_of
+from g2rpo.run.sections import Length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["before_after_table", "draw_plots", "results_table"]
+__all__ = ["before_after_table", "draw_plots", "results_table", "start_table"]
 
-Band = tuple[float, float]
+Series = list[tuple[float, float, float]]
+"""A band over the steps: step, lower and upper end; empty for none."""
+
+BandOf = Callable[[RunDescription, str, Sequence[Mapping[str, float]]], Series]
+
+
+def start_table(description: RunDescription) -> Table:
+    """Return the table that begins a run: what each task has, and how it is shaped.
+
+    Parameters
+    ----------
+    description : RunDescription
+        Its data, rollout, length and entropy sections; the tasks are named.
+    """
+    length, entropy = description.length, description.entropy
+    limit_of = description.rollout.limit_of
+    more: dict[str, dict[str, str]] = {}
+    if length.mode != "off":
+        more["length [tokens]"] = {
+            task: _target_text(length, task, limit_of(task)) for task in description.data.tasks
+        }
+    if entropy.control == "adaptive" or any(map(entropy.weight_of, description.data.tasks)):
+        more["entropy [nats]"] = {
+            task: "{:g}–{:g}".format(*entropy.of(task)) for task in description.data.tasks
+        }
+    return summary_table(source_of(description.data).summary(), more)
+
+
+def _target_text(length: Length, task: str, longest: int) -> str:
+    target = length.target_of(task, longest)
+    if target is None:
+        return "calibrated" if length.calibrate else "–"
+    return f"{'from ' if length.calibrate else ''}{target.low:g}–{target.high:g}"
 
 
 def before_after_table(
@@ -50,85 +86,122 @@ def before_after_table(
         table.add_row(
             escape(task),
             escape(kind),
-            f"{before[task]:.3f}",
-            f"{after[task]:.3f}",
+            _number(before[task]),
+            _number(after[task]),
             _change(after[task] - before[task]),
-            f"{lengths_before[task]:.1f} → {lengths_after[task]:.1f}",
+            f"{_number(lengths_before[task], 1)} → {_number(lengths_after[task], 1)}",
         )
     mean_before, mean_after = _mean(before, kinds), _mean(after, kinds)
     table.add_section()
     table.add_row(
         "mean",
         "",
-        f"{mean_before:.3f}",
-        f"{mean_after:.3f}",
+        _number(mean_before),
+        _number(mean_after),
         _change(mean_after - mean_before),
-        f"{_mean(lengths_before, kinds):.1f} → {_mean(lengths_after, kinds):.1f}",
+        f"{_number(_mean(lengths_before, kinds), 1)} → {_number(_mean(lengths_after, kinds), 1)}",
         style="bold",
     )
     return table
 
 
 def results_table(
-    kinds: Mapping[str, str], rewards: Mapping[str, float], lengths: Mapping[str, float]
+    kinds: Mapping[str, str],
+    rewards: Mapping[str, float],
+    lengths: Mapping[str, float],
+    detail: Mapping[str, Mapping[str, Any]],
 ) -> Table:
-    """Return the table of one evaluation: one row a task and a row of means."""
-    table = Table(title="Held-out reward", title_justify="left")
+    """Return the table of one evaluation: one row a task and a row of means.
+
+    Parameters
+    ----------
+    kinds : mapping of str to str
+        Task to the kind of its reward, in the order of the rows.
+    rewards, lengths : mapping of str to float
+        Task to its mean reward and the mean length of its responses in tokens; NaN for a task
+        without held-out items. ``rewards`` has the mean over the tasks as ``"mean"``.
+    detail : mapping of str to mapping
+        Task, and ``"mean"``, to ``items``, ``generations``, the ends ``low`` and ``high`` of the
+        interval, and the ``best`` of all responses to an item.
+    """
+    generations = max((detail[task]["generations"] for task in kinds), default=1)
+    title = f"Held-out reward, {generations} responses an item, 95 % intervals"
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("reward kind", style="dim")
-    table.add_column("reward", justify="right")
-    table.add_column("length", justify="right")
+    for heading in ("items", f"mean@{generations}", "interval", f"best@{generations}", "length"):
+        table.add_column(heading, justify="right")
     for task, kind in kinds.items():
-        table.add_row(escape(task), escape(kind), f"{rewards[task]:.3f}", f"{lengths[task]:.1f}")
+        table.add_row(
+            escape(task),
+            escape(kind),
+            *_result(rewards[task], detail[task]),
+            _number(lengths[task], 1),
+        )
     table.add_section()
-    means = f"{_mean(rewards, kinds):.3f}", f"{_mean(lengths, kinds):.1f}"
-    table.add_row("mean", "", *means, style="bold")
+    mean = _result(rewards["mean"], detail["mean"])
+    table.add_row("mean", "", *mean, _number(_mean(lengths, kinds), 1), style="bold")
     return table
 
 
-def draw_plots(folder: RunFolder) -> list[Path]:
-    """Draw ``reward.png``, ``length.png`` and ``entropy.png`` from the folder's metrics.
+def _result(reward: float, detail: Mapping[str, Any]) -> list[str]:
+    interval = "–".join(_number(detail[end]) for end in ("low", "high"))
+    known = not math.isnan(detail["low"])
+    return [
+        f"{detail['items']:,}",
+        _number(reward),
+        interval if known else "–",
+        _number(detail["best"]),
+    ]
 
-    Each has one panel a task: thin the value of every step, thick a moving average, shaded the
-    band that the description asks for. Without metrics nothing is drawn.
+
+def draw_plots(folder: RunFolder) -> list[Path]:
+    """Draw ``reward.png``, ``length.png``, ``entropy.png`` and ``equity.png`` from the metrics.
+
+    The first three have one panel a task: thin the value of every step, thick a moving average,
+    shaded the band that the description asks for. The last shows the tasks' own gradients, where
+    they were measured. Without metrics nothing is drawn.
     """
     records = folder.read_metrics()
     if not records:
         return []
     description = folder.description
     folder.plots_path.mkdir(exist_ok=True)
-    figures: list[tuple[str, str, str, Callable[[str], Band | None]]] = [
-        ("reward", "reward/{}", "mean reward", lambda task: None),
+    figures: list[tuple[str, str, str, BandOf]] = [
+        ("reward", "reward/{}", "mean reward", lambda *_: []),
         (
             "length",
             "completions/mean_length/{}",
             "mean length [tokens], target shaded",
-            lambda task: _length_band(description, task),
+            _length_band,
         ),
         (
             "entropy",
             "entropy/{}",
             "mean entropy [nats], bounds shaded",
-            lambda task: _entropy_band(description, task),
+            _entropy_band,
         ),
     ]
-    return [
-        _draw(folder.plots_path / f"{name}.png", records, description.data.tasks, metric, label, of)
+    pictures = [
+        _draw(folder.plots_path / f"{name}.png", records, description, metric, label, of)
         for name, metric, label, of in figures
     ]
+    equity = draw_equity(folder.plots_path / "equity.png", records, description.data.tasks)
+    return [*pictures, equity] if equity else pictures
 
 
 def _draw(
     path: Path,
     records: Sequence[Mapping[str, float]],
-    tasks: Sequence[str],
+    description: RunDescription,
     metric: str,
     label: str,
-    band_of: Callable[[str], Band | None],
+    band_of: BandOf,
 ) -> Path:
     # Figure itself, not pyplot: no window, no global state, whatever backend the user has set.
     from matplotlib.figure import Figure
 
+    tasks = description.data.tasks
     columns = min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
@@ -136,7 +209,7 @@ def _draw(
     for task, panel in zip(tasks, panels, strict=False):
         name = metric.format(task)
         points = [(record["step"], record[name]) for record in records if name in record]
-        _draw_panel(panel, points, band_of(task))
+        _draw_panel(panel, points, band_of(description, task, records))
         panel.set_title(task, loc="left", fontsize="medium")
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
@@ -146,9 +219,10 @@ def _draw(
     return path
 
 
-def _draw_panel(panel: "Axes", points: Sequence[tuple[float, float]], band: Band | None) -> None:
-    if band is not None:
-        panel.axhspan(*band, color="tab:green", alpha=0.12, linewidth=0)
+def _draw_panel(panel: "Axes", points: Sequence[tuple[float, float]], band: Series) -> None:
+    if band:
+        steps, low, high = np.asarray(band, dtype=float).T
+        panel.fill_between(steps, low, high, color="tab:green", alpha=0.12, linewidth=0)
     if points:
         steps, values = np.asarray(points, dtype=float).T
         panel.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=0.7)
@@ -168,20 +242,34 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smooth
 
 
-def _length_band(description: RunDescription, task: str) -> Band | None:
-    target = description.length.targets.get(task)
-    return None if target is None or description.length.mode == "off" else (target[1], target[2])
+def _length_band(
+    description: RunDescription, task: str, records: Sequence[Mapping[str, float]]
+) -> Series:
+    """Return the target's course: as logged, for it may have been calibrated."""
+    low, high = (f"length_target/{end}/{task}" for end in ("low", "high"))
+    return [(each["step"], each[low], each[high]) for each in records if low in each]
 
 
-def _entropy_band(description: RunDescription, task: str) -> Band | None:
-    return description.entropy.of(task) if description.entropy.weight > 0 else None
+def _entropy_band(
+    description: RunDescription, task: str, records: Sequence[Mapping[str, float]]
+) -> Series:
+    entropy = description.entropy
+    if not entropy.weight_of(task) and entropy.control == "fixed":
+        return []
+    return [(record["step"], *entropy.of(task)) for record in records]
 
 
 def _mean(values: Mapping[str, float], tasks: Mapping[str, str]) -> float:
-    return sum(values[task] for task in tasks) / len(tasks)
+    known = [values[task] for task in tasks if not math.isnan(values[task])]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _number(value: float, digits: int = 3) -> str:
+    """Return a number as people read it; a task without items has none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _change(change: float) -> Text:
     # What rounds to nothing is neither good nor bad.
     style = "green" if change >= 0.0005 else "red" if change <= -0.0005 else ""
-    return Text(f"{change:+.3f}", style=style)
+    return Text("–" if math.isnan(change) else f"{change:+.3f}", style=style)

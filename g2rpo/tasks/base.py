@@ -1,8 +1,9 @@
 """What a built-in task is, and how its items are drawn from a seed.
 
-A task turns a *scene* (a small frozen dataclass that says everything about one item) into an
-image, a question and an answer. Whether a scene belongs to the training or to the held-out items is
-decided by a hash of the scene itself, so no item can ever be in both, whatever the seed.
+A task turns a *scene* (a small frozen dataclass that says everything about one item) into a
+question and an answer, and, if it is one of images, into a picture. Whether a scene belongs to the
+training or to the held-out items is decided by a hash of the scene itself, so no item can ever be
+in both, whatever the seed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SceneT = TypeVar("SceneT")
 class Record(TypedDict):
     """One item in the column format of the paper's released data.
 
-    ``images`` holds RGB Pillow images; ``options`` is empty unless ``problem_type`` is
-    ``"multiple choice"``.
+    ``images`` holds RGB Pillow images, and ``data_type`` is ``"image"`` if there is one, else
+    ``"text"``; ``options`` is empty unless ``problem_type`` is ``"multiple choice"``.
     """
 
     problem: str
@@ -78,10 +79,6 @@ class Task(ABC, Generic[SceneT]):
         """Draw the contents of one item of the given difficulty."""
 
     @abstractmethod
-    def draw(self, scene: SceneT) -> Image:
-        """Render the scene as an RGB image of :data:`g2rpo.tasks.canvas.SIZE` pixels a side."""
-
-    @abstractmethod
     def problem(self, scene: SceneT) -> str:
         """Return the question."""
 
@@ -92,6 +89,10 @@ class Task(ABC, Generic[SceneT]):
     @abstractmethod
     def worked(self, scene: SceneT) -> str:
         """Return a chain of thought that leads to the answer."""
+
+    def images(self, scene: SceneT) -> list[Image]:
+        """Return the pictures that the question is about, if there are any."""
+        return []
 
     def options(self, scene: SceneT) -> list[str]:
         """Return the choices of a multiple-choice question, else an empty list."""
@@ -144,15 +145,28 @@ class Task(ABC, Generic[SceneT]):
 
     def record(self, scene: SceneT) -> Record:
         """Return the scene as a record in the paper's columns."""
+        images = self.images(scene)
         return Record(
             problem=self.problem(scene),
-            images=[self.draw(scene)],
+            images=images,
             answer=self.answer(scene),
             problem_type=self.problem_type,
-            data_type="image",
+            data_type="image" if images else "text",
             task_type=self.name,
             options=self.options(scene),
         )
+
+
+class ImageTask(Task[SceneT]):
+    """A task whose questions are about one picture."""
+
+    @abstractmethod
+    def draw(self, scene: SceneT) -> Image:
+        """Render the scene as an RGB image of :data:`g2rpo.tasks.canvas.SIZE` pixels a side."""
+
+    def images(self, scene: SceneT) -> list[Image]:
+        """Return the picture."""
+        return [self.draw(scene)]
 
 
 def pick(rng: np.random.Generator, choices: Any) -> Any:

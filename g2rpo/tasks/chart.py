@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Task, between, pick
+from .base import ImageTask, between, pick
 from .canvas import COLOURS, SIZE, blank
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ChartScene:
         return value * _HEIGHT // self.top
 
 
-class Chart(Task[ChartScene]):
+class Chart(ImageTask[ChartScene]):
     """Read a bar chart or a dot plot."""
 
     name = "chart"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Task
+from .base import ImageTask
 from .canvas import SIZE, Shape, distinct_names, paint, place_apart
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class GroundingScene:
     shapes: tuple[Shape, ...]
 
 
-class Grounding(Task[GroundingScene]):
+class Grounding(ImageTask[GroundingScene]):
     """Find the box of one shape among up to three."""
 
     name = "grounding"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Task, between, pick
+from .base import ImageTask, between, pick
 from .canvas import PATCH, blank, draw_glyph
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class MathsScene:
         return self.a + self.b if self.operator == "+" else self.a - self.b
 
 
-class Maths(Task[MathsScene]):
+class Maths(ImageTask[MathsScene]):
     """Addition and subtraction of numbers below 50."""
 
     name = "maths"

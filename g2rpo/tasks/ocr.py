@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Task, between, pick
+from .base import ImageTask, between, pick
 from .canvas import COLOURS, PATCH, blank, draw_glyph
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class OcrScene:
         return [(x, y, x + _CELL, y + _CELL) for x, y in corners]
 
 
-class Ocr(Task[OcrScene]):
+class Ocr(ImageTask[OcrScene]):
     """Read three characters, half of them handwritten digits."""
 
     name = "ocr"

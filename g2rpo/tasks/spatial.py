@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Task, between, pick
+from .base import ImageTask, between, pick
 from .canvas import SIZE, Shape, distinct_names, paint
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class SpatialScene:
     order: tuple[str, ...]
 
 
-class Spatial(Task[SpatialScene]):
+class Spatial(ImageTask[SpatialScene]):
     """Left, right, above or below, with the options in a random order."""
 
     name = "spatial"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Task, between, pick
+from .base import ImageTask, between, pick
 from .canvas import COLOURS, SHAPES, Shape, paint
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class CountingScene:
     count: int
 
 
-class Counting(Task[CountingScene]):
+class Counting(ImageTask[CountingScene]):
     """Count, as in: how many red circles are there."""
 
     name = "vqa"

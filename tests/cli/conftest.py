@@ -41,10 +41,14 @@ class FakeTrainer(ModuleType):
         folder.write_summary(summary)
         return summary
 
-    def evaluate(self, model, description, display=None):
+    def evaluate(self, model, description, display=None, *, on_samples=None):
         self.calls.append((model, description))
         scores = dict.fromkeys(description.data.tasks, 0.5)
-        return {"reward": {**scores, "mean": 0.5}, "length": scores}
+        row = {"items": 3, "low": 0.25, "high": 0.75, "best": 0.875, "generations": 8}
+        if on_samples:
+            on_samples([{"task": task, "response": "seven"} for task in scores])
+        reward = {**scores, "mean": 0.5}
+        return {"reward": reward, "length": scores, "detail": dict.fromkeys(reward, row)}
 
 
 @pytest.fixture
@@ -60,6 +64,7 @@ def run(monkeypatch, tmp_path, capsys):
     from g2rpo_cli.main import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])  # the working folder is searched for modules
     monkeypatch.delenv("G2RPO_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 
 def test_builtin_policy_by_default(run, trainer):
     code, out, _ = run("eval", "--items", "3", "-t", "ocr")
@@ -18,11 +20,9 @@ def test_run_folder_is_its_newest_checkpoint_under_its_own_description(run, trai
     assert model == "a/checkpoints/step-000002"
     assert description.data.tasks == ["maths"]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result == {
-        "model": model,
-        "reward": {"maths": 0.5, "mean": 0.5},
-        "length": {"maths": 0.5},
-    }
+    assert result["model"] == model
+    assert (result["reward"], result["length"]) == ({"maths": 0.5, "mean": 0.5}, {"maths": 0.5})
+    assert result["detail"]["maths"]["items"] == 3
 
 
 def test_two_models_are_one_too_many(run, trainer):
@@ -37,3 +37,64 @@ def test_run_without_checkpoint(run, trainer, tmp_path):
     code, _, err = run("eval", "a")
     assert code == 2
     assert "no checkpoint" in err
+
+
+def test_table_has_the_interval_and_the_best(run, trainer):
+    code, out, _ = run("eval", "-t", "ocr", "-n", "8")
+    assert code == 0
+    assert all(text in out for text in ("mean@8", "0.250–0.750", "best@8", "0.875"))
+
+
+def test_every_response_is_kept_as_a_line(run, trainer, tmp_path):
+    code, _, err = run("eval", "-t", "ocr", "-t", "maths", "--samples", "samples.jsonl")
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["ocr", "maths"]
+
+
+def test_flags_reach_the_description(run, trainer):
+    flags = ["-n", "4", "--temperature", "0", "--batch-size", "7", "--seed", "3"]
+    code, _, err = run("eval", *flags, "--set", "rewards.timeout=2", "--reward", "ocr=json:loads")
+    assert code == 0, err
+    ((_, description),) = trainer.calls
+    data = description.data
+    assert (data.eval_generations, data.eval_temperature, data.eval_batch_size) == (4, 0, 7)
+    assert (description.seed, description.rewards.timeout) == (3, 2)
+    assert description.rewards.functions == {"ocr": "json:loads"}
+
+
+def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, trainer, tmp_path):
+    run("train", "-t", "maths", "--set", "data.level=2", "--steps", "1", "-o", "a")
+    rows = [{"problem": f"{n}+1?", "answer": n + 1, "task_type": "sums"} for n in range(9)]
+    lines = "".join(json.dumps({**row, "problem_type": "numerical"}) + "\n" for row in rows)
+    (tmp_path / "own.jsonl").write_text(lines)
+    code, _, err = run("eval", "a", "--data", "own.jsonl", "--items", "2")
+    assert code == 0, err
+    _, description = trainer.calls[-1]
+    data = description.data
+    assert (data.tasks, data.level, data.eval_items) == (["sums"], None, 2)
+    code, _, err = run("eval", "a", "--data", "builtin")
+    assert trainer.calls[-1][1].data.level == 2
+
+
+def test_a_run_of_another_engine_is_refused(run, trainer, tmp_path):
+    run("train", "-t", "maths", "--steps", "1", "-o", "a")
+    config = tmp_path / "a" / "config.yaml"
+    config.write_text(config.read_text().replace("engine: reference", "engine: jax"))
+    code, _, err = run("eval", "a")
+    assert code == 2
+    assert "engine 'jax'" in err
+
+
+@pytest.mark.parametrize("text", ["colour", "colour=", "=a:b", "colour=module", "a.b=module:f"])
+def test_a_reward_is_a_type_and_an_import_path(run, trainer, text):
+    code, _, err = run("eval", "--reward", text)
+    assert code == 2
+    assert "TYPE=MODULE:FUNCTION" in err
+
+
+def test_a_reward_that_leads_nowhere_is_an_error_of_one_line(run, trainer):
+    code, _, err = run("eval", "--reward", "ocr=no_such_module_here:f")
+    assert code == 2
+    assert err.startswith("error: rewards.functions:")
+    assert err.count("\n") == 1

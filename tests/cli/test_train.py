@@ -122,3 +122,38 @@ def test_errors_of_the_trainer(run, trainer, monkeypatch):
 
     with pytest.raises(RuntimeError, match="memory"):
         main()
+
+
+def test_resume_may_change_what_makes_no_other_run(run, trainer):
+    run("train", "--steps", "2", "-o", "a")
+    changed = ["output.save_steps=9", "optimization.micro_batch_tokens=64", "rollout.batch_size=8"]
+    settings = [part for setting in changed for part in ("--set", setting)]
+    code, _, err = run("train", "--resume", "-o", "a", "--steps", "4", *settings)
+    assert code == 0, err
+    description, _ = trainer.calls[-1]
+    assert description.output.save_steps == 9
+    assert description.optimization.micro_batch_tokens == 64
+    assert description.rollout.batch_size == 8
+
+
+def test_a_run_begins_with_the_table_of_its_data(run, trainer):
+    code, out, err = run("train", "-t", "ocr", "--steps", "1")
+    assert code == 0, err
+    assert out.index("character OCR") < out.index("before")
+    assert "0–10" in out  # the length target
+
+
+def test_a_reward_of_ones_own_reaches_the_description(run, trainer, tmp_path):
+    (tmp_path / "colours_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
+    code, _, err = run("train", "-t", "ocr", "--reward", "colour=colours_of_mine:match")
+    assert code == 0, err
+    description = trainer.calls[0][0]
+    assert description.rewards.functions == {"colour": "colours_of_mine:match"}
+
+
+def test_a_missing_tracker_is_named_before_anything_is_loaded(run, trainer, monkeypatch):
+    monkeypatch.setattr("g2rpo.run.trackers.find_spec", lambda name: None)
+    code, _, err = run("train", "--set", "output.trackers=[wandb]")
+    assert code == 2
+    assert "pip install wandb" in one_line(err)
+    assert trainer.calls == []

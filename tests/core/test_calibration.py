@@ -16,6 +16,7 @@ from g2rpo import (
     length_quantiles,
     length_reward,
 )
+from g2rpo._state import to_numpy
 
 
 def test_targets_by_task(library):
@@ -118,3 +119,17 @@ def test_bad_options(options, message):
     state = LengthCalibration(np.zeros((1, 4)))
     with pytest.raises(ValueError, match=message):
         calibrate_lengths(state, np.ones(3), np.ones(3, bool), np.zeros(3, int), **options)
+
+
+def test_a_task_without_thresholds_gets_those_of_its_first_batch(xp):
+    nan = float("nan")
+    state = LengthCalibration(xp.asarray([[nan] * 4, [nan] * 4, [0.0, 10.0, 20.0, 30.0]]))
+    lengths = xp.asarray([*range(9), 7])
+    tasks = xp.asarray([0] * 9 + [1])
+    moved = calibrate_lengths(state, lengths, lengths >= 0, tasks, quantiles=(0, 0.25, 0.75, 1))
+    rows = to_numpy(moved.thresholds)
+    assert rows[0].tolist() == [0, 2, 6, 8]
+    assert np.isnan(rows[1]).all()
+    assert rows[2].tolist() == [0, 10, 20, 30]
+    again = LengthCalibration.from_json(json.loads(json.dumps(moved.to_json())), state.thresholds)
+    assert np.array_equal(to_numpy(again.thresholds), rows, equal_nan=True)

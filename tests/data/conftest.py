@@ -58,6 +58,6 @@ def records_of(source):
     """Return every record of a source, trained on or held out."""
     training = sum(task.training for task in source.summary().tasks.values())
     # One epoch of every task, however the tasks are mixed: enough steps, then distinct.
-    found = source.training_records(seed=0, step=0, prompts=training)
+    found = source.training_records(seed=0, position=0, prompts=training)
     held = [record for task in source.tasks for record in source.held_out_records(task, 10**6)]
     return found + held

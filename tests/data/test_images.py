@@ -156,16 +156,16 @@ def test_a_damaged_image_is_passed_over_if_the_user_allows_it(damaged):
     assert found == {row["problem"] for row in sums(10) if row["problem"] != "What is 3 + 1?"}
     assert source.summary().skipped == 1
     assert source.summary().examples[0].startswith(f"{damaged}, line 4: image '3.png' cannot be")
-    # What takes its place follows from seed and step too, whatever was asked before.
+    # What takes its place follows from seed and position too, whatever was asked before.
     for step in range(6):
-        records = [s.training_records(seed=1, step=step, prompts=4) for s in (again, source)]
+        records = [s.training_records(seed=1, position=4 * step, prompts=4) for s in (again, source)]
         assert [r["place"] for r in records[0]] == [r["place"] for r in records[1]]
 
 
 def test_if_no_image_can_be_decoded_there_is_an_end():
     source = open_source(Data(skip_broken=True), rows=rows_with(b"no image"))
     with pytest.raises(RunError, match=r"none of its . training records can be used"):
-        source.training_records(seed=0, step=0, prompts=1)
+        source.training_records(seed=0, position=0, prompts=1)
     assert source.held_out_records("sums", 5) == []
     assert "an image cannot be read (cannot identify image file)" in source.summary().examples[0]
 
@@ -176,7 +176,7 @@ def test_an_image_that_goes_away_or_is_swapped_for_a_link(write, picture, tmp_pa
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/etc/passwd")
     with pytest.raises(RunError, match="lies outside"):
-        source.training_records(seed=0, step=0, prompts=1)
+        source.training_records(seed=0, position=0, prompts=1)
 
 
 def test_a_bomb_is_refused(monkeypatch):
@@ -191,7 +191,7 @@ def test_videos_are_paths_and_only_for_who_takes_them(write, tmp_path):
     with pytest.raises(RunError, match="line 1: has a video, but the model's processor takes none"):
         opened(path)
     source = open_source(Data(source=str(path)), videos=True)
-    record = source.training_records(seed=0, step=0, prompts=1)[0]
+    record = source.training_records(seed=0, position=0, prompts=1)[0]
     assert record["videos"] == [str((tmp_path / "a.mp4").resolve())]
     assert (record["data_type"], record["images"]) == ("video", [])
     (tmp_path / "a.mp4").unlink()

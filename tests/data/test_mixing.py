@@ -75,7 +75,7 @@ def test_shares_follow_the_formula(sizes):
 def test_builtin_tasks_come_in_turn_and_are_those_of_the_tasks():
     source = open_source(Data(level=2))
     assert source.tasks == BUILTIN_TASKS
-    records = source.training_records(seed=3, step=2, prompts=5)
+    records = source.training_records(seed=3, position=10, prompts=5)
     names = [BUILTIN_TASKS[position % 6] for position in range(10, 15)]
     assert [record["task_type"] for record in records] == names
     for position, record in zip(range(10, 15), records, strict=True):
@@ -97,7 +97,7 @@ def mixed(write):
 
 
 def problems(source, seed, step, prompts):
-    found = source.training_records(seed=seed, step=step, prompts=prompts)
+    found = source.training_records(seed=seed, position=step * prompts, prompts=prompts)
     return [record["problem"] for record in found]
 
 
@@ -106,7 +106,7 @@ def test_every_record_comes_once_an_epoch_of_its_task(mixed):
     sizes = {name: task.training for name, task in source.summary().tasks.items()}
     seen = {name: [] for name in sizes}
     for step in range(60):
-        for record in source.training_records(seed=1, step=step, prompts=7):
+        for record in source.training_records(seed=1, position=7 * step, prompts=7):
             seen[record["task_type"]].append(record["problem"])
     for name, size in sizes.items():
         epochs = [seen[name][start : start + size] for start in range(0, len(seen[name]), size)]
@@ -116,7 +116,7 @@ def test_every_record_comes_once_an_epoch_of_its_task(mixed):
         assert whole[0] != whole[1]
 
 
-def test_records_follow_from_seed_and_step(mixed):
+def test_records_follow_from_seed_and_position(mixed):
     first, second = opened(mixed), opened(mixed)
     assert problems(first, 0, 5, 8) == problems(second, 0, 5, 8)
     assert problems(first, 0, 6, 8) != problems(second, 0, 5, 8)
@@ -131,7 +131,7 @@ def test_records_do_not_depend_on_the_process_or_the_order_in_the_file(mixed, tm
     code = (
         "from g2rpo.data import open_source; from g2rpo.run.sections import Data;"
         f"source = open_source(Data(source={str(other)!r}));"
-        "print(*[r['problem'] for r in source.training_records(seed=0, step=3, prompts=9)],"
+        "print(*[r['problem'] for r in source.training_records(seed=0, position=27, prompts=9)],"
         "*[r['problem'] for r in source.held_out_records('big', 99)], sep='\\n')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -182,7 +182,7 @@ def test_weights_and_temperature_set_the_shares(mixed):
     assert share(mixing__weights={"big": 1, "small": 3}) == 0.25
     source = opened(mixed, mixing__weights={"big": 0, "small": 2})
     assert {
-        record["task_type"] for record in source.training_records(seed=0, step=0, prompts=9)
+        record["task_type"] for record in source.training_records(seed=0, position=0, prompts=9)
     } == {"small"}
 
 

@@ -14,8 +14,8 @@ def test_a_description_learns_the_tasks_of_its_source(write):
     assert known.data.tasks == ["first", "second"]
     # Opened once: what was checked is not checked again.
     assert source_of(known.data) is source_of(description.data)
-    records = training_records(known.data, seed=0, step=3, prompts=4)
-    assert records == source_of(known.data).training_records(seed=0, step=3, prompts=4)
+    records = training_records(known.data, seed=0, position=12, prompts=4)
+    assert records == source_of(known.data).training_records(seed=0, position=12, prompts=4)
     assert len(heldout_records(known.data, "second")) == 2
 
 

@@ -256,10 +256,10 @@ GYM = "reasoning-gym:chain_sum, leg_counting"
 def test_reasoning_gym():
     source = opened(GYM)
     assert source.tasks == ("chain_sum", "leg_counting")
-    records = source.training_records(seed=0, step=1, prompts=6)
+    records = source.training_records(seed=0, position=6, prompts=6)
     assert [record["task_type"] for record in records] == list(source.tasks) * 3
-    assert records == opened(GYM).training_records(seed=0, step=1, prompts=6)
-    assert records != source.training_records(seed=1, step=1, prompts=6)
+    assert records == opened(GYM).training_records(seed=0, position=6, prompts=6)
+    assert records != source.training_records(seed=1, position=6, prompts=6)
     functions = with_own(source.reward_functions)
     for record in records:
         right = f"<think>so</think><answer>{record['answer']['answer']}</answer>"
@@ -271,7 +271,7 @@ def test_reasoning_gym_holds_out_by_the_question():
     source = opened("reasoning-gym:leg_counting", eval_fraction=0.5)
     held = source.held_out_records("leg_counting", 40)
     assert held == source.held_out_records("leg_counting", 40)
-    trained = source.training_records(seed=0, step=0, prompts=40)
+    trained = source.training_records(seed=0, position=0, prompts=40)
     assert not {r["problem"] for r in held} & {r["problem"] for r in trained}
 
 

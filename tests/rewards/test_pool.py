@@ -352,3 +352,15 @@ def test_functions_put_into_the_registry_reach_the_processes(own_rewards, monkey
     monkeypatch.setitem(ACCURACY, "length", lambda answer, truth: 1.0)
     with pytest.raises(TypeError, match="'length' cannot be sent to a process"):
         RewardPool(1)
+
+
+def test_messages_name_the_places_of_records():
+    places = ["a.jsonl, line 3", "a.jsonl, line 9"]
+    with RewardPool(0, functions=OWN, skip_errors=True) as pool:
+        scored = pool.score([RECORD] * 2, well_formed("a", "raise"), [5, 6], places=places)
+        assert scored.failures[0].number == 6
+        assert scored.failures[0].message.startswith("a.jsonl, line 9: reward function")
+        with pytest.raises(ValueError, match="places has 1 items; must be 2"):
+            pool.score([RECORD] * 2, ["a", "b"], places=places[:1])
+        with pytest.raises(ValueError, match=r"a\.jsonl, line 3 has no answer"):
+            pool.score([{"problem_type": "own"}], ["a"], places=places[:1])

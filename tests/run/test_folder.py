@@ -9,7 +9,7 @@ from g2rpo.run import RunError, RunFolder, load_description
 
 @pytest.fixture
 def description():
-    return load_description(settings=["output.tensorboard=false"])
+    return load_description(settings=["output.trackers=[]"])
 
 
 @pytest.fixture
@@ -61,20 +61,48 @@ def test_metrics_are_json_whatever_the_numbers(folder):
     assert record == {"step": 1, "b": math.inf, "c": -math.inf, "d": 0.5, "e": 2}
 
 
-def test_truncation_drops_later_steps_and_half_a_line(folder):
+def test_a_resumed_run_drops_later_steps_and_half_a_line(folder):
     for step in (1, 2, 3):
-        folder.log(step, {"a": step})
+        folder.log(step, {"a": step}, [{"task": "ocr", "prompt": "?", "n": step}])
     with folder.metrics_path.open("a") as file:
         file.write('{"step": 2, "a"')
     assert len(folder.read_metrics()) == 3
-    folder.truncate_metrics(2)
-    folder.log(3, {"a": 30})
+    folder.begin(2)
+    folder.log(3, {"a": 30}, [{"task": "ocr", "prompt": "?", "n": 30}])
     assert [record["a"] for record in folder.read_metrics()] == [1, 2, 30]
+    assert [(row["step"], row["n"]) for row in folder.read_completions()] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+    ]
 
 
-def test_truncation_before_the_first_line(folder):
-    folder.truncate_metrics(0)
+@pytest.mark.parametrize("garbage", [b"\0" * 40 + b"\n", b'"text"\n', b'{"step": 2}'])
+def test_what_a_power_cut_left_in_a_log_ends_it(folder, garbage):
+    folder.log(1, {"a": 1})
+    with folder.metrics_path.open("ab") as file:
+        file.write(garbage)
+    assert [record["a"] for record in folder.read_metrics()] == [1]
+    folder.begin(9)
+    folder.log(10, {"a": 10})
+    assert [record["a"] for record in folder.read_metrics()] == [1, 10]
+
+
+def test_beginning_before_the_first_line(folder):
+    folder.begin(0)
     assert folder.read_metrics() == []
+
+
+def test_as_many_completions_are_kept_as_the_description_says(tmp_path):
+    rows = [{"task": task, "prompt": "?", "response": "é"} for task in ("ocr", "maths") * 9]
+    for number in (0, 3):
+        settings = ["output.trackers=[]", f"output.completions={number}"]
+        folder = RunFolder.create(tmp_path / str(number), load_description(settings=settings))
+        folder.log(1, {}, rows)
+        folder.log(2, {}, rows)
+        assert [row["step"] for row in folder.read_completions()] == [1] * number + [2] * number
+        assert folder.completions_path.exists() == (number > 0)
+    assert "é" in folder.completions_path.read_text(encoding="utf-8")
 
 
 def test_checkpoints_are_pruned_in_the_order_of_their_steps(folder):
@@ -87,10 +115,10 @@ def test_checkpoints_are_pruned_in_the_order_of_their_steps(folder):
     assert (newest.path / "weights" / "a.bin").read_bytes() == b"1234"
 
 
-def test_checkpoint_of_the_same_step_is_replaced(folder):
-    folder.save_checkpoint(1, lambda path: (path / "old").write_text(""))
-    path = folder.save_checkpoint(1, lambda path: (path / "new").write_text(""))
-    assert [file.name for file in path.iterdir()] == ["new"]
+def test_checkpoint_of_the_same_step_stays(folder):
+    folder.save_checkpoint(1, lambda path: (path / "first").write_text(""))
+    path = folder.save_checkpoint(1, lambda path: (path / "second").write_text(""))
+    assert [file.name for file in path.iterdir()] == ["first"]
 
 
 def test_checkpoint_that_fails_leaves_nothing(folder):
@@ -105,10 +133,12 @@ def test_checkpoint_that_fails_leaves_nothing(folder):
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
 
 
-def test_partial_checkpoint_of_a_killed_process_does_not_count(folder):
-    (folder.path / "checkpoints" / ".partial-step-000007").mkdir(parents=True)
-    (folder.path / "checkpoints" / "step-of-mine").mkdir()
+def test_leftovers_of_a_killed_process_do_not_count_and_are_cleaned(folder):
+    for name in (".partial-step-000007", ".dropped-step-000003", "step-of-mine"):
+        (folder.path / "checkpoints" / name).mkdir(parents=True)
     assert folder.latest_checkpoint() is None
+    folder.begin(0)
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-of-mine"]
     folder.save_checkpoint(7, write_weights)
     assert [checkpoint.step for checkpoint in folder.checkpoints()] == [7]
 
@@ -118,18 +148,3 @@ def test_summary(folder):
     path = folder.write_summary({"before": {"maths": 0.5, "mean": math.nan}, "steps": 3})
     assert json.loads(path.read_text()) == {"before": {"maths": 0.5, "mean": None}, "steps": 3}
     assert folder.is_finished
-
-
-def test_tensorboard_events(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = RunFolder.create(tmp_path, load_description())
-    for step in (1, 2, 3):
-        folder.log(step, {"reward/maths": step / 2})
-    folder.close()
-    # A second process goes on after step 1, and the events of its steps hide the older ones.
-    again = RunFolder.open(tmp_path)
-    again.log(2, {"reward/maths": 9.0})
-    again.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward/maths")
-    assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 9.0)]

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from g2rpo.run import RunFolder, load_description
-from g2rpo.run.report import _smooth, before_after_table, draw_plots, results_table
+from g2rpo.run.report import _smooth, before_after_table, draw_plots, results_table, start_table
 
 KINDS = {"grounding": "dense (IoU)", "ocr": "dense (1 - CER)", "maths": "binary"}
 BEFORE = {"grounding": 0.25, "ocr": 0.5, "maths": 0.75, "mean": 0.5}
@@ -38,14 +38,47 @@ def test_change_has_a_colour_unless_it_rounds_to_nothing():
     assert "m+0.000" not in text
 
 
+def detail_of(items, low, high):
+    return {"items": items, "low": low, "high": high, "best": 0.9, "generations": 4}
+
+
 def test_results_table():
-    assert "0.583" in text_of(results_table(KINDS, AFTER, LENGTHS))
+    detail = dict.fromkeys(AFTER, detail_of(128, 0.41, 0.62))
+    text = text_of(results_table(KINDS, AFTER, LENGTHS, detail))
+    assert all(part in text for part in ("0.580", "0.410–0.620", "mean@4", "best@4", "128"))
+
+
+def test_a_task_without_items_has_a_dash_and_no_part_in_the_mean():
+    nan = math.nan
+    rewards, lengths = {**AFTER, "ocr": nan}, {**LENGTHS, "ocr": nan}
+    detail = {**dict.fromkeys(AFTER, detail_of(5, 0.4, 0.6)), "ocr": detail_of(0, nan, nan)}
+    texts = [
+        text_of(results_table(KINDS, rewards, lengths, detail)),
+        text_of(before_after_table(KINDS, rewards, rewards, lengths, lengths)),
+    ]
+    for text in texts:
+        assert "nan" not in text
+        assert "–" in next(line for line in text.splitlines() if "ocr" in line)
+        assert "29.0" in text.splitlines()[-2]
+
+
+def test_start_table_says_what_is_trained_and_how_it_is_shaped():
+    settings = ["data.tasks=[ocr, vqa]", "length.targets={ocr: [0, 0, 10, 20]}", "entropy.high=2"]
+    text = text_of(start_table(load_description(settings=settings)))
+    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    (ocr, vqa) = ([cell.strip() for cell in row] for row in rows)
+    assert ocr == ["ocr", "character OCR", "∞", "∞", "50.0%", "0–10", "0.05–2"]
+    assert vqa[-2:] == ["–", "0.05–2"]
+    calibrated = load_description(settings=[*settings, "length.calibrate=true"])
+    assert all(part in text_of(start_table(calibrated)) for part in ("from 0–10", "calibrated"))
+    plain = load_description(settings=[*settings, "length.mode=off", "entropy.weight=0"])
+    assert "tokens" not in text_of(start_table(plain))
 
 
 @pytest.fixture
 def folder(tmp_path):
     description = load_description(
-        settings=["output.tensorboard=false", "data.tasks=[grounding, maths, ocr, vqa]"]
+        settings=["output.trackers=[]", "data.tasks=[grounding, maths, ocr, vqa]"]
     )
     return RunFolder.create(tmp_path, description)
 

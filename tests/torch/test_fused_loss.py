@@ -130,6 +130,13 @@ def test_the_sides_of_the_bands_come_from_the_totals(weight):
     assert_same(case, case.fused(**options, chunk_tokens=5), expected)
 
 
+@pytest.mark.parametrize("loss_type", ["ppo", "gspo", "cispo", "sapo"])
+def test_logits_computed_twice_give_the_same(loss_type):
+    case = Case()
+    options = {"band": True, "loss_type": loss_type}
+    assert_same(case, case.fused(**options, recompute_logits=True), case.plain(**options))
+
+
 def test_slices_of_a_batch_add_up():
     case = Case(torch.float64)
     whole = case.fused(band=True)
@@ -230,7 +237,8 @@ def test_no_token_counts(loss_type):
     assert not any(leaf.grad.any() for leaf in case.leaves)
 
 
-def test_bf16_weights_sum_in_float32():
+@pytest.mark.parametrize("recompute_logits", [False, True])
+def test_bf16_weights_sum_in_float32(recompute_logits):
     case = Case()
     halves = [leaf.detach().bfloat16() for leaf in case.leaves]
     case.leaves = [x.float().requires_grad_() for x in halves]
@@ -238,7 +246,8 @@ def test_bf16_weights_sum_in_float32():
     wanted = torch.autograd.grad(expected, case.leaves)
     case.leaves = [x.requires_grad_() for x in halves]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = case.fused(band=True, chunk_tokens=3)[0].total
+        how = {"chunk_tokens": 3, "recompute_logits": recompute_logits}
+        total = case.fused(band=True, **how)[0].total
     torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(torch.autograd.grad(total, case.leaves), wanted, strict=True):
         assert ours.dtype == torch.bfloat16

@@ -120,6 +120,16 @@ def test_compiled_without_a_graph_break(learns_weight):
         torch.testing.assert_close(weight.grad, leaves[1].grad)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:Dynamo detected a call to")
+def test_compiled_in_half_precision(device):
+    inputs = make_inputs(device)
+    leaves = inputs.leaves(torch.bfloat16)
+    loss = loss_of(logprobs_and_entropy, inputs)
+    values = [f(*leaves) for f in (loss, torch.compile(loss, fullgraph=True))]
+    torch.testing.assert_close(*values)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest memory that any operation returned, in bytes, but for what is given."""
 
@@ -182,6 +192,28 @@ def test_memory_of_the_fused_loss_is_that_of_a_chunk():
         terms.total.backward()
     # Tiles cover up to 1,024 entries of a chunk; the chunk itself is the largest.
     assert largest.size == 50 * ENTRIES * 4
+
+
+@pytest.mark.parametrize(("recompute_logits", "bytes_an_entry"), [(False, 4), (True, 2)])
+def test_a_weight_of_half_precision(recompute_logits, bytes_an_entry):
+    """Its gradient is summed in float32 to the end, unless the logits are computed twice."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, 8, 256, generator=generator)
+    weight = torch.randn(ENTRIES, 256, generator=generator).bfloat16().requires_grad_()
+    labels = torch.randint(0, ENTRIES, (4, 8), generator=generator)
+    with Largest(weight) as largest:
+        terms, _ = fused_g2rpo_loss(
+            hidden,
+            weight,
+            labels,
+            torch.full((4, 8), -5.0),
+            torch.ones(4),
+            torch.ones((4, 8), dtype=torch.bool),
+            recompute_logits=recompute_logits,
+        )
+        terms.total.backward()
+    assert weight.grad.dtype == torch.bfloat16
+    assert largest.size == bytes_an_entry * weight.numel()
 
 
 def test_a_frozen_weight_takes_no_memory_for_its_gradient():

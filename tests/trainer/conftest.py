@@ -10,6 +10,8 @@ from g2rpo_torch.trainer.policy_model import make_policy
 from g2rpo_torch.trainer.prompts import encode_prompts
 from g2rpo_torch.trainer.rollout import sample
 
+from . import tiny_models
+
 
 @pytest.fixture(scope="session")
 def random_policy():
@@ -41,6 +43,20 @@ def completions(random_policy, prompts):
     return sample(random_policy, prompts, num_generations=4, max_completion_length=12)
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Return a function that makes the folder of a family's model once."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            tiny_models.save(family, made[family])
+        return made[family]
+
+    return folder
+
+
 @pytest.fixture
 def tiny_run(tmp_path, random_policy_folder):
     """Return a function that describes a run of a few seconds."""
@@ -58,6 +74,7 @@ def tiny_run(tmp_path, random_policy_folder):
                 "length.only_right=true",
                 "length.targets={maths: [2, 4, 6, 8], grounding: [0, 0, 4, 8]}",
                 "optimization.steps=3",
+                "output.plots=false",
                 "output.save_steps=1",
                 f"output.dir={tmp_path / folder}",
                 *settings,

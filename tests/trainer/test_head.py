@@ -13,14 +13,14 @@ import g2rpo
 from g2rpo_torch.trainer import head
 from g2rpo_torch.trainer.forward import completion_logprobs, completion_predictions
 from g2rpo_torch.trainer.predictions import FromHidden, FromLogits
-from g2rpo_torch.trainer.sharing import Sharing
+from g2rpo_torch.trainer.trials import Trials
 
 
 @pytest.fixture(params=["auto", "off"])
 def policy(request, random_policy):
     """One that shares prompts, and one that does not, with a model of its own."""
     model = copy.deepcopy(random_policy.model)
-    return replace(random_policy, model=model, sharing=Sharing(request.param))
+    return replace(random_policy, model=model, trials=Trials(request.param))
 
 
 def values_and_gradients(policy, prompts, completions):
@@ -36,11 +36,11 @@ def values_and_gradients(policy, prompts, completions):
 
 def test_values_and_gradients_are_the_same(policy, prompts, completions, monkeypatch, caplog):
     expected = values_and_gradients(policy, prompts, completions)
-    assert policy.model not in head._verdicts  # these logits are small
-    monkeypatch.setattr(head, "_SMALL_LOGITS", 0)
+    assert not head.has_large_vocabulary(policy)
+    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
     monkeypatch.setattr(policy.model, "forward", counted(policy.model.forward))
     got = values_and_gradients(policy, prompts, completions)
-    assert head._verdicts[policy.model]
+    assert policy.trials.allows("head", lambda: "asked again")
     assert not caplog.records
     # Once to compare; after that the model's own logits are not computed.
     assert policy.model.forward.calls == 1
@@ -79,7 +79,7 @@ def loss_and_gradients(policy, prompts, completions):
 def test_the_loss_and_its_gradients_are_the_same(policy, prompts, completions, monkeypatch):
     kind, expected_values, expected_gradients = loss_and_gradients(policy, prompts, completions)
     assert kind is FromLogits
-    monkeypatch.setattr(head, "_SMALL_LOGITS", 0)
+    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
     kind, values, gradients = loss_and_gradients(policy, prompts, completions)
     assert kind is FromHidden
     assert all(float(value.detach()) != 0 for value in values[:5])
@@ -113,7 +113,7 @@ def scaled_head(linear):
 def test_a_head_of_another_kind_keeps_its_logits(policy, prompts, completions, monkeypatch, caplog):
     monkeypatch.setattr(policy.model, "lm_head", scaled_head(policy.model.lm_head))
     expected = values_and_gradients(policy, prompts, completions)
-    monkeypatch.setattr(head, "_SMALL_LOGITS", 0)
+    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             got = values_and_gradients(policy, prompts, completions)
@@ -135,7 +135,7 @@ def test_logits_that_are_more_than_the_head_are_found_out(
         return output
 
     monkeypatch.setattr(policy.model, "forward", scaled)
-    monkeypatch.setattr(head, "_SMALL_LOGITS", 0)
+    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
     with caplog.at_level(logging.WARNING):
-        assert not head.goes_without_logits(policy, prompts, 1)
+        assert not head.goes_without_logits(policy, prompts)
     assert "differ from the plain pass by" in caplog.text

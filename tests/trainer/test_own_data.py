@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from g2rpo.run import RunError, load_description
-from g2rpo.run.records import reward_functions, reward_kinds, with_tasks
+from g2rpo.run import load_description
+from g2rpo.run.records import own_functions, reward_kinds, with_tasks
 from g2rpo.tasks import TASKS
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.prompts import FORMAT_INSTRUCTION, _chat, encode_prompts
+from g2rpo_torch.trainer.chat import FORMAT_INSTRUCTION, conversation
 
 
 @pytest.fixture
@@ -50,28 +50,22 @@ def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
     assert load_description(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
 
 
-def test_a_batch_with_and_without_images_is_refused_by_name(random_policy):
-    record = TASKS["ocr"].item(5, 0).record
-    with pytest.raises(RunError, match="have 0, 1 images, but this model takes one image a prompt"):
-        encode_prompts(random_policy, [{**record, "images": []}, record])
-
-
 def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
     def message(role, text):
         return {"role": role, "content": [{"type": "text", "text": text}]}
 
     record, system = TASKS["ocr"].item(5, 0).record, message("system", "be kind")
     turns = [message("user", "7+5="), message("assistant", "13"), message("user", "No.")]
-    bare = _chat({**record, "messages": turns})
-    kind = _chat({**record, "messages": [system, *turns]})
+    bare = conversation({**record, "messages": turns})
+    kind = conversation({**record, "messages": [system, *turns]})
     assert bare[1:] == kind[1:] == turns
     assert [part["text"] for part in bare[0]["content"]] == [FORMAT_INSTRUCTION]
     assert [part["text"] for part in kind[0]["content"]] == ["be kind", FORMAT_INSTRUCTION]
     assert len(system["content"]) == 1  # the record is as it was
-    (_, question) = _chat(record)
+    (_, question) = conversation(record)
     assert question["content"] == [{"type": "image"}, {"type": "text", "text": record["problem"]}]
 
 
 def test_rewards_of_reasoning_gym_are_its_own():
-    data = load_description(overrides={"data.source": "reasoning-gym:chain_sum"}).data
-    assert "reasoning-gym" in reward_functions(data)
+    description = load_description(overrides={"data.source": "reasoning-gym:chain_sum"})
+    assert "reasoning-gym" in own_functions(description)

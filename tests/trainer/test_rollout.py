@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_torch.trainer.drawing import draw
 from g2rpo_torch.trainer.forward import completion_logprobs
 from g2rpo_torch.trainer.prompts import encode_prompts, select_rows
 from g2rpo_torch.trainer.rollout import sample
@@ -134,3 +135,132 @@ def test_loss_reaches_every_part_of_the_policy(random_policy, prompts, completio
         assert norms
         assert torch.stack(norms).isfinite().all()
         assert max(norms) > 0
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    """Evenly spaced numbers in place of random ones: each count is right to within one."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(50)
+    logits[[0, 7, 49]] = -torch.inf
+    logprobs, draws = logits.log_softmax(-1), 10_000
+    uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    counts = draw(logprobs.expand(draws, -1), uniforms).bincount(minlength=50)
+    assert (counts - draws * logprobs.exp()).abs().max() <= 1
+    assert (counts[[0, 7, 49]] == 0).all()
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logprobs.expand(2, -1), ends).tolist() == [1, 48]
+
+
+@pytest.fixture(scope="module")
+def long_completions(random_policy, prompts):
+    return drawn(random_policy, prompts)
+
+
+def drawn(policy, prompts, **options):
+    torch.manual_seed(5)
+    return sample(policy, prompts, num_generations=4, max_completion_length=20, **options)
+
+
+def assert_beginnings_of(found, whole):
+    """The same tokens and values, as far as the responses go."""
+    width = found.tokens.shape[1]
+    assert (found.lengths <= whole.lengths).all()
+    for name in ("tokens", "logprobs", "entropies"):
+        ours, theirs = getattr(found, name), getattr(whole, name)[:, :width]
+        torch.testing.assert_close(ours[found.mask], theirs[found.mask], rtol=0, atol=1e-5)
+        assert (ours[~found.mask] == 0).all() or name == "tokens"
+
+
+def test_each_task_has_its_own_limit(random_policy, prompts, long_completions):
+    limits = [3, 20, 1, 7, 99, 20]
+    found = drawn(random_policy, prompts, limits=limits)
+    assert_beginnings_of(found, long_completions)
+    longest = torch.tensor(limits).repeat_interleave(4)
+    assert torch.equal(found.lengths, long_completions.lengths.minimum(longest))
+    complete = long_completions.ended & (long_completions.lengths <= longest)
+    assert torch.equal(found.ended, complete)
+    assert not found.ended.all()
+
+
+def test_an_end_token_at_the_limit_is_an_end(random_policy, prompts):
+    ends = dataclasses.replace(random_policy, eos_ids=tuple(range(7, 60)))
+    free = drawn(ends, prompts)
+    assert free.ended.any()
+    row = int((free.ended & (free.lengths > 1)).nonzero()[0])
+    length = int(free.lengths[row])
+    for limit, ended in ((length, True), (length - 1, False)):
+        found = drawn(ends, prompts, limits=[limit] * 6)
+        assert int(found.lengths[row]) == limit
+        assert bool(found.ended[row]) == ended
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_a_response_ends_where_a_text_is_complete(
+    random_policy, prompts, long_completions, batch_size
+):
+    decode = random_policy.tokenizer.decode
+    # A text over several tokens, from the middle of one response.
+    stop = decode(long_completions.tokens[2, 4:7]).strip()
+    assert len(stop) > 1
+    found = drawn(random_policy, prompts, stop=stop, batch_size=batch_size)
+    assert_beginnings_of(found, long_completions)
+    stopped = 0
+    for row in range(len(found.tokens)):
+        length = int(found.lengths[row])
+        tokens = found.tokens[row, :length]
+        assert stop not in decode(tokens[:-1], skip_special_tokens=True)
+        if stop in found.texts[row]:
+            stopped += 1
+            assert found.ended[row]
+        else:
+            assert length == long_completions.lengths[row]
+            assert found.ended[row] == long_completions.ended[row]
+    assert 0 < stopped < len(found.tokens)
+    assert int(found.lengths[2]) <= 7
+
+
+def test_a_text_of_the_prompt_does_not_count(random_policy, records):
+    """The instruction itself names the closing tag."""
+    record = {**records[0], "problem": "say </answer>"}
+    encoded = encode_prompts(random_policy, [record])
+    assert "</answer>" in random_policy.tokenizer.decode(encoded["input_ids"][0])
+    torch.manual_seed(0)
+    free = sample(random_policy, encoded, num_generations=2, max_completion_length=5)
+    torch.manual_seed(0)
+    found = sample(
+        random_policy, encoded, num_generations=2, max_completion_length=5, stop="</answer>"
+    )
+    assert found.texts == free.texts
+
+
+@pytest.mark.parametrize("batch_size", [4, 9, 1000])
+def test_chunks_draw_the_same_responses(random_policy, prompts, long_completions, batch_size):
+    calls, plain = [], random_policy.model.generate
+
+    def counted(**inputs):
+        calls.append(len(inputs["input_ids"]))
+        return plain(**inputs)
+
+    random_policy.model.generate = counted
+    try:
+        found = drawn(random_policy, prompts, batch_size=batch_size)
+    finally:
+        random_policy.model.generate = plain
+    assert sum(calls) == 24
+    assert max(calls) == min(24, batch_size // 4 * 4)
+    assert_beginnings_of(found, long_completions)
+    assert found.texts == long_completions.texts
+    assert torch.equal(found.ended, long_completions.ended)
+
+
+def test_logits_without_a_value_do_not_end_a_run(random_policy, prompts):
+    """What a diverged policy says is noticed by its gradient, with a message of its own."""
+    weight = random_policy.model.lm_head.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+        try:
+            found = sample(random_policy, prompts, num_generations=2, max_completion_length=3)
+        finally:
+            weight.copy_(before)
+    assert found.logprobs[found.mask].isnan().all()

@@ -11,14 +11,19 @@ import torch
 import transformers
 
 from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer import packed, train
-from g2rpo_torch.trainer.forward import completion_logprobs, plain_predictions
+from g2rpo_torch.trainer import masks, packed, train
+from g2rpo_torch.trainer.forward import (
+    completion_logprobs,
+    packing_trial,
+    plain_predictions,
+)
+from g2rpo_torch.trainer.loading import load_policy
 from g2rpo_torch.trainer.packed import packed_predictions
 from g2rpo_torch.trainer.packing import split_groups
-from g2rpo_torch.trainer.policy_model import load_policy, make_policy
-from g2rpo_torch.trainer.prompts import select_rows
+from g2rpo_torch.trainer.policy_model import make_policy
+from g2rpo_torch.trainer.prompts import Prompts, select_rows
 from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.sharing import Sharing
+from g2rpo_torch.trainer.trials import Trials
 
 VOCABULARY = 208  # that of the embedded policy's tokenizer
 IMAGE, VISION_START, VISION_END = 4, 5, 6
@@ -65,7 +70,7 @@ TEXT_MODELS = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
     ),
     "mistral": transformers.MistralConfig(**TEXT, sliding_window=6),
-    "gemma3": transformers.Gemma3TextConfig(
+    "gemma3_text": transformers.Gemma3TextConfig(
         **TEXT,
         head_dim=8,
         sliding_window=6,
@@ -96,6 +101,28 @@ IMAGE_MODELS = {
         vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0, 1]},
         **QWEN_TOKENS,
     ),
+    # The tokens of an image see each other both ways, in a window narrower than the image, too.
+    "gemma3": transformers.Gemma3Config(
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config={**SIGLIP, "vision_use_head": False},
+        mm_tokens_per_image=16,
+        image_token_index=IMAGE,
+    ),
+}
+# All tokens of a prompt see each other both ways.
+PREFIX_MODELS = {
+    "paligemma": transformers.PaliGemmaConfig(
+        text_config={**TEXT, "model_type": "gemma", "head_dim": 8},
+        vision_config={**SIGLIP, "vision_use_head": False, "projection_dim": 32},
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+    ),
 }
 OTHER_MODELS = {
     "lfm2": transformers.Lfm2Config(**TEXT, layer_types=["conv", "full_attention"]),
@@ -117,8 +144,9 @@ MASK = torch.arange(5) < LENGTHS[:, None]
 def make(name, *, attention="sdpa", dtype=torch.float32):
     """Return a policy whose weights are large enough for every token to matter."""
     torch.manual_seed(0)
-    config = copy.deepcopy({**TEXT_MODELS, **IMAGE_MODELS, **OTHER_MODELS}[name])
-    has_images = name in IMAGE_MODELS
+    with_images = {**IMAGE_MODELS, **PREFIX_MODELS}
+    config = copy.deepcopy({**TEXT_MODELS, **with_images, **OTHER_MODELS}[name])
+    has_images = name in with_images
     auto = (
         transformers.AutoModelForImageTextToText
         if has_images
@@ -135,7 +163,7 @@ def make(name, *, attention="sdpa", dtype=torch.float32):
 def make_prompts(policy, lengths=(7, 4, 9)):
     """Return prompts of different lengths, with images where the model takes them."""
     torch.manual_seed(1)
-    images, extra = make_images(policy.model.config.model_type, len(lengths))
+    images, extra, rows_each = make_images(policy.model.config.model_type, len(lengths))
     rows = [
         image + torch.randint(10, VOCABULARY, (length,)).tolist()
         for image, length in zip(images, lengths, strict=True)
@@ -146,19 +174,23 @@ def make_prompts(policy, lengths=(7, 4, 9)):
     mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long()
     if "image_grid_thw" in extra:
         extra["mm_token_type_ids"] = (ids == IMAGE).long()
-    return {"input_ids": ids, "attention_mask": mask, **extra}
+    if policy.model.config.model_type == "gemma3":
+        extra["token_type_ids"] = (ids == IMAGE).long()
+    if policy.model.config.model_type == "paligemma":
+        extra["token_type_ids"] = torch.zeros_like(ids)
+    return Prompts({"input_ids": ids, "attention_mask": mask, **extra}, rows_each)
 
 
 def make_images(model_type, count):
-    """Return the image tokens of each prompt, and what the processor would give besides."""
-    if model_type == "llava":
-        return [[IMAGE] * 16] * count, {"pixel_values": torch.randn(count, 3, 32, 32)}
+    """Return the image tokens of each prompt, what the processor would give, and its rows."""
+    if model_type in ("llava", "gemma3", "paligemma"):
+        return [[IMAGE] * 16] * count, {"pixel_values": torch.randn(count, 3, 32, 32)}, {}
     if model_type == "smolvlm":
         seen = torch.ones(count, 1, 32, 32, dtype=torch.bool)
         pixels = torch.randn(count, 1, 3, 32, 32)
-        return [[IMAGE] * 4] * count, {"pixel_values": pixels, "pixel_attention_mask": seen}
+        return [[IMAGE] * 4] * count, {"pixel_values": pixels, "pixel_attention_mask": seen}, {}
     if model_type not in ("qwen2_5_vl", "qwen3_vl"):
-        return [[]] * count, {}
+        return [[]] * count, {}, {}
     # Different shapes, and two images in the second prompt.
     shapes = [[(4, 6)], [(2, 4), (6, 2)], [(4, 4)]][:count]
     tokens = [
@@ -167,7 +199,11 @@ def make_images(model_type, count):
     ]
     grid = torch.tensor([(1, h, w) for each in shapes for h, w in each])
     pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 4 * 4)
-    return tokens, {"pixel_values": pixels, "image_grid_thw": grid}
+    rows_each = {
+        "pixel_values": [sum(h * w for h, w in each) for each in shapes],
+        "image_grid_thw": [len(each) for each in shapes],
+    }
+    return tokens, {"pixel_values": pixels, "image_grid_thw": grid}, rows_each
 
 
 def make_responses():
@@ -201,7 +237,7 @@ def assert_packed_equals_plain(policy, prompts):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", [*COVERED, *PREFIX_MODELS])
 def test_packed_pass_equals_the_plain_one(name, attention):
     policy = make(name, attention=attention)
     assert_packed_equals_plain(policy, make_prompts(policy))
@@ -224,10 +260,10 @@ def test_rollouts_are_the_same(name, temperature):
     found = []
     for setting in ("auto", "off"):
         torch.manual_seed(3)
-        one = replace(policy, sharing=Sharing(setting))
+        one = replace(policy, trials=Trials(setting))
         options = {"max_completion_length": 6, "temperature": temperature}
         found.append(sample(one, prompts, num_generations=3, **options))
-        assert one.sharing.allows("rollout", lambda: "asked again") == (setting == "auto")
+        assert one.trials.allows("rollout", lambda: "asked again") == (setting == "auto")
     shared, plain = found
     assert torch.equal(shared.tokens, plain.tokens)
     tolerance = 1e-5 / min(temperature, 1.0)
@@ -241,14 +277,14 @@ def test_rollouts_of_the_embedded_policy_are_the_same(embedded, prompts):
     found = []
     for setting in ("auto", "off"):
         torch.manual_seed(4)
-        policy = replace(embedded, sharing=Sharing(setting))
+        policy = replace(embedded, trials=Trials(setting))
         found.append(sample(policy, prompts, num_generations=8, max_completion_length=24))
         found.append(torch.rand(1))
     assert torch.equal(found[0].tokens, found[2].tokens)
     assert found[1] == found[3]
 
 
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", [*COVERED, *PREFIX_MODELS])
 def test_first_update_has_ratio_one(name):
     policy = make(name)
     prompts = make_prompts(policy)
@@ -259,7 +295,7 @@ def test_first_update_has_ratio_one(name):
         logprobs, _ = completion_logprobs(
             policy, prompts, groups, completions.tokens, completions.mask
         )
-    assert policy.sharing.allows("forward", lambda: "asked again")
+    assert policy.trials.allows("forward", lambda: "asked again")
     ratios = torch.exp(logprobs - completions.logprobs)[completions.mask]
     assert (ratios - 1).abs().max() < 2e-5
 
@@ -384,7 +420,7 @@ def own_lines(caplog):
 def assert_falls_back(policy, caplog, *reasons):
     """Twice through both parts: the plain results, and one line in the log for each reason."""
     prompts = make_prompts(policy)
-    expected = run_both_parts(replace(policy, sharing=Sharing("off")), prompts)
+    expected = run_both_parts(replace(policy, trials=Trials("off")), prompts)
     assert not own_lines(caplog)
     for _ in range(2):
         found = run_both_parts(policy, prompts)
@@ -411,6 +447,34 @@ def test_other_architectures_fall_back(name, reasons, caplog):
     assert_falls_back(make(name, attention="eager"), caplog, *reasons)
 
 
+def test_a_prompt_that_sees_its_last_token_is_encoded_for_each_response(caplog):
+    policy = make("paligemma")
+    prompts, found = make_prompts(policy), []
+    for each in (policy, policy, replace(policy, trials=Trials("off"))):
+        torch.manual_seed(6)
+        found.append(sample(each, prompts, num_generations=2, max_completion_length=4).tokens)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+    (line,) = own_lines(caplog)
+    assert "in the rollouts" in line
+    assert "the tokens of a prompt see its last one" in line
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_tokens_that_see_each_other_both_ways_are_in_the_prompt_only(name, monkeypatch):
+    policy, tokens = make(name), make_responses()
+    arguments = (policy, make_prompts(policy), GROUPS)
+    whole, _ = plain_predictions(*arguments, tokens, MASK).values()
+    tokens[:, -1] = 30
+    other, _ = plain_predictions(*arguments, tokens, MASK).values()
+    before = MASK[:, :-1]
+    assert torch.equal(other[:, :-1][before], whole[:, :-1][before])
+    # And there they matter: without them the trial of packed rows must fail.
+    monkeypatch.setattr(masks, "own_prompt_masks", lambda model, prompts: {})
+    obstacle = packing_trial(*arguments, tokens, MASK)
+    assert "differ from the plain pass by" in obstacle
+
+
 def test_attention_that_takes_no_mask_falls_back():
     policy = make("llama")
     policy.model.config._attn_implementation = "flash_attention_2"
@@ -428,11 +492,11 @@ def test_a_wrong_result_is_noticed(monkeypatch, caplog):
 
 
 def test_switched_off_is_not_tried(caplog):
-    policy = replace(make("llama"), sharing=Sharing("off"))
+    policy = replace(make("llama"), trials=Trials("off"))
     run_both_parts(policy, make_prompts(policy))
     assert not own_lines(caplog)
-    assert not policy.sharing.allows("rollout", lambda: None)
-    assert not policy.sharing.allows("forward", lambda: None)
+    assert not policy.trials.allows("rollout", lambda: None)
+    assert not policy.trials.allows("forward", lambda: None)
 
 
 def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
@@ -442,7 +506,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
             "rollout.num_generations=3",
             "optimization.steps=2",
             # Cuts through groups.
-            "optimization.micro_batch_size=5",
+            "optimization.micro_batch_tokens=150",
             "optimization.beta=0.1",
             folder=setting,
         )

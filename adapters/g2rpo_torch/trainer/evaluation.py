@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
-from g2rpo.run.records import heldout_records, reward_functions, with_tasks
+from g2rpo.run.records import heldout_records, with_tasks
+from g2rpo.tasks import Record
 
-from .device import resolve_device
-from .policy_model import Policy, load_policy
+from .loading import load_described
+from .policy_model import Policy
 from .prompts import encode_prompts
-from .rollout import sample
-from .scoring import score_responses
+from .rollout import Completions, sample
+from .scoring import Rewards, Scorer
 
 _SAMPLING_SEED = 260_408_539
-_PROMPTS_AT_ONCE = 64
+
+# So cold that the most probable token is drawn for certain, which a temperature of 0 asks for.
+_GREEDY = 1e-6
+
+Sample = dict[str, Any]
 
 
 class Evaluation(NamedTuple):
-    """Means over a task's held-out items, by task.
+    """What came out of the held-out items, by task.
 
     Attributes
     ----------
@@ -32,15 +38,24 @@ class Evaluation(NamedTuple):
         Mean reward, with ``"mean"`` over the tasks; NaN for a task without held-out items.
     length : dict of str to float
         Mean response length in tokens.
+    detail : dict of str to dict
+        Of each task and of ``"mean"``: number of ``items``, ``low`` and ``high`` end of the 95 %
+        confidence interval of the mean reward, mean reward of the ``best`` of all responses to an
+        item; of each task also ``best_of``, by k = 1, 2, 4, …, and the means of the components.
     """
 
     reward: dict[str, float]
     length: dict[str, float]
+    detail: dict[str, dict[str, Any]]
 
 
 def evaluate(
-    model: str, description: RunDescription, display: Display | None = None
-) -> dict[str, dict[str, float]]:
+    model: str,
+    description: RunDescription,
+    display: Display | None = None,
+    *,
+    on_samples: Callable[[list[Sample]], None] | None = None,
+) -> dict[str, Any]:
     """Load a model and evaluate it on the held-out items.
 
     Parameters
@@ -48,80 +63,172 @@ def evaluate(
     model : str
         ``"builtin"``, a folder or a hub id.
     description : RunDescription
-        Its model, data and rollout sections.
+        Its model, data, rollout and rewards sections.
     display : Display, optional
         Shows the progress.
+    on_samples : callable, optional
+        As in :func:`evaluate_policy`.
 
     Returns
     -------
     dict
-        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}}``.
+        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
+        :class:`Evaluation` says.
     """
     description = with_tasks(description)
     data = description.data
     display = display or Display(0, data.tasks)
-    device = resolve_device(description.model.device)
-    policy = load_policy(
-        model,
-        device=device,
-        dtype=description.model.dtype,
-        shared_prompts=description.rollout.shared_prompts,
-    )
-    with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
-        return evaluate_policy(policy, description, advance=advance)._asdict()
+    with Scorer(description) as scorer:
+        policy = load_described(description, model)
+        with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
+            evaluation = evaluate_policy(
+                policy, description, scorer, advance=advance, on_samples=on_samples
+            )
+    return evaluation._asdict()
 
 
 def evaluate_policy(
     policy: Policy,
     description: RunDescription,
+    scorer: Scorer,
     *,
     advance: Callable[[int], None] = lambda items: None,
+    on_samples: Callable[[list[Sample]], None] | None = None,
 ) -> Evaluation:
     """Sample answers to the held-out items of every task and score them.
 
     Parameters
     ----------
     policy : Policy
-        Whose model is sampled, at the run's temperature.
+        Whose model is sampled, at ``data.eval_temperature``, by default that of the rollouts.
     description : RunDescription
         Its data and rollout sections.
+    scorer : Scorer
+        Says what responses are worth.
     advance : callable
         Called with the number of items done since its last call.
+    on_samples : callable, optional
+        Called with every batch of responses, a dictionary each: ``task``, ``item`` (its number
+        among the held-out ones), ``place`` where it has one, ``problem``, ``answer``,
+        ``response``, ``reward`` and its components, ``length`` in tokens, ``ended``.
 
     Returns
     -------
     Evaluation
     """
-    rewards, lengths = {}, {}
+    rewards: dict[str, float] = {}
+    lengths: dict[str, float] = {}
+    detail: dict[str, dict[str, Any]] = {}
+    estimates, bests = [], []
     with _own_random_numbers(policy.device):
         for task in description.data.tasks:
-            rewards[task], lengths[task] = _evaluate_task(policy, description, task, advance)
-    measured = [reward for reward in rewards.values() if not math.isnan(reward)]
-    rewards["mean"] = sum(measured) / len(measured) if measured else math.nan
-    return Evaluation(rewards, lengths)
+            batches = []
+            for batch in _responses(policy, description, scorer, task):
+                batches.append(batch)
+                if on_samples:
+                    on_samples(_samples(task, batch))
+                advance(len(batch.records))
+            of = _Measured(batches)
+            estimates.append(of.mean)
+            bests.append(of.best(of.generations))
+            rewards[task], lengths[task] = of.mean.mean, of.length
+            detail[task] = {**_summary(estimates[-1], bests[-1]), **of.detail()}
+    mean = mean_of_estimates(estimates)
+    rewards["mean"], detail["mean"] = mean.mean, _summary(mean, mean_of_estimates(bests))
+    return Evaluation(rewards, lengths, detail)
 
 
-def _evaluate_task(
-    policy: Policy, description: RunDescription, task: str, advance: Callable[[int], None]
-) -> tuple[float, float]:
-    records = heldout_records(description.data, task)
-    if not records:
-        return math.nan, math.nan
-    functions = reward_functions(description.data)
-    rewards, lengths = [], []
-    for start in range(0, len(records), _PROMPTS_AT_ONCE):
-        part = records[start : start + _PROMPTS_AT_ONCE]
+class _Batch(NamedTuple):
+    first: int
+    records: Sequence[Record]
+    completions: Completions
+    rewards: Rewards
+
+
+def _responses(
+    policy: Policy, description: RunDescription, scorer: Scorer, task: str
+) -> Iterator[_Batch]:
+    data, rollout = description.data, description.rollout
+    records = heldout_records(data, task)
+    temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
+    for start in range(0, len(records), data.eval_batch_size):
+        part = records[start : start + data.eval_batch_size]
         completions = sample(
             policy,
             encode_prompts(policy, part),
-            num_generations=description.data.eval_generations,
-            max_completion_length=description.rollout.max_completion_length,
-            temperature=description.rollout.temperature,
+            num_generations=data.eval_generations,
+            max_completion_length=rollout.max_completion_length,
+            temperature=max(temperature, _GREEDY),
+            limits=[rollout.limit_of(record["task_type"]) for record in part],
+            stop=rollout.stop,
+            batch_size=rollout.batch_size,
         )
-        rewards.append(score_responses(part, completions.texts, functions).reward)
-        lengths.append(completions.lengths.float())
-        advance(len(part))
-    return float(torch.cat(rewards).mean()), float(torch.cat(lengths).mean())
+        yield _Batch(start, part, completions, scorer(part, completions.texts))
+
+
+class _Measured:
+    """All responses to the items of one task."""
+
+    def __init__(self, batches: Sequence[_Batch]) -> None:
+        empty = torch.zeros(0)
+        self.components = {
+            name: torch.cat([empty, *(getattr(batch.rewards, name) for batch in batches)])
+            for name in Rewards._fields
+        }
+        lengths = [batch.completions.lengths.cpu().float() for batch in batches]
+        self.length = float(torch.cat([empty, *lengths]).mean())
+        self.items = sum(len(batch.records) for batch in batches)
+        self.generations = len(self.components["reward"]) // self.items if self.items else 1
+        self._groups = torch.arange(self.items).repeat_interleave(self.generations)
+        self.mean = mean_estimate(self.components["reward"], self._groups)
+
+    def best(self, k: int) -> Estimate:
+        return best_of(self.components["reward"], self._groups, k)
+
+    def detail(self) -> dict[str, Any]:
+        powers = [2**power for power in range(self.generations.bit_length())]
+        counts = sorted({*powers, self.generations})
+        return {
+            "generations": self.generations,
+            "best_of": {str(k): self.best(k).mean for k in counts},
+            **{
+                name: float(values.nanmean())
+                for name, values in self.components.items()
+                if name != "reward"
+            },
+        }
+
+
+def _summary(mean: Estimate, best: Estimate) -> dict[str, Any]:
+    low, high = mean.interval()
+    return {"items": mean.prompts, "low": low, "high": high, "best": best.mean}
+
+
+def _samples(task: str, batch: _Batch) -> list[Sample]:
+    each = len(batch.completions.texts) // len(batch.records)
+    columns = {name: column.tolist() for name, column in batch.rewards._asdict().items()}
+    columns["length"] = batch.completions.lengths.tolist()
+    columns["ended"] = batch.completions.ended.tolist()
+    samples = []
+    for row, text in enumerate(batch.completions.texts):
+        record: Any = batch.records[row // each]
+        samples.append(
+            {
+                "task": task,
+                "item": batch.first + row // each,
+                **({"place": record["place"]} if "place" in record else {}),
+                "problem": record["problem"],
+                "answer": record["answer"],
+                "response": text,
+                **{name: _or_none(column[row]) for name, column in columns.items()},
+            }
+        )
+    return samples
+
+
+def _or_none(value: Any) -> Any:
+    # JSON has no NaN: a reward that is absent is null.
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import torch
 import g2rpo
 
 from .head import goes_without_logits, predictions_from_hidden
+from .masks import as_response_types
 from .packed import packed_predictions, packing_obstacle
 from .packing import responses_a_row, split_groups
 from .policy_model import Policy
 from .positions import accepts_positions, has_image_positions, text_positions
 from .predictions import FromLogits, Predictions, Values
-from .prompts import Inputs, extend_rows, select_rows
-from .sharing import disagreement
+from .prompts import Inputs, extend_rows, first_with_images, select_rows
+from .trials import disagreement
 
 
 def completion_predictions(
@@ -53,11 +54,28 @@ def completion_predictions(
     """
     arguments = (policy, prompts, groups, tokens, mask)
     size = _responses_a_row(policy, prompts, groups, mask)
-    if size == 1 or not policy.sharing.allows("forward", lambda: _obstacle(*arguments)):
+    if size == 1 or not shares_prompts(*arguments):
         return plain_predictions(*arguments, temperature=temperature)
     rows, kept = split_groups(groups, size)
     shared = select_rows(prompts, kept)
     return packed_predictions(policy, shared, rows, tokens, mask, temperature=temperature)
+
+
+def shares_prompts(
+    policy: Policy,
+    prompts: Inputs,
+    groups: torch.Tensor,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+) -> bool:
+    """Tell whether responses may share a row with their prompt.
+
+    The arguments are those of :func:`completion_predictions`; where it is not known yet, it is
+    tried on these responses.
+    """
+    return policy.trials.allows(
+        "forward", lambda: packing_trial(policy, prompts, groups, tokens, mask)
+    )
 
 
 def completion_logprobs(*arguments: Any, **options: Any) -> Values:
@@ -78,13 +96,13 @@ def plain_predictions(
     temperature: float = 1.0,
 ) -> Predictions:
     """Return the same with a copy of the prompt for each response; any architecture can do it."""
-    repeated = select_rows(prompts, groups)
-    inputs = extend_rows(repeated, tokens)
+    repeated, prompt_length = select_rows(prompts, groups), prompts["input_ids"].shape[1]
+    inputs = as_response_types(policy.model, extend_rows(repeated, tokens), prompt_length)
     inputs["attention_mask"] = torch.cat([repeated["attention_mask"], mask.long()], dim=1)
     # Where images have positions, the model finds them itself from the whole row.
     if accepts_positions(policy.model) and not has_image_positions(policy.model, inputs):
         inputs["position_ids"] = text_positions(inputs["attention_mask"])
-    if goes_without_logits(policy, prompts, tokens.numel()):
+    if goes_without_logits(policy, prompts):
         rows, places = (torch.arange(size, device=tokens.device) for size in tokens.shape)
         return predictions_from_hidden(
             policy,
@@ -115,18 +133,21 @@ def _responses_a_row(
 
 
 @torch.no_grad()
-def _obstacle(
+def packing_trial(
     policy: Policy,
     prompts: Inputs,
     groups: torch.Tensor,
     tokens: torch.Tensor,
     mask: torch.Tensor,
 ) -> str | None:
-    """Compare both ways on the responses to one prompt."""
+    """Compare both ways on the responses to one prompt; return what is in the way."""
     if known := packing_obstacle(policy.model):
         return known
-    # The prompt with the most responses says the most about who sees whom.
-    prompt = groups[mask.any(-1)].bincount(minlength=1).argmax()
+    # The prompt with the most responses says the most about who sees whom; of those with as many
+    # one with images.
+    responses = 2 * groups[mask.any(-1)].bincount(minlength=len(prompts["input_ids"]))
+    responses[first_with_images(prompts)] += 1
+    prompt = responses.argmax()
     rows = (groups == prompt).nonzero()[:, 0]
     part = (
         policy,

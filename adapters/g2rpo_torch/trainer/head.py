@@ -8,9 +8,7 @@ and given up with one line in the log where the two do not agree.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -18,22 +16,26 @@ from g2rpo_torch import linear_head
 
 from .policy_model import Policy
 from .predictions import FromHidden
-from .prompts import Inputs, select_rows
-from .sharing import disagreement
+from .prompts import Inputs, first_with_images, select_rows
+from .sharding import inside
+from .trials import disagreement
 
-_logger = logging.getLogger(__name__)
-
-# Smaller ones are computed at once in about the same time, or less.
-_SMALL_LOGITS = 1 << 24
+# Logits of fewer entries are computed at once in about the same time, or less. The number of tokens
+# has no say: it differs between processes, and all must go through the same layers.
+_LARGE_VOCABULARY = 8192
 # How many tokens of the first prompt are compared.
 _COMPARED = 8
 
-#: Whether a model's values may be computed without logits, once that is known.
-_verdicts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+def has_large_vocabulary(policy: Policy) -> bool:
+    """Tell whether it is worth while to go without logits."""
+    head = policy.model.get_output_embeddings()
+    # A model without an output layer that it names has logits of its own making.
+    return head is not None and head.weight.shape[0] >= _LARGE_VOCABULARY
 
 
-def goes_without_logits(policy: Policy, prompts: Inputs, num_tokens: int) -> bool:
-    """Tell whether the values of so many tokens are computed without logits.
+def goes_without_logits(policy: Policy, prompts: Inputs) -> bool:
+    """Tell whether the values of tokens are computed without logits.
 
     Parameters
     ----------
@@ -41,15 +43,10 @@ def goes_without_logits(policy: Policy, prompts: Inputs, num_tokens: int) -> boo
         Whose head it is.
     prompts : dict of str to Tensor
         Of which the first is tried, the first time that the answer depends on it.
-    num_tokens : int
-        Tokens of one pass, padding included.
     """
-    head = policy.model.get_output_embeddings()
-    # A model without an output layer that it names has logits of its own making.
-    entries = 0 if head is None else head.weight.shape[0]
-    if 4 * num_tokens * entries < _SMALL_LOGITS:
+    if not has_large_vocabulary(policy):
         return False
-    return _allows(policy, prompts)
+    return policy.trials.allows("head", lambda: head_trial(policy, prompts))
 
 
 def predictions_from_hidden(
@@ -79,7 +76,8 @@ def predictions_from_hidden(
     temperature : float
         The one that the responses were sampled at.
     """
-    states = policy.model.base_model(**inputs, use_cache=False).last_hidden_state
+    model = policy.model
+    states = inside(model, model.base_model, **inputs, use_cache=False).last_hidden_state
     hidden = states[:, -num_last:][places]
     head = linear_head(policy.model.get_output_embeddings(), hidden)
     bias = head.weight.new_zeros(head.weight.shape[0]) if head.bias is None else head.bias
@@ -92,23 +90,11 @@ def predictions_from_hidden(
     return FromHidden(hidden, labels, head.weight, layer)
 
 
-def _allows(policy: Policy, prompts: Inputs) -> bool:
-    """Return what is known of the policy's model, and find it out the first time."""
-    if policy.model not in _verdicts:
-        try:
-            obstacle = _obstacle(policy, prompts)
-        except Exception as error:
-            obstacle = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        _verdicts[policy.model] = obstacle is None
-        if obstacle is not None:
-            _logger.warning("log-probabilities are computed from full logits: %s", obstacle)
-    return _verdicts[policy.model]
-
-
 @torch.no_grad()
-def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
-    """Compare both ways on the last tokens of the first prompt."""
-    prompt: dict[str, Any] = dict(select_rows(prompts, slice(0, 1)))
+def head_trial(policy: Policy, prompts: Inputs) -> str | None:
+    """Compare both ways on the last tokens of one prompt; return what is in the way."""
+    first = first_with_images(prompts)
+    prompt: dict[str, Any] = dict(select_rows(prompts, slice(first, first + 1)))
     output = policy.model(**prompt, use_cache=False, logits_to_keep=_COMPARED)
     logprobs = policy.masked_logits(output.logits, 1.0).log_softmax(-1)
     plain, labels = logprobs.max(-1)

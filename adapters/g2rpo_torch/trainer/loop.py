@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.failures import resumable
 from g2rpo.run.folder import RunFolder
 from g2rpo.run.interrupt import Interrupted, StopRequest
 from g2rpo.run.records import with_tasks
 from g2rpo.run.report import draw_plots
 
-from .checkpoint import read_state, restore_optimizer, save_checkpoint
-from .device import resolve_device
+from .checkpoint import restore_checkpoint, save_checkpoint
+from .engine import open_sampler
 from .evaluation import Evaluation, evaluate_policy
-from .policy_model import Policy, load_policy
+from .export import export_merged
+from .freezing import trained_share
+from .loading import load_described
+from .metrics import evaluation_metrics
+from .optimizer import make_optimizer
+from .policy_model import Policy
+from .progress import Progress
+from .scoring import Scorer
 from .shaping import Shaping
 from .step import training_step
 
@@ -47,49 +54,34 @@ def train(
     Raises
     ------
     RunError
-        If the folder already holds a run, or none to resume, or the device is missing.
+        If the folder already holds a run, or none to resume, or the device is missing; if memory or
+        the disk has no more room.
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     path = description.output.dir
     if not resume:
         RunFolder.refuse_existing(path)
+    folder = RunFolder.open(path) if resume else None
     description = with_tasks(description)
-    checkpoint = RunFolder.open(path).latest_checkpoint() if resume else None
+    checkpoint = folder.latest_checkpoint() if folder else None
     # Everything that can be wrong with the model is found out before anything is written.
     start = str(checkpoint.path) if checkpoint else description.model.name
-    policy = _load(start, description)
-    folder = RunFolder.open(path) if resume else RunFolder.create(path, description)
-    if resume:
-        folder.update_description(description)
+    policy = load_described(description, start)
     display = display or Display(description.optimization.steps, description.data.tasks)
-    try:
-        with StopRequest() as stop:
-            run = _Run(description, folder, policy, display, stop)
+    with Scorer(description) as scorer:
+        if folder is None:
+            folder = RunFolder.create(path, description)
+        else:
+            folder.update_description(description)
+        if shown := trained_share(policy.model):
+            display.message(shown)
+        with closing(folder), StopRequest() as stop:
+            run = _Run(description, folder, policy, scorer, display, stop)
             if checkpoint:
                 run.restore(checkpoint.path)
-            return run.to_the_end()
-    finally:
-        folder.close()
-
-
-def _load(name: str, description: RunDescription) -> Policy:
-    device = resolve_device(description.model.device)
-    return load_policy(
-        name,
-        device=device,
-        dtype=description.model.dtype,
-        shared_prompts=description.rollout.shared_prompts,
-    )
-
-
-@dataclass
-class _Progress:
-    """What a run carries from step to step beside the weights, all of it in the checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    before: Evaluation | None = None
+            with resumable(folder, lambda: run.progress.step):
+                return run.to_the_end()
 
 
 class _Run:
@@ -98,37 +90,37 @@ class _Run:
         description: RunDescription,
         folder: RunFolder,
         policy: Policy,
+        scorer: Scorer,
         display: Display,
         stop: StopRequest,
     ) -> None:
         self.description, self.folder, self.policy = description, folder, policy
-        self.display, self.stop = display, stop
-        self.progress = _Progress()
+        self.scorer, self.display, self.stop = scorer, display, stop
+        self.progress = Progress()
         self.shaping = Shaping(description)
         options = description.optimization
-        self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self.optimizer = make_optimizer(policy, options)
+        self.sampler = open_sampler(description, policy)
         self.reference: Policy | None = None
         if options.beta:
-            loaded = _load(description.model.name, description)
-            # What the one learns about sharing prompts holds for the other.
-            self.reference = replace(loaded, sharing=policy.sharing)
+            # Of an adapter the base is the reference. What the one learns about sharing prompts
+            # holds for the other.
+            loaded = policy if policy.has_adapter else load_described(description)
+            self.reference = replace(loaded, trials=policy.trials)
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written; the policy is already its own."""
-        restore_optimizer(checkpoint, self.policy, self.optimizer)
-        state = read_state(checkpoint)
+        state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
         self.shaping.load_state_dict(state["shaping"])
-        before = Evaluation(*state["before"])
-        self.progress = _Progress(state["step"], state["seconds"], before)
+        self.policy.trials.load_state_dict(state["trials"])
+        self.progress = Progress.from_json(state["progress"])
 
     def to_the_end(self) -> dict[str, Any]:
         """Train until the last step, evaluate, and write the report."""
         started = time.monotonic() - self.progress.seconds
-        self.folder.truncate_metrics(self.progress.step)
+        self.folder.begin(self.progress.step)
         if self.progress.before is None:
-            self.progress.before = self._evaluate("held-out items before training")
+            self.progress.before = self._evaluate("held-out items before training", may_stop=True)
         while self.progress.step < self.description.optimization.steps:
             if self.stop.requested:
                 self._save()
@@ -137,50 +129,61 @@ class _Run:
             self.progress.seconds = time.monotonic() - started
             if self._is_due(self.description.output.save_steps):
                 self._save()
-        after = self._evaluate("held-out items after training")
-        self.progress.seconds = time.monotonic() - started
         self._save()
+        # Nothing is lost by stopping here: the evaluation comes again.
+        after = self._evaluate("held-out items after training", may_stop=True)
+        self.progress.seconds = time.monotonic() - started
+        if self.policy.has_adapter:
+            with self.folder.writing("the merged model"):
+                newest = self.folder.checkpoints()[-1].path
+                export_merged(newest, self.folder.path / "final", self.description.model)
         summary = self._summary(self.progress.before, after)
         self.folder.write_summary(summary)
-        draw_plots(self.folder)
+        if self.description.output.plots:
+            with self.folder.writing("plots"):
+                draw_plots(self.folder)
         return summary
 
     def _one_step(self) -> None:
-        description, step = self.description, self.progress.step
-        self._set_learning_rate(step)
-        metrics = training_step(
-            self.policy, self.optimizer, self.shaping, description, step, self.reference
+        description, progress = self.description, self.progress
+        metrics, completions = training_step(
+            self.policy,
+            self.optimizer,
+            self.shaping,
+            description,
+            progress,
+            self.scorer,
+            self.reference,
+            self.sampler,
         )
-        self.progress.step = step = step + 1
-        if description.output.eval_steps and self._is_due(description.output.eval_steps):
+        step = progress.step
+        if self._is_due(description.output.eval_steps):
             evaluation = self._evaluate(f"held-out items after step {step}")
-            rewards = evaluation.reward.items()
-            metrics |= {f"eval_reward/{task}": reward for task, reward in rewards}
-        self.folder.log(step, metrics)
+            metrics |= evaluation_metrics(evaluation)
+        self.folder.log(step, metrics, completions)
         self.display.step(step, metrics)
-
-    def _set_learning_rate(self, step: int) -> None:
-        options = self.description.optimization
-        factor = min(1.0, (step + 1) / (options.warmup_steps + 1))
-        if options.schedule == "linear":
-            factor *= 1 - step / options.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * factor
+        if self._is_due(description.output.show_completions_steps):
+            self.display.completions(step, completions)
 
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0
+        return every > 0 and self.progress.step % every == 0
 
-    def _evaluate(self, name: str) -> Evaluation:
+    def _evaluate(self, name: str, *, may_stop: bool = False) -> Evaluation:
         data = self.description.data
         with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
-            return evaluate_policy(self.policy, self.description, advance=advance)
+
+            def report(items: int) -> None:
+                advance(items)
+                if may_stop and self.stop.requested:
+                    raise Interrupted(self.progress.step, self.folder.path)
+
+            return evaluate_policy(self.policy, self.description, self.scorer, advance=report)
 
     def _save(self) -> None:
         state = {
-            "step": self.progress.step,
-            "seconds": self.progress.seconds,
-            "before": self.progress.before,
+            "progress": self.progress.to_json(),
             "shaping": self.shaping.state_dict(),
+            "trials": self.policy.trials.state_dict(),
         }
         self.folder.save_checkpoint(
             self.progress.step,

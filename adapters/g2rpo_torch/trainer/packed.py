@@ -14,7 +14,8 @@ import torch
 import g2rpo
 
 from .head import goes_without_logits, predictions_from_hidden
-from .packing import PADDING, PROMPT, Packing, pack
+from .masks import layer_kinds, row_masks
+from .packing import pack
 from .policy_model import Policy
 from .positions import accepts_positions, next_positions, prompt_positions
 from .predictions import FromLogits, Predictions
@@ -39,10 +40,10 @@ def packed_predictions(
     inputs["position_ids"] = torch.cat(
         [positions, behind.expand(*positions.shape[:-1], -1)], dim=-1
     )
-    inputs["attention_mask"] = _attention_masks(policy.model, prompts["attention_mask"], packing)
+    inputs["attention_mask"] = row_masks(policy.model, prompts, packing)
     num_last = inputs["input_ids"].shape[1] - prompt_length + 1
     places = groups[:, None], packing.sources
-    if goes_without_logits(policy, prompts, len(inputs["input_ids"]) * num_last):
+    if goes_without_logits(policy, prompts):
         ignored = tokens.masked_fill(~mask, -100)
         return predictions_from_hidden(
             policy, inputs, num_last, places, ignored, temperature=temperature
@@ -62,44 +63,8 @@ def packing_obstacle(model: Any) -> str | None:
     attention = text._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"attention {attention!r} takes no mask of its own; 'sdpa' and 'eager' do"
-    if unknown := _layer_kinds(text) - {"full_attention", "sliding_attention"}:
+    if unknown := layer_kinds(model) - {"full_attention", "sliding_attention"}:
         return f"the model has layers of {', '.join(sorted(unknown))}"
     if not accepts_positions(model):
         return "the model takes no position_ids"
     return None
-
-
-def _layer_kinds(text: Any) -> set[str]:
-    default = "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
-    return set(getattr(text, "layer_types", None) or [default])
-
-
-def _attention_masks(
-    model: Any, prompt_mask: torch.Tensor, packing: Packing
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Return who sees whom, (P, 1, L + W, L + W), one mask for each kind of layer if there are two.
-
-    Bool for SDPA, to be added for eager attention.
-    """
-    prompt = torch.where(prompt_mask.bool(), PROMPT, PADDING)
-    segments = torch.cat([prompt, packing.segments], dim=1)
-    # Padding sees padding: a row of the softmax without any key would be NaN.
-    allowed = (segments[:, None] == PROMPT) | (segments[:, None] == segments[:, :, None])
-    masks = {"full_attention": allowed.tril()}
-    text = model.config.get_text_config()
-    kinds = _layer_kinds(text)
-    if "sliding_attention" in kinds:
-        places = torch.cat(
-            [prompt_mask.cumsum(-1) - 1, prompt_mask.sum(-1, keepdim=True) + packing.offsets], dim=1
-        )
-        distances = places[:, :, None] - places[:, None]
-        masks["sliding_attention"] = masks["full_attention"] & (distances < text.sliding_window)
-    ready = {kind: _as_taken(model, masks[kind][:, None]) for kind in kinds}
-    return ready if len(ready) > 1 else ready.popitem()[1]
-
-
-def _as_taken(model: Any, allowed: torch.Tensor) -> torch.Tensor:
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        return allowed
-    lowest = torch.finfo(model.dtype).min
-    return torch.zeros_like(allowed, dtype=model.dtype).masked_fill(~allowed, lowest)

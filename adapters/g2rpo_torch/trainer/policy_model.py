@@ -1,46 +1,53 @@
-"""Load a policy: the model, its processor, and the tokens that it must never sample."""
+"""A policy: a model, what turns chats into its inputs, and the tokens it must never sample."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from g2rpo.run.errors import RunError
-from g2rpo_torch.policy import policy_path
+from .trials import Trials
 
-from .sharing import Sharing
-
-BUILTIN = "builtin"
+# Beginnings of the names under which configurations keep the tokens of images, videos and sound.
+_PLACEHOLDERS = ("image", "video", "audio", "vision", "boi", "eoi")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model that answers questions about images, with what is needed to talk to it.
+    """A model that answers questions, with what is needed to talk to it.
 
     Attributes
     ----------
     model : transformers.PreTrainedModel
-        In training or evaluation mode, on its device.
-    processor : transformers.ProcessorMixin
-        Turns chats and images into model inputs, padded on the left.
+        In evaluation mode, on its device.
+    processor : transformers.ProcessorMixin or PreTrainedTokenizerBase
+        Turns chats and images into model inputs, padded on the left; a tokenizer where the model
+        takes text only.
     eos_ids : tuple of int
         Tokens that end a response.
     banned_ids : Tensor, int64
         Tokens without a meaning inside a response: image placeholders, padding, roles. A sampled
         placeholder would make the next forward pass look for an image that is not there, so these
         are masked before every softmax, in generation and in the log-probability passes alike.
-    sharing : Sharing
-        Whether a prompt is computed once for all of its responses.
+    trials : Trials
+        Which shortcuts the model allows.
+    name : str
+        What the model is called in messages.
+    max_prompt_length : int or None
+        Longest prompt in tokens; None for no limit.
     """
 
     model: Any
     processor: Any
     eos_ids: tuple[int, ...]
     banned_ids: torch.Tensor
-    sharing: Sharing = field(default_factory=Sharing)
+    trials: Trials = field(default_factory=Trials)
+    name: str = "the model"
+    max_prompt_length: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -49,8 +56,33 @@ class Policy:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer inside the processor."""
-        return self.processor.tokenizer
+        """The tokenizer inside the processor, or the processor if it is one itself."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether prompts may hold images."""
+        return hasattr(self.processor, "image_processor")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a low-rank adapter is trained in place of the weights."""
+        return bool(getattr(self.model, "_hf_peft_config_loaded", False))
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Be the policy from before training inside the context, if an adapter is trained.
+
+        Without an adapter nothing changes: then the reference is a policy of its own.
+        """
+        if not self.has_adapter:
+            yield
+            return
+        self.model.disable_adapters()
+        try:
+            yield
+        finally:
+            self.model.enable_adapters()
 
     def masked_logits(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return float32 logits over the temperature, with −inf at the banned tokens."""
@@ -58,75 +90,48 @@ class Policy:
         return scaled.index_fill(-1, self.banned_ids, -torch.inf)
 
     def save(self, folder: Path) -> None:
-        """Write model and processor in Hugging Face format."""
+        """Write model and processor in Hugging Face format; of an adapter only itself."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
-def load_policy(
-    name: str,
+def make_policy(
+    model: Any,
+    processor: Any,
+    trials: Trials | None = None,
     *,
-    device: torch.device | str,
-    dtype: str = "float32",
-    shared_prompts: Literal["auto", "off"] = "auto",
+    name: str = "the model",
+    max_prompt_length: int | None = None,
 ) -> Policy:
-    """Load a policy from the package, a folder or the hub.
-
-    Parameters
-    ----------
-    name : str
-        ``"builtin"`` for the embedded policy, else a folder or a hub id of a model that
-        ``AutoModelForImageTextToText`` reads. Code from the model's repository is never run.
-    device : torch.device or str
-        Where the model goes.
-    dtype : {"float32", "bfloat16"}
-        Of the weights.
-    shared_prompts : {"auto", "off"}
-        Compute a prompt once for all of its responses where the model allows it, or never.
-
-    Returns
-    -------
-    Policy
-        With the model in evaluation mode: sampling and updates must see the same function, so
-        dropout stays off.
-
-    Raises
-    ------
-    RunError
-        If there is no such model, or it is of another kind.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    source = str(policy_path()) if name == BUILTIN else name
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype)
-        )
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
-            f"id of an image-text-to-text model ({reason})"
-        ) from error
-    return make_policy(model.to(device).eval(), processor, Sharing(shared_prompts))
-
-
-def make_policy(model: Any, processor: Any, sharing: Sharing | None = None) -> Policy:
-    """Bind a model and a processor, and find the ends and the banned tokens."""
-    tokenizer = processor.tokenizer
+    """Bind a model and a processor or tokenizer, and find the ends and the banned tokens."""
+    tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     declared = model.generation_config.eos_token_id
     ends = declared if isinstance(declared, list) else [declared]
     eos_ids = {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
-    placeholders = {getattr(model.config, "image_token_id", None)} - {None}
-    banned = (set(tokenizer.all_special_ids) | placeholders) - eos_ids
+    vocabulary = model.config.get_text_config().vocab_size
+    banned = {
+        token
+        for token in {*tokenizer.all_special_ids, *_placeholders(model.config)} - eos_ids
+        if token < vocabulary
+    }
     return Policy(
         model=model,
         processor=processor,
         eos_ids=tuple(sorted(eos_ids)),
         banned_ids=torch.tensor(sorted(banned), dtype=torch.int64, device=model.device),
-        sharing=sharing or Sharing(),
+        trials=trials or Trials(),
+        name=name,
+        max_prompt_length=max_prompt_length,
     )
+
+
+def _placeholders(config: Any) -> set[int]:
+    known = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
+    return {
+        value
+        for name, value in known.items()
+        if name.startswith(_PLACEHOLDERS) and name.endswith(("token_id", "token_index"))
+    }

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from .masks import own_prompt_masks
 from .policy_model import Policy
 from .positions import accepts_positions, prompt_positions
+from .prompt_cache import repeat_cache
 from .prompts import Inputs
 
 
@@ -36,15 +38,15 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
     Raises
     ------
     TypeError
-        If the model's cache cannot be expanded.
+        If the model's cache cannot be expanded, or the tokens of its prompts see the last one.
     """
+    _refuse_sight_of_the_last_token(policy, prompts)
     positions = prompt_positions(policy.model, prompts)
     inputs = _without_last_token(prompts)
     if accepts_positions(policy.model):
         inputs["position_ids"] = positions[..., :-1]
     cache = policy.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    _refuse_other_caches(cache)
-    cache.batch_repeat_interleave(num_generations)
+    repeat_cache(cache, num_generations)
     expanded = {
         name: prompts[name].repeat_interleave(num_generations, dim=0)
         for name in ("input_ids", "attention_mask")
@@ -63,12 +65,8 @@ def _without_last_token(prompts: Inputs) -> Inputs:
     }
 
 
-def _refuse_other_caches(cache: Any) -> None:
-    # Recurrent states and fixed buffers look like caches, but cannot be repeated or continued the
-    # same way.
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    kinds = {type(layer) for layer in cache.layers} if isinstance(cache, DynamicCache) else set()
-    if not kinds or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds or {type(cache)}))
-        raise TypeError(f"the model's cache is a {names}, which cannot be expanded")
+def _refuse_sight_of_the_last_token(policy: Policy, prompts: Inputs) -> None:
+    is_token = prompts["attention_mask"][:, :-1].bool()
+    for mask in own_prompt_masks(policy.model, prompts).values():
+        if mask[:, :-1, -1][is_token].any():
+            raise TypeError("the tokens of a prompt see its last one, which is left to `generate`")

@@ -1,28 +1,43 @@
-"""From records to model inputs: chats with images, tokenised and padded on the left."""
+"""From records to model inputs: chats with and without images, tokenised and padded on the left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from g2rpo.data import PromptRecord
+from g2rpo.data.broken import BrokenRecord
 from g2rpo.run.errors import RunError
 from g2rpo.tasks import Record
 
+from .batching import (
+    Inputs,
+    Prompts,
+    collate,
+    extend_rows,
+    first_with_images,
+    select_rows,
+    trim_padding,
+)
+from .chat import chat_text
 from .policy_model import Policy
 
-FORMAT_INSTRUCTION = (
-    "Think first, then answer, exactly in this form: "
-    "<think>your reasoning</think><answer>your answer</answer>"
-)
+__all__ = [
+    "Inputs",
+    "Prompts",
+    "encode_prompts",
+    "extend_rows",
+    "first_with_images",
+    "prompt_fault",
+    "select_rows",
+    "trim_padding",
+]
 
-Inputs = dict[str, torch.Tensor]
 
-
-def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
-    """Return the model inputs of P prompts.
+def encode_prompts(policy: Policy, records: Sequence[Record]) -> Prompts:
+    """Return the model inputs of P prompts, of which some may have images and some not.
 
     Parameters
     ----------
@@ -33,101 +48,83 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Inputs:
 
     Returns
     -------
-    dict of str to Tensor
+    Prompts
         ``input_ids`` and ``attention_mask`` (P, L) int64, and what the model takes besides, such as
-        ``pixel_values``. Every tensor has one row a prompt, except where the model wants the
-        patches of all images in one line (``image_grid_thw`` tells).
+        ``pixel_values``: see :class:`~g2rpo_torch.trainer.batching.Prompts`.
 
     Raises
     ------
     RunError
-        If the model wants one image a prompt, and some prompt has another number of them.
+        If a prompt has an image that the model cannot see, or more tokens than fit.
     """
-    chats = [_chat(record) for record in records]
-    texts = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
-    images = [record["images"] for record in records]
-    encoded = policy.processor(
-        text=texts, images=images if any(images) else None, padding=True, return_tensors="pt"
-    )
-    _refuse_mixed_images(encoded, images)
-    return {name: tensor.to(policy.device) for name, tensor in encoded.items()}
+    encoded = [_encode_or_name(policy, record, number) for number, record in enumerate(records, 1)]
+    prompts = collate(encoded, policy.tokenizer.pad_token_id)
+    on_device = {name: tensor.to(policy.device) for name, tensor in prompts.items()}
+    return Prompts(on_device, prompts.rows_each)
 
 
-def _refuse_mixed_images(encoded: Inputs, images: Sequence[Sequence[Any]]) -> None:
-    # Without a grid nothing tells which row of pixels belongs to which prompt.
-    if "image_grid_thw" in encoded or "pixel_values" not in encoded:
-        return
-    if len(encoded["pixel_values"]) != len(images):
-        counts = sorted({len(of_prompt) for of_prompt in images})
+def prompt_fault(policy: Policy, record: Record) -> str | None:
+    """Return why a policy cannot be asked a record's prompt, or None if it can."""
+    try:
+        _encode(policy, record)
+    except BrokenRecord as error:
+        return str(error)
+    return None
+
+
+def _encode_or_name(policy: Policy, record: Record, number: int) -> Inputs:
+    try:
+        return _encode(policy, record)
+    except BrokenRecord as error:
+        place = cast(PromptRecord, record).get("place")
+        name = place or f"prompt {number} of the batch (task {record['task_type']})"
+        advice = "; data.skip_broken: true leaves such records out" if place else ""
+        raise RunError(f"{name}: {error}{advice}") from error
+
+
+def _encode(policy: Policy, record: Record) -> Inputs:
+    images = record["images"]
+    if images and not policy.takes_images:
+        count = f"{len(images)} image" + "s" * (len(images) > 1)
+        raise BrokenRecord(
+            f"has {count}, but {policy.name} takes text only; name an image-text model by --model, "
+            "or train on text (data.source: builtin-text, or data.tasks)"
+        )
+    text = chat_text(policy, record)
+    encoded = _with_images(policy, text, images) if policy.takes_images else _text(policy, text)
+    tensors = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
+    if "cross_attention_mask" in tensors:
         raise RunError(
-            f"prompts of one batch have {', '.join(map(str, counts))} images, but this model takes "
-            "one image a prompt; train on tasks with one image each (data.tasks), or on a model "
-            "such as Qwen-VL"
+            f"{policy.name} reads images by a cross-attention mask, which this trainer cannot put "
+            "into batches; name another model by --model"
         )
+    _check_length(policy, tensors["input_ids"].shape[1])
+    return tensors
 
 
-def _chat(record: Record) -> list[dict[str, Any]]:
-    """Return the conversation, which begins with how to answer."""
-    instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
-    images = [{"type": "image"} for _ in record["images"]]
-    question = {"type": "text", "text": record["problem"]}
-    # Records of some sources hold a conversation, see :class:`g2rpo.data.PromptRecord`.
-    messages = cast(PromptRecord, record).get("messages")
-    if not messages:
-        messages = [{"role": "user", "content": [*images, question]}]
-    if messages[0]["role"] == "system":
-        first, *rest = messages
-        return [{**first, "content": [*first["content"], instruction]}, *rest]
-    return [{"role": "system", "content": [instruction]}, *messages]
-
-
-def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:
-    """Return the inputs of some prompts, repeated or reordered as ``rows`` says."""
-    lined_up = _select_images(inputs, rows) if "image_grid_thw" in inputs else {}
-    return {
-        name: tensor[rows] for name, tensor in inputs.items() if name not in lined_up
-    } | lined_up
-
-
-def extend_rows(inputs: Inputs, tokens: torch.Tensor) -> Inputs:
-    """Return the inputs with text behind every prompt, but the attention mask of the prompts.
-
-    Parameters
-    ----------
-    inputs : dict of str to Tensor
-        P prompts of L tokens.
-    tokens : Tensor (P, T), int64
-        What stands behind them.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Token types, where the model has them, say that the new tokens are text.
-    """
-    extended = dict(inputs)
-    extended["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            types = inputs[name]
-            extended[name] = torch.cat([types, types.new_zeros(tokens.shape)], dim=1)
-    return extended
-
-
-def _select_images(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:
-    """Select from images whose patches stand in one line, without a row for each prompt."""
-    grids, patches = inputs["image_grid_thw"], inputs["pixel_values"]
-    image_tokens = (inputs["mm_token_type_ids"] == 1).sum(-1)
-    # Every image token stands for the same number of patches.
-    patches_each = image_tokens * (len(patches) // max(int(image_tokens.sum()), 1))
-    image_ends, prompt_ends = grids.prod(-1).cumsum(0), patches_each.cumsum(0)
-    images_each = torch.searchsorted(image_ends, prompt_ends, right=True).diff(
-        prepend=image_ends.new_zeros(1)
+def _with_images(policy: Policy, text: str, images: Sequence[object]) -> Inputs:
+    # A template that begins with the token of a beginning has said what it wants; others, such as
+    # that of LLaVA 1.5, leave it to the tokenizer.
+    begins = policy.tokenizer.bos_token
+    has_begun = bool(begins) and text.startswith(begins)
+    options = {"add_special_tokens": False} if has_begun else {}
+    encoded: Inputs = policy.processor(
+        text=[text], images=[list(images)] if images else None, return_tensors="pt", **options
     )
-    chosen = torch.arange(len(image_tokens), device=patches.device)[rows].tolist()
-    return {
-        name: torch.cat([parts[row] for row in chosen])
-        for name, parts in (
-            ("pixel_values", patches.split(patches_each.tolist())),
-            ("image_grid_thw", grids.split(images_each.tolist())),
+    return encoded
+
+
+def _text(policy: Policy, text: str) -> Inputs:
+    # Templates of text models hold every special token themselves.
+    encoded: Inputs = policy.tokenizer([text], add_special_tokens=False, return_tensors="pt")
+    return encoded
+
+
+def _check_length(policy: Policy, length: int) -> None:
+    longest = policy.max_prompt_length
+    if longest is not None and length > longest:
+        raise BrokenRecord(
+            f"its prompt has {length} tokens, but at most {longest} are allowed "
+            "(rollout.max_prompt_length, or what rollout.max_completion_length leaves of the "
+            "model's context); shorten it, use smaller images, or change the limit"
         )
-    }

@@ -3,22 +3,31 @@
 The logits of generation already hold the old log-probabilities of the surrogate and the exact
 entropies, so no further forward pass is spent on either. A prompt is encoded once for all of its
 responses where the model allows it.
+
+There is no top-k and no top-p: responses would come from another distribution than the one that
+the surrogate compares with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch.nn.functional import pad
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
-import g2rpo
+from g2rpo.run.sections import Rollout
+from g2rpo.tasks import Record
 
+from .drawing import Draws, wide_dtype
 from .forward import plain_predictions
 from .policy_model import Policy
 from .prefill import expanded_prompts
-from .prompts import Inputs, select_rows
-from .sharing import disagreement
+from .prompts import Inputs, first_with_images, select_rows, trim_padding
+from .stopping import ResponseEnds
+from .trials import disagreement
 
 
 class Completions(NamedTuple):
@@ -37,7 +46,9 @@ class Completions(NamedTuple):
     texts : list of str
         Decoded responses, without special tokens.
     ended : Tensor (N,), bool
-        False where the response was cut off at the length limit.
+        False where the response was cut off at its length limit.
+    sampler_logprobs : Tensor (N, T) or None
+        Log-probability of each token where it was sampled, if that was not the policy itself.
     """
 
     tokens: torch.Tensor
@@ -46,11 +57,33 @@ class Completions(NamedTuple):
     entropies: torch.Tensor
     texts: list[str]
     ended: torch.Tensor
+    sampler_logprobs: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
         """Response lengths in tokens, (N,) int64."""
         return self.mask.sum(-1)
+
+    def rows(self, rows: torch.Tensor) -> Completions:
+        """Return some of the responses."""
+        return Completions(
+            tokens=self.tokens[rows],
+            mask=self.mask[rows],
+            logprobs=self.logprobs[rows],
+            entropies=self.entropies[rows],
+            texts=[self.texts[row] for row in rows.tolist()],
+            ended=self.ended[rows],
+            sampler_logprobs=None if self.sampler_logprobs is None else self.sampler_logprobs[rows],
+        )
+
+
+class _Request(NamedTuple):
+    """What is asked of one call of ``generate`` with N rows beside their prompts."""
+
+    limits: torch.Tensor  # (N,) int64
+    uniforms: torch.Tensor  # (N, T) float64
+    temperature: float
+    stop: str | None = None
 
 
 @torch.no_grad()
@@ -61,6 +94,9 @@ def sample(
     num_generations: int,
     max_completion_length: int,
     temperature: float = 1.0,
+    limits: Sequence[int] | None = None,
+    stop: str | None = None,
+    batch_size: int | None = None,
 ) -> Completions:
     """Sample ``num_generations`` responses to every prompt.
 
@@ -76,104 +112,155 @@ def sample(
         Longest response in tokens.
     temperature : float
         Of the sampling; 1 samples from the policy itself.
+    limits : sequence of int, optional
+        Longest response to each prompt, where it is shorter.
+    stop : str, optional
+        The token that completes this text is the last of its response.
+    batch_size : int, optional
+        Most rows of one call of ``generate``, in whole prompts; by default all at once.
 
     Returns
     -------
     Completions
         N = P · num_generations rows, those of one prompt next to each other.
+
+    Notes
+    -----
+    Each token is drawn by a random number of its own, which follows from its row and place and not
+    from ``batch_size``. Responses then differ with it only where rounding changes a probability
+    across that number.
     """
+    count = len(prompts["input_ids"])
+    shape = (count, num_generations, max_completion_length)
+    uniforms = torch.rand(shape, dtype=torch.float64).to(policy.device, wide_dtype(policy.device))
+    longest = torch.full((count,), max_completion_length)
+    if limits is not None:
+        longest = longest.minimum(torch.tensor(limits))
+    longest = longest.to(policy.device)[:, None].expand(-1, num_generations)
+    each = count if batch_size is None else max(1, batch_size // num_generations)
+    parts = []
+    for start in range(0, count, each):
+        rows = slice(start, start + each)
+        some = trim_padding(select_rows(prompts, rows))
+        drawn = uniforms[rows].flatten(0, 1)
+        request = _Request(longest[rows].flatten(), drawn, temperature, stop)
+        parts.append(_sample(policy, _repeated(policy, some, num_generations), request))
+    return concatenated(parts)
+
+
+def sample_as_described(
+    policy: Policy, prompts: Inputs, records: Sequence[Record], options: Rollout
+) -> Completions:
+    """Sample responses to the prompts of P records as a run's section ``rollout`` says."""
+    return sample(
+        policy,
+        prompts,
+        num_generations=options.num_generations,
+        max_completion_length=options.max_completion_length,
+        temperature=options.temperature,
+        limits=[options.limit_of(record["task_type"]) for record in records],
+        stop=options.stop,
+        batch_size=options.batch_size,
+    )
+
+
+def concatenated(parts: Sequence[Completions]) -> Completions:
+    """Return the rows of all parts, padded on the right to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def wide(columns: Iterable[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([pad(column, (0, longest - column.shape[1])) for column in columns])
+
+    sampled = [part.sampler_logprobs for part in parts if part.sampler_logprobs is not None]
+    return Completions(
+        tokens=wide(part.tokens for part in parts),
+        mask=wide(part.mask for part in parts),
+        logprobs=wide(part.logprobs for part in parts),
+        entropies=wide(part.entropies for part in parts),
+        texts=[text for part in parts for text in part.texts],
+        ended=torch.cat([part.ended for part in parts]),
+        sampler_logprobs=wide(sampled) if len(sampled) == len(parts) else None,
+    )
+
+
+def _repeated(policy: Policy, prompts: Inputs, num_generations: int) -> dict[str, Any]:
+    """Return the inputs of ``num_generations`` rows for each prompt."""
     count, prompt_length = prompts["input_ids"].shape
     can_share = num_generations > 1 and prompt_length > 1
-    if can_share and policy.sharing.allows("rollout", lambda: _obstacle(policy, prompts)):
-        inputs = expanded_prompts(policy, prompts, num_generations)
-    else:
-        rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
-        inputs = select_rows(prompts, rows)
-    return _sample(policy, inputs, max_completion_length, temperature)
+    if can_share and policy.trials.allows("rollout", lambda: prefill_trial(policy, prompts)):
+        return expanded_prompts(policy, prompts, num_generations)
+    rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
+    return select_rows(prompts, rows)
 
 
-def _sample(
-    policy: Policy, inputs: dict[str, Any], max_completion_length: int, temperature: float
-) -> Completions:
+def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Completions:
     """Sample one response to each of N rows, whose prompts are encoded already or not."""
-    recorder = _Recorder(policy, temperature)
+    prompt_length = inputs["input_ids"].shape[1]
+    draws = Draws(policy, request.uniforms, request.temperature)
+    ends = ResponseEnds(policy, prompt_length, request.limits, request.stop)
     generated = policy.model.generate(
         **inputs,
-        logits_processor=LogitsProcessorList([recorder]),
-        max_new_tokens=max_completion_length,
-        **_plain_sampling(policy),
+        logits_processor=LogitsProcessorList([draws]),
+        stopping_criteria=StoppingCriteriaList([ends]),
+        max_new_tokens=int(request.limits.max()),
+        **_plain_decoding(policy),
     )
-    tokens = generated[:, inputs["input_ids"].shape[1] :]
-    is_end = torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device))
-    # A token belongs to the response as long as no end stands before it.
-    mask = is_end.cumsum(-1) - is_end.long() == 0
+    tokens = generated[:, prompt_length:]
+    lengths, ended = ends.of(tokens)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     texts = policy.tokenizer.batch_decode(
         torch.where(mask, tokens, policy.tokenizer.pad_token_id), skip_special_tokens=True
     )
+    logprobs, entropies = (values[:, : tokens.shape[1]] for values in draws.values())
     return Completions(
         tokens=tokens,
         mask=mask,
-        logprobs=torch.where(mask, recorder.logprobs(generated), 0.0),
-        entropies=torch.where(mask, recorder.entropies(), 0.0),
+        logprobs=torch.where(mask, logprobs, 0.0),
+        entropies=torch.where(mask, entropies, 0.0),
         texts=texts,
-        ended=(is_end & mask).any(-1),
+        ended=ended,
     )
 
 
-def _obstacle(policy: Policy, prompts: Inputs) -> str | None:
-    """Sample a few tokens from a shared prompt, and compare with the plain pass over them."""
-    prompt = select_rows(prompts, slice(0, 1))
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        trial = _sample(policy, expanded_prompts(policy, prompt, 2), 4, 1.0)
+@torch.no_grad()
+def prefill_trial(policy: Policy, prompts: Inputs) -> str | None:
+    """Sample from one prompt, shared, and compare with the plain pass over the responses.
+
+    Return what is in the way, or None.
+    """
+    first = first_with_images(prompts)
+    prompt = select_rows(prompts, slice(first, first + 1))
+    trial = trial_responses(policy, expanded_prompts(policy, prompt, 2))
     groups = torch.zeros(2, dtype=torch.int64, device=policy.device)
     logprobs, _ = plain_predictions(policy, prompt, groups, trial.tokens, trial.mask).values()
     return disagreement(trial.logprobs[trial.mask], logprobs[trial.mask], policy.model.dtype)
 
 
-class _Recorder(LogitsProcessor):
-    """Mask and scale the logits, and record log-probability and entropy of what is then sampled.
+@torch.no_grad()
+def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
+    """Sample four tokens to each of N rows, whose prompts are encoded already or not.
 
-    A processor sees the token that was sampled from its output only at the next call, so each call
-    first looks up the token of the one before; ``logprobs`` looks up the last.
+    Nothing ends a response here: a trained policy may end all of them at once, and processes that
+    share a model must take the same number of steps.
     """
-
-    def __init__(self, policy: Policy, temperature: float) -> None:
-        self._policy = policy
-        self._temperature = temperature
-        self._previous: torch.Tensor | None = None
-        self._chosen: list[torch.Tensor] = []
-        self._entropies: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the logits to sample from, (N, V)."""
-        self._look_up(input_ids)
-        logits = self._policy.masked_logits(scores, self._temperature)
-        self._previous = logits.log_softmax(-1)
-        self._entropies.append(g2rpo.entropy_from_logits(logits))
-        return logits
-
-    def logprobs(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the log-probabilities of all sampled tokens, (N, T)."""
-        self._look_up(sequences)
-        return torch.stack(self._chosen, dim=1)
-
-    def entropies(self) -> torch.Tensor:
-        """Return the entropies of all sampled tokens' distributions, (N, T)."""
-        return torch.stack(self._entropies, dim=1)
-
-    def _look_up(self, input_ids: torch.Tensor) -> None:
-        if self._previous is not None:
-            self._chosen.append(self._previous.gather(-1, input_ids[:, -1:])[:, 0])
+    count = len(inputs["input_ids"])
+    limits = torch.full((count,), 4, device=policy.device)
+    # Any numbers will do, but none from the run's own.
+    uniforms = torch.linspace(0.1, 0.6, count, device=policy.device)[:, None].expand(-1, 4)
+    no_token = policy.model.config.get_text_config().vocab_size
+    endless = replace(policy, eos_ids=(no_token,))
+    return _sample(endless, inputs, _Request(limits, uniforms, 1.0))
 
 
-def _plain_sampling(policy: Policy) -> dict[str, Any]:
-    # Everything that a model's own generation settings might add to sampling is switched off: the
-    # recorded log-probabilities must be those of the distribution that was sampled.
+def _plain_decoding(policy: Policy) -> dict[str, Any]:
+    # Everything that a model's own generation settings might add is switched off: the recorded
+    # log-probabilities must be those of the distribution that was sampled.
     return {
-        "do_sample": True,
+        "do_sample": False,
         "temperature": 1.0,
-        "top_k": 0,
+        "top_k": 50,
         "top_p": 1.0,
         "repetition_penalty": 1.0,
         "eos_token_id": list(policy.eos_ids),

@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from g2rpo.rewards import RewardFunction, score
+from g2rpo.rewards import RewardError, TruthError, WorkerStartError
+from g2rpo.run.description import RunDescription
+from g2rpo.run.errors import RunError
+from g2rpo.run.scoring import open_pool, reward_weights
 from g2rpo.tasks import Record
+
+_FAULTS = {"timeout": "timeouts", "died": "crashes", "error": "errors"}
 
 
 class Rewards(NamedTuple):
-    """Reward and its components of N responses, each (N,) float32 from 0 to 1."""
+    """Reward and its components of N responses, each (N,) float32.
+
+    Components are from 0 to 1; a user's own accuracy may leave that range. A response whose reward
+    function failed has neither accuracy nor reward: both are NaN.
+    """
 
     reward: torch.Tensor
     accuracy: torch.Tensor
     format: torch.Tensor
+    structure: torch.Tensor
 
 
-def score_responses(
-    records: Sequence[Record],
-    texts: Sequence[str],
-    functions: Mapping[str, RewardFunction] | None = None,
-) -> Rewards:
-    """Score responses; those of one record are next to each other.
+class Scorer:
+    """Scores the responses of a run; it owns the processes in which that happens.
+
+    A context manager: leaving it ends the processes.
 
     Parameters
     ----------
-    records : sequence of Record
-        P records.
-    texts : sequence of str
-        N = P · n responses.
-    functions : mapping, optional
-        Problem type -> accuracy, from :func:`~g2rpo.run.records.reward_functions`.
+    description : RunDescription
+        Its data and rewards sections; the tasks are named.
 
-    Returns
-    -------
-    Rewards
-        On the CPU.
+    Raises
+    ------
+    RunError
+        If an import path leads nowhere.
     """
-    each = len(texts) // len(records)
-    scores = [score(records[row // each], text, functions) for row, text in enumerate(texts)]
-    return Rewards(*torch.tensor(scores, dtype=torch.float32).T)
+
+    def __init__(self, description: RunDescription) -> None:
+        self._weights = reward_weights(description)
+        self._reported: Counter[str] = Counter()
+        try:
+            self._pool = open_pool(description)
+        except ValueError as error:
+            raise RunError(f"rewards.functions: {error}") from None
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Responses since the start that could not be scored: ``timeout``, ``died``, ``error``."""
+        return Counter({str(fault): count for fault, count in self._pool.counts.items()})
+
+    def metrics(self) -> dict[str, float]:
+        """Return how many responses could not be scored since the last call, by reason."""
+        counts = self.counts
+        new, self._reported = counts - self._reported, counts
+        return {f"rewards/{name}": float(new[fault]) for fault, name in _FAULTS.items()}
+
+    def __call__(self, records: Sequence[Record], texts: Sequence[str]) -> Rewards:
+        """Score responses; those of one record are next to each other.
+
+        Parameters
+        ----------
+        records : sequence of Record
+            P records.
+        texts : sequence of str
+            N = P · n responses.
+
+        Returns
+        -------
+        Rewards
+            On the CPU.
+
+        Raises
+        ------
+        RunError
+            If a reward function fails, or a record's answer does not fit its problem type; the text
+            says where the record stands.
+        """
+        each = len(texts) // len(records)
+        rows = [record for record in records for _ in range(each)]
+        try:
+            scored = self._pool.score(rows, texts, places=[_place(record) for record in rows])
+        except RewardError as error:
+            advice = "put it right, or set rewards.skip_errors: true"
+            raise RunError(f"{error}; {advice}") from error
+        except (TruthError, WorkerStartError, ImportError) as error:
+            raise RunError(str(error)) from error
+        totals = torch.tensor(scored.totals(self._weights), dtype=torch.float32)
+        return Rewards(totals, *torch.tensor(scored.components, dtype=torch.float32).T)
+
+
+def _place(record: Record) -> str:
+    # Only stored records know where they stand.
+    place = record.get("place")
+    return str(place) if place else f"record of task {record['task_type']!r}"

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any, NamedTuple
 
 import torch
 
 from g2rpo.run.description import RunDescription
-from g2rpo.run.records import reward_functions, training_records
 
+from .batch import Batch
+from .engine import Sampler, importance_weights, sampler_metrics
+from .equity import gradient_equity
+from .filtering import Rollouts, draw_rollouts
 from .metrics import rollout_metrics
 from .policy_model import Policy
-from .prompts import encode_prompts
-from .rollout import sample
-from .scoring import score_responses
-from .shaping import Shaping
-from .update import Batch, Metrics, update_policy
+from .progress import Progress
+from .rollout import sample_as_described
+from .schedule import set_learning_rate
+from .scoring import Rewards, Scorer
+from .shaping import Advantages, Shaping
+from .stopwatch import Stopwatch
+from .update import Metrics, update_policy, with_reference
+
+
+class StepResult(NamedTuple):
+    """What a step reports.
+
+    Attributes
+    ----------
+    metrics : dict of str to float
+    completions : list of dict
+        One of each rollout: ``task``, ``prompt``, ``response``, ``length`` in tokens, ``ended``,
+        ``advantage``, the components of its reward by their names, ``record``, the number of its
+        prompt in the run, and ``kept``, whether the step learned from it.
+    """
+
+    metrics: Metrics
+    completions: list[dict[str, Any]]
 
 
 def training_step(
@@ -23,9 +44,11 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     shaping: Shaping,
     description: RunDescription,
-    step: int,
+    progress: Progress,
+    scorer: Scorer,
     reference: Policy | None = None,
-) -> Metrics:
+    sampler: Sampler = sample_as_described,
+) -> StepResult:
     """Sample, score and learn once.
 
     Parameters
@@ -38,42 +61,63 @@ def training_step(
         Turns rewards into advantages.
     description : RunDescription
         The run.
-    step : int
-        From 0. Data and random numbers follow from it and the seed, so a resumed run repeats them.
+    progress : Progress
+        Where the run stands; moved on. Data and random numbers follow from it and the seed, so a
+        resumed run repeats them.
+    scorer : Scorer
+        Says what responses are worth.
     reference : Policy, optional
         What the KL term holds on to.
+    sampler : Sampler
+        What samples the policy; by default the policy itself.
 
     Returns
     -------
-    dict of str to float
-        The step's metrics.
+    StepResult
     """
-    started = time.monotonic()
-    rollout = description.rollout
-    torch.manual_seed(_step_seed(description.seed, step))
-    records = training_records(
-        description.data, seed=description.seed, step=step, prompts=rollout.prompts_per_step
-    )
-    prompts = encode_prompts(policy, records)
-    completions = sample(
-        policy,
-        prompts,
-        num_generations=rollout.num_generations,
-        max_completion_length=rollout.max_completion_length,
-        temperature=rollout.temperature,
-    )
-    sampled = time.monotonic()
+    watch = Stopwatch()
+    set_learning_rate(optimizer, description.optimization, progress.step)
+    torch.manual_seed(_step_seed(description.seed, progress.step))
+    drawn = draw_rollouts(policy, sampler, scorer, description, progress.position, watch)
+    # Of a step that keeps no prompt.
+    advantages, learned = Advantages(torch.zeros(0), None), {}
+    if drawn.keeps.any():
+        with watch.part("scoring"):
+            advantages, steered, batch = _shaped(drawn, shaping, description, policy.device)
+        with watch.part("update"):
+            if reference is not None:
+                batch = with_reference(batch, reference, description)
+            learned = gradient_equity(policy, batch, steered, progress.step + 1)
+            learned |= update_policy(policy, optimizer, batch, steered, progress)
+    else:
+        progress.empty_steps += 1
+    table = _table(drawn, progress.position, advantages)
+    progress.step += 1
+    progress.position += len(drawn.records)
+    metrics = {
+        **_rollout_metrics(drawn, advantages, description, progress),
+        **shaping.metrics(),
+        **scorer.metrics(),
+        **learned,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        **watch.metrics(),
+    }
+    return StepResult(metrics, table)
 
-    names = description.data.tasks
-    rewards = score_responses(records, completions.texts, reward_functions(description.data))
-    groups = torch.arange(len(records)).repeat_interleave(rollout.num_generations)
-    tasks = torch.tensor([names.index(record["task_type"]) for record in records])[groups]
+
+def _shaped(
+    drawn: Rollouts, shaping: Shaping, description: RunDescription, device: torch.device
+) -> tuple[Advantages, RunDescription, Batch]:
+    """Return what the step learns from: only the prompts that are kept take part in it."""
+    kept = drawn.kept
+    completions = drawn.completions.rows(kept.to(device))
+    rewards = Rewards(*(column[kept] for column in drawn.rewards))
+    _, groups = drawn.groups[kept].unique(return_inverse=True)
+    tasks = drawn.tasks(description.data.tasks)[kept]
     advantages = shaping(rewards, completions.lengths.cpu(), groups, tasks)
-    scored = time.monotonic()
-
-    device = policy.device
+    steered = shaping.steer(completions.entropies, completions.mask, tasks)
     batch = Batch(
-        prompts=prompts,
+        prompts=drawn.prompts,
         groups=groups.to(device),
         tokens=completions.tokens,
         mask=completions.mask,
@@ -82,20 +126,64 @@ def training_step(
         advantages=advantages.policy.to(device),
         length_advantages=None if advantages.length is None else advantages.length.to(device),
         tasks=tasks.to(device),
+        importance_weights=importance_weights(completions),
     )
-    if reference is not None:
-        batch = batch.with_reference(reference, rollout.temperature)
-    learned = update_policy(policy, optimizer, batch, description)
-    finished = time.monotonic()
+    return advantages, steered, batch
+
+
+def _rollout_metrics(
+    drawn: Rollouts,
+    advantages: Advantages,
+    description: RunDescription,
+    progress: Progress,
+) -> Metrics:
+    """Describe all rollouts, also those that are dropped: what is kept is not the policy's mean."""
+    names = description.data.tasks
+    length_reward = advantages.length_reward
+    if length_reward is not None:
+        length_reward = _of_all(drawn, length_reward, torch.nan)
+    metrics = rollout_metrics(
+        drawn.rewards, drawn.completions, drawn.groups, drawn.tasks(names), names, length_reward
+    )
+    metrics |= sampler_metrics(drawn.completions, description.rollout.importance_cap)
+    if description.rollout.dynamic_sampling.mode == "off":
+        return metrics
     return {
-        **rollout_metrics(rewards, completions, groups, tasks, names),
-        **learned,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "time/rollout": sampled - started,
-        "time/scoring": scored - sampled,
-        "time/update": finished - scored,
-        "step_time": finished - started,
+        **metrics,
+        **drawn.metrics(names),
+        "sampling/empty_steps": float(progress.empty_steps),
     }
+
+
+def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[str, Any]]:
+    columns = {
+        "length": drawn.completions.lengths,
+        "ended": drawn.completions.ended,
+        "kept": drawn.keeps[drawn.groups],
+        "advantage": _of_all(drawn, advantages.policy, 0.0),
+        **drawn.rewards._asdict(),
+    }
+    if advantages.length_reward is not None:
+        columns["length_reward"] = _of_all(drawn, advantages.length_reward, torch.nan)
+    values = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {
+            "record": position + group,
+            "task": drawn.records[group]["task_type"],
+            "prompt": drawn.records[group]["problem"],
+            "response": text,
+            **{name: column[row] for name, column in values.items()},
+        }
+        for row, (group, text) in enumerate(
+            zip(drawn.groups.tolist(), drawn.completions.texts, strict=True)
+        )
+    ]
+
+
+def _of_all(drawn: Rollouts, values: torch.Tensor, fill: float) -> torch.Tensor:
+    """Return values of the kept rollouts as a column of all, (N,)."""
+    column = values.new_full((len(drawn.groups),), fill)
+    return column.index_copy(0, drawn.kept, values)
 
 
 def _step_seed(seed: int, step: int) -> int:

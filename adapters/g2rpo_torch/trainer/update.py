@@ -3,88 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 
 import g2rpo
 from g2rpo.run.description import RunDescription
+from g2rpo.run.errors import RunError
 
-from .forward import completion_logprobs, completion_predictions
+from .batch import Batch
+from .forward import completion_predictions
+from .microbatches import micro_batch_rows, micro_batches
+from .optimizer import trained_parameters
 from .policy_model import Policy
-from .prompts import Inputs, select_rows
+from .progress import Progress
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """N rollouts with all that the loss needs; every tensor but the prompts has N rows.
-
-    Attributes
-    ----------
-    prompts : dict of str to Tensor
-        Model inputs of P prompts.
-    groups : Tensor (N,), int64
-        Row of the prompt that each rollout answers.
-    tokens, mask, logprobs, entropies : Tensor (N, T)
-        As sampled, see :class:`~g2rpo_torch.trainer.rollout.Completions`.
-    advantages : Tensor (N,)
-        Of the rewards.
-    length_advantages : Tensor (N,) or None
-        Of the length rewards.
-    tasks : Tensor (N,), int64
-        Number of each rollout's task.
-    ref_logprobs : Tensor (N, T) or None
-        Log-probabilities under the reference policy, where there is a KL term.
-    """
-
-    prompts: Inputs
-    groups: torch.Tensor
-    tokens: torch.Tensor
-    mask: torch.Tensor
-    logprobs: torch.Tensor
-    entropies: torch.Tensor
-    advantages: torch.Tensor
-    length_advantages: torch.Tensor | None
-    tasks: torch.Tensor
-    ref_logprobs: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def rows(self, rows: torch.Tensor | slice) -> Batch:
-        """Return some of the rollouts with their prompts, cut to their longest response."""
-        tensors = {
-            field.name: getattr(self, field.name)[rows]
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor)
-        }
-        longest = int(tensors["mask"].sum(-1).max())
-        tensors = {
-            name: tensor[:, :longest] if tensor.ndim == 2 else tensor
-            for name, tensor in tensors.items()
-        }
-        kept, tensors["groups"] = tensors["groups"].unique(return_inverse=True)
-        return replace(self, prompts=select_rows(self.prompts, kept), **tensors)
-
-    @torch.no_grad()
-    def with_reference(self, reference: Policy, temperature: float) -> Batch:
-        """Return the batch with the log-probabilities of a reference policy."""
-        logprobs, _ = completion_logprobs(
-            reference,
-            self.prompts,
-            self.groups,
-            self.tokens,
-            self.mask,
-            temperature=temperature,
-        )
-        return replace(self, ref_logprobs=logprobs)
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yield the rollouts in parts of at most ``size``."""
-        for start in range(0, len(self), size):
-            yield self.rows(slice(start, start + size))
 
 
 def update_policy(
@@ -92,6 +26,7 @@ def update_policy(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     description: RunDescription,
+    progress: Progress,
 ) -> Metrics:
     """Take ``updates_per_batch`` optimiser steps on a batch of rollouts.
 
@@ -105,55 +40,46 @@ def update_policy(
         Whole prompts, those of one prompt next to each other.
     description : RunDescription
         Its rollout, length, entropy and optimization sections.
+    progress : Progress
+        Counts the optimiser steps that are skipped.
 
     Returns
     -------
     dict of str to float
-        Loss terms, clip ratios and gradient norm, averaged over the updates.
+        Loss terms, clip ratios and gradient norm, averaged over the updates; of maxima the largest.
+
+    Raises
+    ------
+    RunError
+        After too many gradients in a row that are not finite.
     """
     updates = description.optimization.updates_per_batch
-    prompts_each = -(-description.rollout.prompts_per_step // updates)
-    size = prompts_each * description.rollout.num_generations
-    gathered = [_step(policy, optimizer, part, description) for part in batch.split(size)]
-    return {name: sum(each[name] for each in gathered) / len(gathered) for name in gathered[0]}
+    parts = _mini_batches(batch, updates)
+    gathered = [_step(policy, optimizer, part, description, progress) for part in parts]
+    columns = {name: [each[name] for each in gathered] for name in gathered[0]}
+    metrics = {
+        name: max(values) if name.endswith("/max") else sum(values) / len(values)
+        for name, values in columns.items()
+    }
+    return {**metrics, "optimization/skipped_steps": float(progress.skipped_steps)}
 
 
-def _step(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    description: RunDescription,
-) -> Metrics:
-    """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
-    # Each task's side of the band is judged on the entropies that the mini-batch was sampled with,
-    # so that every micro-batch pulls the same way without a pass of its own.
-    totals = g2rpo.batch_totals(
-        batch.mask,
-        entropies=batch.entropies,
-        tasks=batch.tasks,
-        num_tasks=len(description.data.tasks),
-    )
-    gathered: Metrics = {}
-    for part in batch.split(description.optimization.micro_batch_size):
-        terms, metrics = _loss(policy, part, totals, description)
-        terms.total.backward()
-        # Loss terms of micro-batches add up; the other metrics are means over tokens.
-        share = float(part.mask.sum()) / float(totals.tokens)
-        contributions = {f"loss/{name}": term.detach() for name, term in terms._asdict().items()}
-        contributions |= {name: share * value for name, value in metrics.items()}
-        for name, value in contributions.items():
-            gathered[name] = gathered.get(name, 0.0) + float(value)
-    norm = torch.nn.utils.clip_grad_norm_(
-        policy.model.parameters(), description.optimization.max_grad_norm
-    )
-    optimizer.step()
-    optimizer.zero_grad()
-    return {**gathered, "grad_norm": float(norm)}
-
-
-def _loss(
+def batch_loss(
     policy: Policy, batch: Batch, totals: g2rpo.BatchTotals, description: RunDescription
 ) -> tuple[g2rpo.LossTerms, dict[str, torch.Tensor]]:
+    """Return the loss of one slice of a mini-batch, and its metrics.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is run.
+    batch : Batch
+        The slice.
+    totals : BatchTotals
+        Of the mini-batch; the losses of its slices then add up to its own.
+    description : RunDescription
+        Its rollout, length, entropy and optimization sections.
+    """
     predictions = completion_predictions(
         policy,
         batch.prompts,
@@ -164,6 +90,7 @@ def _loss(
     )
     tasks = description.data.tasks
     bounds = batch.logprobs.new_tensor([description.entropy.of(task) for task in tasks])
+    weights = batch.logprobs.new_tensor([description.entropy.weight_of(task) for task in tasks])
     options = description.optimization
     is_constant = options.aggregation == "constant"
     longest = description.rollout.max_completion_length if is_constant else None
@@ -174,7 +101,7 @@ def _loss(
         batch.tasks,
         entropy_low=bounds[:, 0],
         entropy_high=bounds[:, 1],
-        entropy_weight=description.entropy.weight,
+        entropy_weight=weights,
         length_advantages=batch.length_advantages,
         length_weight=description.length.weight,
         ref_logprobs=batch.ref_logprobs,
@@ -186,4 +113,92 @@ def _loss(
         loss_type=options.loss_type,
         aggregation=options.aggregation,
         max_completion_length=longest,
+        importance_weights=batch.importance_weights,
+        importance_cap=description.rollout.importance_cap,
     )
+
+
+def with_reference(batch: Batch, reference: Policy, description: RunDescription) -> Batch:
+    """Return the batch with the log-probabilities of a reference policy."""
+    with reference.as_reference():
+        logprobs, _ = evaluated(batch, reference, description)
+    return replace(batch, ref_logprobs=logprobs)
+
+
+def evaluated(
+    batch: Batch, policy: Policy, description: RunDescription
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies (N, T) under a policy, in micro-batches."""
+    logprobs, entropies = torch.zeros_like(batch.logprobs), torch.zeros_like(batch.logprobs)
+    for rows in micro_batch_rows(policy, batch, description.optimization.micro_batch_tokens):
+        part = batch.rows(rows)
+        values = part.logprobs_of(policy, description.rollout.temperature)
+        for table, some in zip((logprobs, entropies), values, strict=True):
+            table[rows, : part.mask.shape[1]] = torch.where(part.mask, some, 0.0)
+    return logprobs, entropies
+
+
+def _mini_batches(batch: Batch, updates: int) -> Iterator[Batch]:
+    """Yield the rollouts of consecutive prompts, as evenly as their number allows."""
+    prompts = len(batch.prompts["input_ids"])
+    each = -(-prompts // updates)
+    for start in range(0, prompts, each):
+        chosen = (batch.groups >= start) & (batch.groups < start + each)
+        yield batch.rows(chosen.nonzero()[:, 0])
+
+
+def _step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    description: RunDescription,
+    progress: Progress,
+) -> Metrics:
+    """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
+    options = description.optimization
+    # Each task's side of the band is judged on the entropies that the mini-batch was sampled with,
+    # so that every micro-batch pulls the same way without a pass of its own.
+    totals = g2rpo.batch_totals(
+        batch.mask,
+        entropies=batch.entropies,
+        tasks=batch.tasks,
+        num_tasks=len(description.data.tasks),
+    )
+    gathered: Metrics = {}
+    for part in micro_batches(policy, batch, options.micro_batch_tokens):
+        terms, metrics = batch_loss(policy, part, totals, description)
+        terms.total.backward()
+        # Loss terms of micro-batches add up; the other metrics are means over tokens, or maxima.
+        share = float(part.mask.sum()) / float(totals.tokens)
+        for name, term in terms._asdict().items():
+            gathered[f"loss/{name}"] = gathered.get(f"loss/{name}", 0.0) + float(term.detach())
+        for name, value in metrics.items():
+            if name.endswith("/max"):
+                gathered[name] = max(gathered.get(name, -torch.inf), float(value))
+            else:
+                gathered[name] = gathered.get(name, 0.0) + share * float(value)
+    weights = [weight for _, weight in trained_parameters(policy)]
+    norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
+    if _is_usable(norm, description, progress):
+        optimizer.step()
+    optimizer.zero_grad()
+    return {**gathered, "grad_norm": norm}
+
+
+def _is_usable(norm: float, description: RunDescription, progress: Progress) -> bool:
+    """Tell whether a gradient of this norm changes the weights; count those that do not."""
+    if norm < torch.inf:  # which NaN is not either
+        progress.skipped_in_a_row = 0
+        return True
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
+    limit = description.optimization.max_skipped_steps
+    if progress.skipped_in_a_row > limit:
+        raise RunError(
+            f"step {progress.step + 1}: the gradient is not finite ({norm}), "
+            f"{progress.skipped_in_a_row} times in a row (optimization.max_skipped_steps is "
+            f"{limit}); the weights are as the last finite gradient left them. In a new run lower "
+            "optimization.learning_rate or optimization.max_grad_norm, or with model.dtype "
+            "bfloat16 try float32"
+        )
+    return False

@@ -13,8 +13,11 @@ from .section import Section
 BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 """Names of the built-in tasks. Kept here so that reading a description loads no task."""
 
-BUILTIN_SOURCES = ("builtin",)
-"""Names of the sources of prompts that are neither files nor data sets."""
+BUILTIN_TEXT_TASKS = ("arithmetic", "box", "bars", "sorting")
+"""Names of the built-in tasks of text alone."""
+
+BUILTIN_SOURCES = {"builtin": BUILTIN_TASKS, "builtin-text": BUILTIN_TEXT_TASKS}
+"""Sources of prompts that are neither files nor data sets, and the tasks of each."""
 
 RECORD_COLUMNS = (
     "problem",
@@ -62,8 +65,8 @@ class Data(Section):
         default="builtin",
         min_length=1,
         description=(
-            "`builtin`, a file (.jsonl, .json, .parquet), a folder, a data set `owner/name` of the "
-            "hub, or `reasoning-gym:NAME,NAME`"
+            "`builtin`, `builtin-text`, a file (.jsonl, .json, .parquet), a folder, a data set "
+            "`owner/name` of the hub, or `reasoning-gym:NAME,NAME`"
         ),
     )
     tasks: list[str] = Field(
@@ -108,12 +111,20 @@ class Data(Section):
     eval_generations: int = Field(
         default=8, ge=1, description="responses sampled to each held-out item [rollouts]"
     )
+    eval_batch_size: int = Field(
+        default=64, ge=1, description="held-out items that are answered at once [items]"
+    )
+    eval_temperature: float | None = Field(
+        default=None,
+        ge=0,
+        description="sampling temperature; null is that of the rollouts, 0 the likeliest token",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _other_sources_have_their_own_tasks(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("source", "builtin") != "builtin":
-            return {"tasks": [], **values}
+            return {"tasks": list(BUILTIN_SOURCES.get(str(values["source"]), ())), **values}
         return values
 
     @field_validator("source")
@@ -130,19 +141,21 @@ class Data(Section):
             return source
         hint = did_you_mean(source, [*BUILTIN_SOURCES, "reasoning-gym:NAME"])
         raise ValueError(
-            f"unknown source {source!r}{hint} (there are: builtin, reasoning-gym:NAME, a file "
-            ".jsonl, .json or .parquet, a folder, and owner/name of a data set of the hub)"
+            f"unknown source {source!r}{hint} (there are: builtin, builtin-text, "
+            "reasoning-gym:NAME, a file .jsonl, .json or .parquet, a folder, and owner/name of a "
+            "data set of the hub)"
         )
 
     @field_validator("tasks")
     @classmethod
     def _tasks_are_known(cls, tasks: list[str], info: ValidationInfo) -> list[str]:
-        if info.data.get("source") == "builtin":
+        known = BUILTIN_SOURCES.get(info.data.get("source", ""))
+        if known is not None:
             if not tasks:
                 raise ValueError("must have at least one entry")
             for task in tasks:
-                if task not in BUILTIN_TASKS:
-                    raise ValueError(unknown_name("task", task, BUILTIN_TASKS))
+                if task not in known:
+                    raise ValueError(unknown_name("task", task, known))
         repeated = sorted({task for task in tasks if tasks.count(task) > 1})
         if repeated:
             raise ValueError(f"must name each task once, but repeats {', '.join(repeated)}")

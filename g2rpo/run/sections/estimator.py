@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from g2rpo._suggest import unknown_name
 
@@ -27,6 +27,14 @@ class Estimator(Section):
         description="grid that rewards are rounded to before ranking [reward units]",
     )
 
+    decoupled: bool = Field(
+        default=False,
+        description=(
+            "match every component of the reward by itself and add with `rewards.weights`, rather "
+            "than add first; `gdpo` always does"
+        ),
+    )
+
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, name: str) -> str:
@@ -36,3 +44,12 @@ class Estimator(Section):
         if name not in ESTIMATORS:
             raise ValueError(unknown_name("estimator", name, ESTIMATORS))
         return name
+
+    @model_validator(mode="after")
+    def _is_decoupled_where_that_is_possible(self) -> "Estimator":
+        if self.decoupled and self.name not in ("gaussian", "gdpo"):
+            raise ValueError(
+                f"decoupled is set, but {self.name} adds the components first; "
+                "name gaussian or gdpo, or leave decoupled out"
+            )
+        return self

@@ -17,8 +17,11 @@ class Optimization(Section):
     updates_per_batch: int = Field(
         default=1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
     )
-    micro_batch_size: int = Field(
-        default=96, ge=1, description="rollouts in one forward and backward pass [rollouts]"
+    micro_batch_tokens: int = Field(
+        default=4096,
+        ge=1,
+        description="most tokens of one forward and backward pass, prompts and padding included, "
+        "a shared prompt once [tokens]",
     )
     epsilon: float = Field(default=0.2, gt=0, lt=1, description="clip range of the ratio below 1")
     epsilon_high: float = Field(default=0.3, gt=0, description="clip range of the ratio above 1")
@@ -34,12 +37,20 @@ class Optimization(Section):
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="norm that gradients are clipped to"
     )
-    schedule: Literal["constant", "linear"] = Field(
-        default="linear",
-        description="learning rate after warm-up: constant, or falling to 0 at the last step",
+    max_skipped_steps: int = Field(
+        default=5,
+        ge=0,
+        description="updates in a row that a gradient that is not finite may cost [updates]",
     )
-    warmup_steps: int = Field(
-        default=5, ge=0, description="linear rise of the learning rate [steps]"
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear",
+        description="learning rate after warm-up: constant, or falling to the end of the run",
+    )
+    warmup_steps: float = Field(
+        default=5, ge=0, description="linear rise; below 1 a share of the run [steps]"
+    )
+    min_learning_rate_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="share of the learning rate that is left at the end"
     )
     loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = Field(
         default="ppo", description="the surrogate of the policy term"

@@ -1,10 +1,33 @@
 """The section ``rollout``: how responses are sampled."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .section import Section, off_is_text
+
+
+class DynamicSampling(Section):
+    """Which prompts a step replaces by others before it learns."""
+
+    mode: Annotated[Literal["off", "signal", "accuracy"], BeforeValidator(off_is_text)] = Field(
+        default="off",
+        description="drop prompts whose rewards are all equal (`signal`), or whose mean accuracy "
+        "is not inside the band (`accuracy`), and draw others",
+    )
+    band: tuple[float, float] = Field(
+        default=(0.01, 0.99), description="mean accuracies between which a prompt is kept"
+    )
+    max_tries: int = Field(
+        default=4, ge=1, description="most times that a step draws prompts, the first included"
+    )
+
+    @field_validator("band")
+    @classmethod
+    def _band_ascends(cls, band: tuple[float, float]) -> tuple[float, float]:
+        if not band[0] < band[1]:
+            raise ValueError(f"is {list(band)}, but must ascend")
+        return band
 
 
 class Rollout(Section):
@@ -13,8 +36,61 @@ class Rollout(Section):
     num_generations: int = Field(default=8, ge=2, description="responses to each prompt [rollouts]")
     prompts_per_step: int = Field(default=24, ge=1, description="prompts in each step [prompts]")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    max_prompt_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="longest prompt; null is what the response leaves of the model's context "
+        "[tokens]",
+    )
     max_completion_length: int = Field(default=48, ge=1, description="longest response [tokens]")
+    limits: dict[str, int] = Field(
+        default={}, description="task: its longest response, where that is shorter [tokens]"
+    )
+    stop: str | None = Field(
+        default=None,
+        min_length=1,
+        description="text whose completion ends a response, such as `</answer>`; null for none",
+    )
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="responses sampled at once, in whole prompts; null is all [rollouts]",
+    )
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what samples the training responses; vLLM needs a GPU"
+    )
+    vllm_memory: float = Field(
+        default=0.3, gt=0, lt=1, description="share of the GPU's memory that vLLM takes"
+    )
+    importance_cap: float = Field(
+        default=2.0,
+        gt=0,
+        description="most that a token counts for being likelier under the policy than under an "
+        "engine that sampled it",
+    )
+    dynamic_sampling: DynamicSampling = Field(
+        default=DynamicSampling(), description="which prompts a step replaces before it learns"
+    )
     shared_prompts: Annotated[Literal["auto", "off"], BeforeValidator(off_is_text)] = Field(
         default="auto",
         description="compute a prompt once for all of its responses where the model allows it",
     )
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        for task, limit in self.limits.items():
+            if not 1 <= limit <= self.max_completion_length:
+                raise ValueError(
+                    f"limits.{task} is {limit}, but must be from 1 to rollout.max_completion_length"
+                    f" {self.max_completion_length}"
+                )
+        if self.batch_size is not None and self.batch_size < self.num_generations:
+            raise ValueError(
+                f"batch_size {self.batch_size} is less than num_generations "
+                f"{self.num_generations}; all responses to a prompt are sampled at once"
+            )
+        return self
+
+    def limit_of(self, task: str) -> int:
+        """Return the longest response to prompts of a task in tokens."""
+        return self.limits.get(task, self.max_completion_length)

@@ -1,0 +1,43 @@
+"""The JAX trainer: one step from prompt to update, file by file.
+
+====================  =======================================================================
+``loop.py``           a run: evaluate, step, save, report
+``options.py``        what of a run's description this engine honours
+``step.py``           one step, in the order in which it happens
+``prompts.py``        records to padded tokens
+``rollout.py``        the compiled sampling loop, with log-probabilities and entropies
+``scoring.py``        responses to rewards
+``shaping.py``        rewards and lengths to advantages
+``update.py``         mini-batches, micro-batches, loss
+``forward.py``        the differentiable pass
+``optimizer.py``      AdamW behind a clipped gradient
+``evaluation.py``     held-out rewards
+``checkpoint.py``     weights and optimiser in Orbax's format
+``device.py``         one device, or the prompts divided among several
+====================  =======================================================================
+"""
+
+from importlib.util import find_spec
+
+_MISSING = [name for name in ("flax", "optax", "orbax", "safetensors") if find_spec(name) is None]
+if _MISSING:
+    raise ImportError(
+        f"g2rpo_jax.trainer needs {', '.join(_MISSING)}, which the core does not install; "
+        'run: pip install "g2rpo[jax]"'
+    )
+
+from g2rpo.run.interrupt import Interrupted  # noqa: E402  (the check above must come first)
+
+from .evaluation import Evaluation, evaluate, evaluate_policy  # noqa: E402
+from .loop import train  # noqa: E402
+from .policy_model import Policy, load_policy  # noqa: E402
+
+__all__ = [
+    "Evaluation",
+    "Interrupted",
+    "Policy",
+    "evaluate",
+    "evaluate_policy",
+    "load_policy",
+    "train",
+]

@@ -1,0 +1,104 @@
+"""Low-rank adapters (LoRA) beside frozen weights, by peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from g2rpo.run.errors import RunError
+from g2rpo.run.sections import Model
+
+from .freezing import vision_tower
+
+_CONFIG = "adapter_config.json"
+# Adapters begin with random numbers of their own, so that a run draws the same ones without them.
+_SEED = 0
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter in place of a model."""
+    return (folder / _CONFIG).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """Return the folder or hub id of the model that an adapter belongs to."""
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    return str(config["base_model_name_or_path"])
+
+
+def attach(model: Any, options: Model, adapter: Path | None) -> None:
+    """Add a new adapter or a saved one to a model; nothing but it is trained from then on.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Changed in place.
+    options : Model
+        Section ``model`` of the description, whose ``lora`` says what a new one is like.
+    adapter : Path or None
+        Folder of a saved one.
+    """
+    if adapter is not None:
+        _require_peft()
+        model.load_adapter(str(adapter), adapter_name="default", is_trainable=True)
+    elif options.lora.rank:
+        _require_peft()
+        _add(model, options)
+
+
+def _add(model: Any, options: Model) -> None:
+    from peft import LoraConfig
+
+    lora = options.lora
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha,
+        # Sampling and updates must see the same function, so dropout stays off.
+        lora_dropout=0.0,
+        target_modules=_targets(model, lora.target_modules, options.freeze_vision),
+        base_model_name_or_path=model.name_or_path,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model.add_adapter(config, adapter_name="default")
+
+
+def _targets(model: Any, wanted: list[str], is_vision_frozen: bool) -> list[str]:
+    """Return the full names of the layers that get an adapter."""
+    linear = _linear_layers(model)
+    tower = vision_tower(model)
+    inside = {id(module) for module in tower.modules()} if tower is not None else set()
+    head = model.get_output_embeddings()
+    if not wanted:
+        language = {name for name, m in linear.items() if id(m) not in inside and m is not head}
+        return sorted(language)
+    allowed = {name for name, m in linear.items() if not (is_vision_frozen and id(m) in inside)}
+    chosen = set()
+    for end in wanted:
+        found = {name for name in allowed if name == end or name.endswith(f".{end}")}
+        if not found:
+            ends = sorted({name.rpartition(".")[2] for name in allowed})
+            raise RunError(
+                f"model.lora.target_modules names {end!r}, but no linear layer that is trained is "
+                f"called so (there are: {', '.join(ends)})"
+            )
+        chosen |= found
+    return sorted(chosen)
+
+
+def _linear_layers(model: Any) -> dict[str, Any]:
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _require_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise RunError('model.lora needs the package peft: pip install "g2rpo[torch]"') from error

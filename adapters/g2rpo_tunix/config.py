@@ -1,0 +1,165 @@
+"""What tunix's ``GRPOConfig`` lacks: tasks, their bands and targets, and the core's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tunix.rl.grpo.grpo_learner import GRPOConfig
+
+from g2rpo import EntropyBounds, LengthTarget
+from g2rpo._suggest import unknown_name
+
+from .estimate import check_estimator
+
+_TUNIX_NAMES = {
+    "loss_agg_mode": "aggregation",
+    "loss_algo": "loss_type",
+    "kl_loss_mode": "kl_kind",
+    "advantage_estimator": "estimator",
+}
+
+
+@dataclass(kw_only=True)
+class G2RPOConfig(GRPOConfig):
+    """Configuration of :class:`~g2rpo_tunix.G2RPOLearner`.
+
+    It replaces four fields of tunix's ``GRPOConfig`` by the core's own: ``loss_agg_mode``
+    (``aggregation``), ``loss_algo`` (``loss_type``), ``kl_loss_mode`` (``kl_kind``) and
+    ``advantage_estimator`` (``estimator``).
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Names of the tasks. Empty: all prompts are one task, and no column is read.
+    task_column : str
+        Column of the dataset with each prompt's task, by name or by number.
+    estimator : str
+        A name in :data:`g2rpo.ESTIMATORS`.
+    estimator_options : mapping
+        Its options, such as ``task_stage``, ``ties``, ``resolution``, ``decoupled``.
+    reward_weights : sequence of float, optional
+        Weight of each reward function; ones by default.
+    entropy_weight : float
+        Weight of the entropy term; 0 leaves it out.
+    entropy_bounds : pair of float
+        Band of a task's mean token entropy, in nats.
+    task_entropy_weights : mapping
+        Task -> weight, in place of ``entropy_weight``.
+    task_entropy_bounds : mapping
+        Task -> band, in place of ``entropy_bounds``.
+    length_mode : {"term", "reward", "off"}
+        Length as a term of the loss, as one more reward component, or not at all.
+    length_weight : float
+        Weight of the term, or of the component.
+    length_targets : mapping
+        Task -> (minimum, low, high, maximum) in tokens; a task left out has no target. With one
+        unnamed task the key is ``"all"``.
+    length_only_right : str, optional
+        Name of a reward function: only lengths of responses that it gives more than 0 count.
+    epsilon, epsilon_high, dual_clip, loss_type, aggregation
+        As in :func:`g2rpo.policy_loss`.
+    beta, kl_kind
+        As in :func:`g2rpo.g2rpo_loss`. With 0, tunix computes no reference log-probabilities.
+    sampling_seed : int, optional
+        Seed of the vanilla rollout, changed from batch to batch. Without it tunix draws the same
+        random numbers in every batch, unless the ``RolloutConfig`` is given another seed.
+
+    Raises
+    ------
+    TypeError
+        If the estimator does not know an option.
+    ValueError
+        If a name is unknown, a band or target is not ordered, or a replaced field is set.
+
+    Examples
+    --------
+    >>> config = G2RPOConfig(tasks=("maths", "ocr"), task_entropy_bounds={"ocr": (0.0, 0.3)})
+    >>> config.bounds
+    ((0.2, 0.6), (0.0, 0.3))
+    """
+
+    algo_variant: str = "g2rpo"
+    advantage_estimator: str = "g2rpo"
+    policy_loss_fn: str = "g2rpo"
+    reward_manager: str = "g2rpo"
+    num_generations: int = 8
+    beta: float = 0.0
+
+    tasks: Sequence[str] = ()
+    task_column: str = "task"
+    estimator: str = "gaussian"
+    estimator_options: Mapping[str, Any] = field(default_factory=dict)
+    reward_weights: Sequence[float] | None = None
+    entropy_weight: float = 0.02
+    task_entropy_weights: Mapping[str, float] = field(default_factory=dict)
+    entropy_bounds: tuple[float, float] = (0.2, 0.6)
+    task_entropy_bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    length_mode: Literal["term", "reward", "off"] = "off"
+    length_weight: float = 0.1
+    length_targets: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    length_only_right: str | None = None
+    epsilon_high: float = 0.3
+    dual_clip: float | None = 3.0
+    loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = "ppo"
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    kl_kind: Literal["k1", "k2", "k3"] = "k3"
+    sampling_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_replaced(self)
+        if isinstance(self.tasks, str):
+            raise TypeError(f"tasks must be a sequence of names, got the string {self.tasks!r}")
+        self.tasks = tuple(self.tasks)
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks must name each task once, got {', '.join(self.tasks)}")
+        check_estimator(self.estimator, self.estimator_options)
+        if self.length_mode not in ("term", "reward", "off"):
+            raise ValueError(f"length_mode must be term, reward or off, got {self.length_mode!r}")
+        for name in ("task_entropy_weights", "task_entropy_bounds", "length_targets"):
+            for task in getattr(self, name):
+                if task not in self.task_names:
+                    raise ValueError(f"{name}: {unknown_name('task', task, self.task_names)}")
+        EntropyBounds(*self.entropy_bounds)
+        for task, bounds in self.task_entropy_bounds.items():
+            _named(f"task_entropy_bounds of {task!r}", EntropyBounds, bounds)
+        for task, target in self.length_targets.items():
+            _named(f"length_targets of {task!r}", LengthTarget, target)
+        if self.length_mode != "off" and not self.length_targets:
+            raise ValueError(f"length_mode {self.length_mode!r} needs length_targets, got none")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks, or ``("all",)`` where there is one without a name."""
+        return tuple(self.tasks) or ("all",)
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """The entropy band of every task, in their order, in nats."""
+        bands = (
+            self.task_entropy_bounds.get(task, self.entropy_bounds) for task in self.task_names
+        )
+        return tuple((low, high) for low, high in bands)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of every task's entropy term, in their order."""
+        own = self.task_entropy_weights
+        return tuple(own.get(task, self.entropy_weight) for task in self.task_names)
+
+
+def refuse_replaced(config: Any) -> None:
+    """Raise if a field of tunix's is set that the core's own option replaces."""
+    for name, ours in _TUNIX_NAMES.items():
+        default = type(config).__dataclass_fields__[name].default
+        if getattr(config, name) != default:
+            raise ValueError(f"{name} has no effect here and must be left out: set {ours} instead")
+
+
+def _named(name: str, kind: type, values: Sequence[float]) -> None:
+    try:
+        kind(*values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None

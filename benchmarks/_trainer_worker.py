@@ -1,0 +1,239 @@
+"""One measurement of ``benchmarks/trainer.py``, in a process that does nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from _logprobs_worker import PeakMemory
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+VOCABULARY = 4096
+GENERATIONS = 8
+WORDS = ("read", "top", "green", "circle", "square", "axis", "value", "text", "red", "bar")
+
+
+class Setting(NamedTuple):
+    """The size of a measurement, in tokens, prompts and steps, and where it is made."""
+
+    prompt: int
+    response: int
+    prompts: int
+    hidden: int
+    layers: int
+    steps: int
+    dtype: str
+    device: str
+
+
+class Measured(NamedTuple):
+    """Seconds of each step, bytes beyond what there was before the first, and tokens a response."""
+
+    seconds: list[float]
+    extra: int
+    length: float
+
+
+def save_model(folder: Path, setting: Setting) -> None:
+    """Write a random Llama with the tokenizer of the built-in policy."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from g2rpo_torch.policy.build import build_tokenizer
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=setting.hidden,
+        intermediate_size=3 * setting.hidden,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.hidden // 64,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = build_tokenizer()
+    # The parts of a conversation one after the other, so that the length of a prompt is known.
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+        "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}"
+        "{% endfor %}"
+    )
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(folder)
+
+
+def questions(tokenizer: Any, setting: Setting) -> list[str]:
+    """Return different questions, each so long that its prompt has ``setting.prompt`` tokens."""
+    from g2rpo_torch.trainer.chat import FORMAT_INSTRUCTION
+
+    draw = random.Random(0)
+    words = setting.prompt - len(tokenizer(FORMAT_INSTRUCTION)["input_ids"])
+    found = [" " + " ".join(draw.choices(WORDS, k=words)) for _ in range(32)]
+    lengths = {len(tokenizer(FORMAT_INSTRUCTION + text)["input_ids"]) for text in found}
+    assert lengths == {setting.prompt}, lengths
+    return found
+
+
+def rewards_of(texts: list[str]) -> list[float]:
+    """Return rewards that cost nothing, and that the responses to one prompt do not share."""
+    return [float(len(text) % 2) for text in texts]
+
+
+def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
+    """Measure the steps of this project's trainer, as its loop takes them."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from g2rpo.run import load_description
+    from g2rpo.run.records import with_tasks
+    from g2rpo_torch.trainer.loading import load_described
+    from g2rpo_torch.trainer.optimizer import make_optimizer
+    from g2rpo_torch.trainer.progress import Progress
+    from g2rpo_torch.trainer.scoring import Rewards
+    from g2rpo_torch.trainer.shaping import Shaping
+    from g2rpo_torch.trainer.step import training_step
+
+    data = folder / "data.jsonl"
+    texts = questions(AutoTokenizer.from_pretrained(folder), setting)
+    rows = [{"problem": text, "answer": number} for number, text in enumerate(texts)]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    description = load_description(
+        settings=[
+            f"model.name={folder}",
+            f"model.device={setting.device}",
+            f"model.dtype={setting.dtype}",
+            f"data.source={data}",
+            "data.problem_type=numerical",
+            f"rollout.prompts_per_step={setting.prompts}",
+            f"rollout.num_generations={GENERATIONS}",
+            f"rollout.max_completion_length={setting.response}",
+            f"rollout.shared_prompts={shared_prompts}",
+            "length.mode=off",
+            "optimization.micro_batch_tokens=1000000",
+            "optimization.learning_rate=1e-6",
+        ]
+    )
+    description = with_tasks(description)
+    policy = load_described(description)
+    ends = torch.tensor(policy.eos_ids, device=policy.device)
+    policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
+    optimizer = make_optimizer(policy, description.optimization)
+    shaping, progress = Shaping(description), Progress()
+    seconds, lengths = [], []
+
+    class Scorer:
+        def __call__(self, records: Any, texts: list[str]) -> Rewards:
+            return Rewards(*[torch.tensor(rewards_of(texts))] * len(Rewards._fields))
+
+        def metrics(self) -> dict[str, float]:
+            return {}
+
+    scorer: Any = Scorer()
+    with PeakMemory(setting.device) as memory:
+        for _ in range(setting.steps):
+            started = time.perf_counter()
+            result = training_step(policy, optimizer, shaping, description, progress, scorer)
+            seconds.append(time.perf_counter() - started)
+            lengths.append(result.metrics["completions/mean_length"])
+    return Measured(seconds, memory.extra, sum(lengths) / len(lengths))
+
+
+def trl(folder: Path, setting: Setting) -> Measured:
+    """Measure the steps of TRL's trainer with the same prompts, batch and model."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from g2rpo_torch.trainer.chat import FORMAT_INSTRUCTION
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.ticks: list[float] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.ticks.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ticks.append(time.perf_counter())
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return rewards_of(completions)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    texts = [FORMAT_INSTRUCTION + text for text in questions(tokenizer, setting)]
+    arguments = GRPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=setting.prompts * GENERATIONS,
+        num_generations=GENERATIONS,
+        max_completion_length=setting.response,
+        # Every response has the same length, as ours have.
+        generation_kwargs={"min_new_tokens": setting.response},
+        max_steps=setting.steps,
+        learning_rate=1e-6,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=setting.device == "cpu",
+        model_init_kwargs={"dtype": setting.dtype},
+    )
+    clock = Clock()
+    trainer = GRPOTrainer(
+        model=str(folder),
+        reward_funcs=[reward],
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    with PeakMemory(setting.device) as memory:
+        trainer.train()
+    seconds = [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)]
+    lengths = [
+        line["completions/mean_length"]
+        for line in trainer.state.log_history
+        if "completions/mean_length" in line
+    ]
+    return Measured(seconds, memory.extra, sum(lengths) / len(lengths))
+
+
+#: Who is measured, by the name in the table.
+CONTENDERS = {
+    "ours": lambda folder, setting: ours(folder, setting, "auto"),
+    "ours, prompts not shared": lambda folder, setting: ours(folder, setting, "off"),
+    "TRL": trl,
+}
+
+
+def main(name: str, text: str) -> None:
+    """Measure, and print a line of JSON."""
+    setting = Setting(*json.loads(text))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        save_model(folder, setting)
+        measured = CONTENDERS[name](folder, setting)
+    assert measured.length == setting.response, f"{measured.length} tokens a response"
+    # The first step is also that in which libraries are loaded and shortcuts are tried.
+    first, *others = measured.seconds
+    print(json.dumps({"seconds": median(others), "first": first, "extra": measured.extra}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

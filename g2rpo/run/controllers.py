@@ -1,0 +1,193 @@
+"""What steers a run from step to step: each task's length target and entropy weight.
+
+Both hold a few numbers a task, on NumPy whatever the engine, and go into the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import g2rpo
+from g2rpo.run.description import RunDescription
+
+Floats = npt.NDArray[np.float64]
+
+
+class LengthControl:
+    """The length target of every task, as described or calibrated from the right responses.
+
+    Parameters
+    ----------
+    description : RunDescription
+        Its data, rollout and length sections; the tasks are named.
+
+    Examples
+    --------
+    >>> from g2rpo.run import load_description
+    >>> control = LengthControl(load_description(settings=["data.tasks=[ocr]"]))
+    >>> control.thresholds, control.is_rewarding
+    (array([[ 0.,  0., 10., 20.]]), True)
+    """
+
+    def __init__(self, description: RunDescription) -> None:
+        self._options = description.length
+        self._names = description.data.tasks
+        limit_of = description.rollout.limit_of
+        targets = [self._options.target_of(task, limit_of(task)) for task in self._names]
+        rows = [target.thresholds if target else (np.nan,) * 4 for target in targets]
+        self._calibration = g2rpo.LengthCalibration(np.asarray(rows, np.float64))
+        self._steps = 0
+
+    @property
+    def thresholds(self) -> Floats:
+        """Minimum, low, high and maximum of each task in tokens, (num_tasks, 4); NaN for none."""
+        thresholds: Floats = self._calibration.thresholds
+        return thresholds
+
+    @property
+    def is_rewarding(self) -> bool:
+        """Whether lengths are rewarded: not while the targets are still being found."""
+        options = self._options
+        return not options.calibrate or self._steps >= options.calibration.warmup_steps
+
+    def observe(
+        self,
+        lengths: npt.NDArray[Any],
+        accuracy: npt.NDArray[Any],
+        tasks: npt.NDArray[np.integer[Any]],
+    ) -> None:
+        """Take a step's responses into account.
+
+        Parameters
+        ----------
+        lengths : array (N,)
+            In tokens.
+        accuracy : array (N,)
+            The responses that a target follows are those with an accuracy above 0 and not below
+            their task's mean: with graded rewards nearly every response gets something.
+        tasks : array (N,)
+            Numbers of the tasks.
+        """
+        if not self._options.calibrate or self._options.mode == "off":
+            return
+        accuracy = np.nan_to_num(accuracy.astype(np.float64))
+        right = accuracy > 0
+        for task in np.unique(tasks):
+            right &= (tasks != task) | (accuracy >= accuracy[tasks == task].mean())
+        options = self._options.calibration
+        self._calibration = g2rpo.calibrate_lengths(
+            self._calibration,
+            lengths.astype(np.float64),
+            right,
+            tasks,
+            **options.model_dump(exclude={"warmup_steps"}),
+        )
+        self._steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``length_target/low/<task>`` and ``…/high/<task>`` of the tasks that have one."""
+        if self._options.mode == "off":
+            return {}
+        return {
+            f"length_target/{name}/{task}": float(row[column])
+            for task, row in zip(self._names, self.thresholds, strict=True)
+            if not np.isnan(row[0])
+            for name, column in (("low", 1), ("high", 2))
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON holds it; nothing if it follows from the description."""
+        if not self._options.calibrate:
+            return {}
+        return {"steps": self._steps, "targets": self._calibration.to_json()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if state:
+            self._steps = state["steps"]
+            like = self.thresholds
+            self._calibration = g2rpo.LengthCalibration.from_json(state["targets"], like)
+
+
+class EntropyControl:
+    """The weight of every task's entropy term, fixed or following its entropy.
+
+    Parameters
+    ----------
+    description : RunDescription
+        Its data and entropy sections; the tasks are named.
+
+    Examples
+    --------
+    >>> from g2rpo.run import load_description
+    >>> control = EntropyControl(
+    ...     load_description(settings=["data.tasks=[ocr]", "entropy.control=adaptive"])
+    ... )
+    >>> control.observe(np.asarray([1.1]), np.asarray([True]))
+    >>> control.weights.round(6)
+    array([0.03])
+    """
+
+    def __init__(self, description: RunDescription) -> None:
+        self._options = options = description.entropy
+        self._names = names = description.data.tasks
+        bounds = np.asarray([options.of(task) for task in names], np.float64).reshape(-1, 2)
+        self._low, self._high = bounds[:, 0], bounds[:, 1]
+        weights = np.asarray([options.weight_of(task) for task in names], np.float64)
+        self._control = g2rpo.EntropyControl(weights)
+
+    @property
+    def weights(self) -> Floats:
+        """Weight of each task's entropy term, (num_tasks,)."""
+        weights: Floats = self._control.weights
+        return weights
+
+    def observe(self, entropies: npt.NDArray[Any], present: npt.NDArray[np.bool_]) -> None:
+        """Take a step's entropies into account.
+
+        Parameters
+        ----------
+        entropies : array (num_tasks,)
+            Mean token entropy of each task, in nats.
+        present : array (num_tasks,), bool
+            Which tasks the step has.
+        """
+        if self._options.control == "fixed":
+            return
+        self._control = g2rpo.adapt_entropy_weights(
+            self._control,
+            entropies.astype(np.float64),
+            self._low,
+            self._high,
+            present,
+            learning_rate=self._options.control_rate,
+            maximum=self._options.max_weight,
+        )
+
+    def steered(self, description: RunDescription) -> RunDescription:
+        """Return the description with the weights as they are now, for the update to read."""
+        if self._options.control == "fixed":
+            return description
+        weights = dict(zip(self._names, self.weights.tolist(), strict=True))
+        entropy = description.entropy.model_copy(update={"weights": weights})
+        return description.model_copy(update={"entropy": entropy})
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``entropy_weight/<task>`` of every task."""
+        weights = self.weights.tolist()
+        return {
+            f"entropy_weight/{task}": weight
+            for task, weight in zip(self._names, weights, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON holds it; nothing if it follows from the description."""
+        return {} if self._options.control == "fixed" else self._control.to_json()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if state:
+            self._control = g2rpo.EntropyControl.from_json(state, self.weights)

@@ -1,0 +1,160 @@
+"""What steers a run: length targets and entropy weights, fixed and adaptive."""
+
+import json
+
+import numpy as np
+import pytest
+
+from g2rpo.run import RunDescription, RunError, load_description
+from g2rpo.run.controllers import EntropyControl, LengthControl
+from g2rpo.run.records import with_tasks
+from g2rpo.run.sections import Data, Length
+
+TASKS = "data.tasks=[maths, ocr]"
+
+
+def describe(*settings):
+    return load_description(settings=[TASKS, *settings])
+
+
+def observe(control, lengths, accuracy, task=0):
+    lengths, accuracy = np.asarray(lengths), np.asarray(accuracy, np.float32)
+    control.observe(lengths, accuracy, np.full(len(lengths), task))
+
+
+def test_fixed_targets_stay():
+    control = LengthControl(describe("length.targets={ocr: [0, 1, 2, 3]}"))
+    observe(control, [40] * 20, [1] * 20)
+    assert np.isnan(control.thresholds[0]).all()
+    assert control.thresholds[1].tolist() == [0, 1, 2, 3]
+    assert control.is_rewarding
+    assert control.state_dict() == {}
+    assert control.metrics() == {"length_target/low/ocr": 1, "length_target/high/ocr": 2}
+
+
+def test_kinds_follow_from_the_longest_response():
+    settings = ["length.targets={maths: reasoning, ocr: direct}"]
+    settings += ["rollout.max_completion_length=1024", "rollout.limits.ocr=512"]
+    control = LengthControl(describe(*settings))
+    assert control.thresholds.tolist() == [[16, 64, 512, 1024], [0, 0, 16, 64]]
+
+
+def test_calibrated_targets_move_to_the_right_responses():
+    control = LengthControl(describe("length.calibrate=true"))
+    before = control.thresholds.copy()
+    for _ in range(200):
+        observe(control, [*range(10, 30), *[3] * 20], [1] * 20 + [0] * 20)
+    right = np.quantile(np.arange(10, 30), [0.02, 0.25, 0.75, 0.98])
+    assert control.thresholds[0] == pytest.approx(right, abs=0.1)
+    assert (control.thresholds[1] == before[1]).all()
+
+
+def test_a_task_without_a_target_gets_its_first_from_the_data():
+    control = LengthControl(describe("length.calibrate=true", "length.targets={}"))
+    observe(control, [10] * 7, [1] * 7)  # one too few
+    assert np.isnan(control.thresholds).all()
+    observe(control, [10] * 8, [1] * 8)
+    assert (control.thresholds[0] == 10).all()
+    assert np.isnan(control.thresholds[1]).all()
+    assert set(control.metrics()) == {"length_target/low/maths", "length_target/high/maths"}
+
+
+def test_graded_and_absent_rewards_count_from_the_mean_on():
+    control = LengthControl(describe("length.calibrate=true", "length.targets={}"))
+    lengths = [5] * 10 + [50] * 10 + [500]
+    observe(control, lengths, [0.1] * 10 + [0.6] * 10 + [np.nan])
+    assert (control.thresholds[0] == 50).all()
+
+
+def test_lengths_are_rewarded_after_the_warm_up():
+    control = LengthControl(describe("length.calibrate=true", "length.calibration.warmup_steps=2"))
+    seen = []
+    for _ in range(3):
+        seen.append(control.is_rewarding)
+        observe(control, [10], [1])
+    assert seen == [False, False, True]
+
+
+def test_length_state_goes_through_json():
+    description = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
+    one, other = LengthControl(description), LengthControl(description)
+    observe(one, [*range(10)], [1] * 10, task=1)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for control in (one, other):
+        observe(control, [*range(30, 50)], [1] * 20, task=1)
+    assert np.array_equal(one.thresholds, other.thresholds, equal_nan=True)
+    assert one.is_rewarding == other.is_rewarding
+    assert not np.array_equal(one.thresholds[1], [0, 1, 2, 3])
+
+
+def test_fixed_entropy_weights_may_differ_by_task():
+    description = describe("entropy.weights.ocr=0.5")
+    control = EntropyControl(description)
+    control.observe(np.asarray([9.0, 9.0]), np.asarray([True, True]))
+    assert control.weights.tolist() == [0.02, 0.5]
+    assert control.steered(description) is description
+    assert control.metrics() == {"entropy_weight/maths": 0.02, "entropy_weight/ocr": 0.5}
+    assert control.state_dict() == {}
+
+
+def test_an_adaptive_weight_rises_outside_of_the_band_and_reaches_the_update():
+    description = describe("entropy.control=adaptive", "entropy.max_weight=0.05")
+    control = EntropyControl(description)
+    both = np.asarray([True, True])
+    control.observe(np.asarray([1.1, 0.3]), both)
+    assert control.weights == pytest.approx([0.03, 0.015])
+    steered = control.steered(description).entropy
+    assert [steered.weight_of(task) for task in ("maths", "ocr")] == control.weights.tolist()
+    restored = EntropyControl(description)
+    restored.load_state_dict(json.loads(json.dumps(control.state_dict())))
+    for each in (control, restored):
+        each.observe(np.asarray([9.0, 9.0]), np.asarray([True, False]))
+        assert each.weights == pytest.approx([0.05, 0.015])
+
+
+def test_only_builtin_tasks_have_targets_unless_they_are_named(tmp_path):
+    path = tmp_path / "own.jsonl"
+    assert load_description().length.targets["ocr"]
+    own = {"data.source": str(path), "data.tasks": ["ocr"]}
+    assert load_description(None, own).length.targets == {}
+    named = load_description(None, own, ["length.targets.ocr=direct"])
+    assert named.length.targets == {"ocr": "direct"}
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {{source: {path}}}\nlength: {{weight: 0.5}}\n")
+    assert load_description(config).length.targets == {}
+    assert RunDescription(data=Data(source=str(path))).length.targets == {}
+    explicit = RunDescription(data=Data(source=str(path)), length=Length(targets={"a": "direct"}))
+    assert explicit.length.targets == {"a": "direct"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("length.targets.maths=short", ["length.targets.maths: 'short'", "reasoning or direct"]),
+        ("length.targets.maths=[1, 2, 3, x]", ["length.targets.maths", "in tokens"]),
+        ("length.targets.maths=[1, 2, 3, .inf]", ["length.targets.maths", "ascend"]),
+        ("rollout.limits.maths=5", ["length.targets.maths", "6 tokens", "limits.maths is 5"]),
+        ("length.calibration.quantiles=[.9, .2, .7, 1]", ["quantiles", "ascend"]),
+        ("entropy.weights.ocr=-1", ["entropy.weights", "ocr is -1", "0 or more"]),
+        ("entropy.control=auto", ["entropy.control", "'auto'", "adaptive"]),
+        ("rewards.functions.ocr=nothing", ["rewards.functions", "ocr", "module:function"]),
+        ("rewards.workers=-1", ["rewards.workers", "-1"]),
+        ("rewards.timeout=0", ["rewards.timeout", "0"]),
+        ("rewards.weights={accuracy: 0, format: 0}", ["rewards.weights", "all 0"]),
+    ],
+)
+def test_error_names_the_key_the_value_and_the_way_out(setting, parts):
+    with pytest.raises(RunError) as raised:
+        describe(setting)
+    assert all(part in str(raised.value) for part in parts), str(raised.value)
+
+
+def test_decoupled_needs_an_estimator_that_can():
+    with pytest.raises(RunError, match="decoupled is set, but rloo"):
+        describe("estimator.decoupled=true", "estimator.name=rloo")
+
+
+def test_a_target_for_a_task_that_there_is_not_is_refused():
+    assert with_tasks(describe("length.targets.vqa=direct")).data.tasks == ["maths", "ocr"]
+    with pytest.raises(RunError, match=r"length.targets: unknown task 'math'.*'maths'"):
+        with_tasks(describe("length.targets.math=direct"))

@@ -1,0 +1,181 @@
+"""Triton's kernels, and the choice between them and the portable tiles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo_torch import _backend, fused_g2rpo_loss, logprobs_and_entropy
+from g2rpo_torch._backend import choose_backend
+from g2rpo_torch._tiles import Head
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="triton is not installed: PyTorch's builds for CUDA bring it, and `pip install triton`",
+)
+
+
+@needs_triton
+def test_kernels_under_the_interpreter():
+    """Triton reads TRITON_INTERPRET when kernels are defined: hence a process of its own."""
+    kernels = Path(__file__).with_name("test_triton_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cpu", "-p", "no:cacheprovider", kernels]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    # Nothing failed, and nothing was skipped.
+    summary = done.stdout.strip().splitlines()[-1:] or [done.stderr]
+    assert re.match(r"\d+ passed(, \d+ (deselected|warnings?))* in", summary[0]), done.stdout
+
+
+@needs_triton
+def test_kernels_compile_for_gpus(tmp_path, monkeypatch):
+    """To machine code, for which no GPU is needed."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from g2rpo_torch import _triton
+
+    common = {"tile": "*fp32", "first": "i32", "width": "i32", "bias": "*fp32", "inverse": "fp32"}
+    common |= {"factor": "fp32", "labels": "*i64"}
+    of_fold = ("highest", "total", "weighted", "target")
+    of_gradient = ("normalizer", "entropy", "by_logprob", "by_entropy")
+    kernels = [(_triton._fold, of_fold, {})]
+    for out in ("*fp32", "*bf16", "*fp16"):
+        kernels.append((_triton._gradient, of_gradient, {"out": out}))
+    for (kernel, inputs, out), bias, cap, arch in product(
+        kernels, (False, True), (False, True), (80, 90)
+    ):
+        constants = {"HAS_BIAS": bias, "HAS_CAP": cap, "BLOCK": _triton._BLOCK}
+        signature = common | dict.fromkeys(inputs, "*fp32") | out
+        signature |= dict.fromkeys(constants, "constexpr")
+        compiled = triton.compile(
+            ASTSource(kernel, signature, constants),
+            target=GPUTarget("cuda", arch, 32),
+            options={"num_warps": _triton._WARPS},
+        )
+        assert compiled.asm["cubin"]
+
+
+def test_the_kernels_are_imported_where_they_are_used():
+    code = "import sys, g2rpo_torch; sys.exit('g2rpo_torch._triton' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.gpu
+def test_half_precision_on_a_gpu():
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(300, 64, generator=generator).bfloat16().cuda()
+    weight = (0.5 * torch.randn(5000, 64, generator=generator)).bfloat16().cuda()
+    labels = torch.randint(0, 5000, (300,), generator=generator).cuda()
+    results = []
+    for backend in ("triton", "portable"):
+        leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+        values = logprobs_and_entropy(*leaves, labels, backend=backend)
+        gradients = torch.autograd.grad(values[0].sum() - values[1].sum(), leaves)
+        results.append([*values, *(g.float() for g in gradients)])
+    for ours, theirs in zip(*results, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 2**-8
+
+
+@pytest.mark.gpu
+def test_auto_tries_once_on_a_gpu(monkeypatch, caplog):
+    monkeypatch.setattr(_backend, "_verdicts", {})
+    hidden, weight = torch.randn(300, 16, device="cuda"), torch.randn(700, 16, device="cuda")
+    labels = torch.randint(0, 700, (300,), device="cuda")
+    with caplog.at_level(logging.INFO):
+        for rows in (10, 300, 300):
+            logprobs_and_entropy(hidden[:rows], weight, labels[:rows])
+    (line,) = (r.getMessage() for r in caplog.records if r.name == _backend.__name__)
+    assert "portable" in line
+    assert "triton" in line
+    assert len(_backend._verdicts) == 1
+
+
+# What follows needs neither Triton nor a GPU.
+
+HEAD = Head(torch.ones(9, 4), None, None, 1.0, None, torch.float32)
+HIDDEN, LABELS = torch.zeros(2, 4), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize("choice", ["auto", "portable"])
+def test_a_cpu_takes_portable_tiles(choice):
+    assert choose_backend(choice, HEAD, HIDDEN, LABELS, -100) == "portable"
+
+
+@pytest.fixture
+def call():
+    def logprobs(**options):
+        return logprobs_and_entropy(HIDDEN, HEAD.weight, LABELS, **options)
+
+    def fused(**options):
+        given = (LABELS[None], torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2).bool())
+        return fused_g2rpo_loss(HIDDEN[None], HEAD.weight, *given, **options)
+
+    return {"logprobs": logprobs, "fused": fused}
+
+
+@pytest.mark.parametrize("name", ["logprobs", "fused"])
+def test_where_the_kernels_cannot_work_is_said(call, name):
+    with pytest.raises(ValueError, match=r"backend must be 'portable' or 'auto': .*riton"):
+        call[name](backend="triton")
+    with pytest.raises(ValueError, match=r"backend must be one of \('auto', .*got 'cuda'"):
+        call[name](backend="cuda")
+
+
+def trial(milliseconds, *, logprobs=0.0, by_hidden=1.0):
+    numbers = torch.tensor([logprobs]), torch.tensor([1.0]), torch.tensor([by_hidden])
+    return _backend._Trial(milliseconds, *numbers)
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected", "line"),
+    [
+        (trial(1.0), "triton", "triton tiles for 2 tokens, 9 entries, hidden states of 4, float32"),
+        (trial(3.0), "portable", r"portable tiles .* \(portable 2.00 ms, triton 3.00 ms\)"),
+        (trial(1.0, logprobs=0.01), "portable", "results differ"),
+        (trial(1.0, logprobs=float("nan")), "portable", "results differ"),
+        (trial(1.0, by_hidden=1.01), "portable", "results differ"),
+        (trial(1.0, by_hidden=float("nan")), "portable", "results differ"),
+        (RuntimeError("no\nkernel"), "portable", "Triton's failed: RuntimeError: no kernel"),
+    ],
+)
+def test_the_faster_one_is_kept_if_it_agrees(ours, expected, line, monkeypatch, caplog):
+    def try_it(head, hidden, labels):
+        if head.backend == "portable":
+            return trial(2.0)
+        if isinstance(ours, Exception):
+            raise ours
+        return ours
+
+    monkeypatch.setattr(_backend, "_try", try_it)
+    with caplog.at_level(logging.INFO):
+        assert _backend._faster(HEAD, HIDDEN, LABELS) == expected
+    (record,) = caplog.records
+    assert re.search(line, record.getMessage())
+
+
+def test_a_trial_runs_both_directions():
+    found = _backend._try(HEAD, torch.randn(2, 4), LABELS)
+    assert found.milliseconds > 0
+    assert found.logprobs.shape == found.entropy.shape == (2,)
+    assert found.by_hidden.shape == (2, 4)
+    assert not found.disagrees_with(found)

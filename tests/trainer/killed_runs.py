@@ -1,0 +1,119 @@
+"""A process that has the trainer imported and forks a child for every run, to be killed inside it.
+
+It reads one order a line from stdin, as JSON, and answers each with a line: the signal that ended
+the child, or 0, and its exit code. An order holds ``settings`` of the run, ``resume``, and one of
+
+- ``count``: name of a file that takes the number of lines that the run executes, by stage;
+- ``stage`` and ``line``: SIGKILL before the line of that number in the stage's files;
+- ``in_checkpoint``: SIGXFSZ, as deadly, in the middle of writing that checkpoint's largest file;
+- ``seconds``: SIGKILL after that time.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+STAGES = {
+    "rollout": ("rollout.py", "prefill.py", "prompts.py", "filtering.py"),
+    "scoring": ("scoring.py", "shaping.py", "metrics.py", "controllers.py"),
+    "update": ("update.py", "batch.py", "forward.py", "packed.py", "optimizer.py", "equity.py"),
+    "checkpoint": ("checkpoint.py", "checkpoints.py"),
+    "log": ("files.py", "folder.py", "progress.py"),
+    "evaluation": ("evaluation.py",),
+}
+_STAGE_OF = {name: stage for stage, names in STAGES.items() for name in names}
+
+
+def main() -> None:
+    import torch
+
+    import g2rpo_torch.trainer  # noqa: F401  (what children shall not import again)
+
+    torch.set_num_threads(1)  # no pool of threads, which a fork would lose
+    for line in sys.stdin:
+        print(json.dumps(obey(json.loads(line))), flush=True)
+
+
+def obey(order: dict) -> dict:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+                run(order)
+            code = 0
+        except BaseException as error:
+            print(repr(error), getattr(error, "__notes__", ""), file=sys.stderr)
+        finally:
+            os._exit(code)
+    if "seconds" in order:
+        time.sleep(order["seconds"])
+        os.kill(child, signal.SIGKILL)
+    started = time.monotonic()
+    _, status = os.waitpid(child, 0)
+    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    return {"signal": ended, "code": code, "seconds": time.monotonic() - started}
+
+
+def run(order: dict) -> None:
+    from g2rpo.run import load_description
+    from g2rpo_torch.trainer import train
+
+    description = load_description(settings=order["settings"])
+    counted: Counter[str] = Counter()
+    if "count" in order or "line" in order:
+        sys.settrace(tracer(counted, order.get("stage"), order.get("line")))
+    if "in_checkpoint" in order:
+        limit_files_from(order["in_checkpoint"])
+    train(description, resume=order["resume"])
+    sys.settrace(None)
+    if "count" in order:
+        Path(order["count"]).write_text(json.dumps(counted))
+
+
+def tracer(counted, stage, line):
+    """Return a trace function that counts the lines of each stage, and kills at one of them."""
+
+    def on_line(frame, event, argument):
+        if event == "line":
+            counted[stage_of(frame)] += 1
+            if counted[stage] == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return on_line
+
+    def on_call(frame, event, argument):
+        return on_line if stage_of(frame) else None
+
+    return on_call
+
+
+def stage_of(frame) -> str | None:
+    folder, _, name = frame.f_code.co_filename.rpartition("/")
+    return _STAGE_OF.get(name) if folder.endswith(("/trainer", "g2rpo/run")) else None
+
+
+def limit_files_from(step: int) -> None:
+    """From the checkpoint of a step on, let no file grow beyond half of the model's size."""
+    from g2rpo_torch.trainer import loop
+
+    save = loop.save_checkpoint
+
+    def limited(folder, policy, *arguments):
+        if folder.name.endswith(f"{step:06d}"):
+            size = sum(weight.numel() * 4 for weight in policy.model.parameters())
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        save(folder, policy, *arguments)
+
+    loop.save_checkpoint = limited
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""How a run ends before its last step: on request, by an error, for lack of memory."""
+
+import json
+import os
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo.run import RunError
+from g2rpo_torch.trainer import Interrupted, loop, train
+
+
+class Watcher:
+    """A display that does something when a step has ended, or when items are evaluated."""
+
+    def __init__(self, on_step=lambda step: None, on_items=lambda name: None) -> None:
+        self.on_step, self.on_items = on_step, on_items
+
+    def step(self, step, metrics):
+        self.on_step(step)
+
+    def phase(self, name, total):
+        return nullcontext(lambda items: self.on_items(name))
+
+    def message(self, text):
+        pass
+
+
+def steps_of(description) -> list[int]:
+    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def saved(description) -> list[str]:
+    folder = Path(description.output.dir) / "checkpoints"
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def long_run(tiny_run):
+    """A run that would save at its end only."""
+    return tiny_run("output.save_steps=100", "output.trackers=[]")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(long_run, number):
+    watcher = Watcher(on_step=lambda step: step == 2 and os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted) as stopped:
+        train(long_run, display=watcher)
+    assert stopped.value.step == 2
+    assert saved(long_run) == ["step-000002"]
+    train(long_run, resume=True)
+    assert steps_of(long_run) == [1, 2, 3]
+
+
+def test_a_second_signal_stops_at_once(long_run):
+    def press_twice(step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(long_run, display=Watcher(on_step=press_twice))
+    assert not isinstance(stopped.value, Interrupted)
+    assert not (Path(long_run.output.dir) / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("phase", "step"), [("before", 0), ("after training", 3)])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(long_run, phase, step):
+    seen = []
+
+    def press(name):
+        if phase in name:
+            seen.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(long_run, display=Watcher(on_items=press))
+    assert stopped.value.step == step
+    assert len(seen) == 1
+    assert train(long_run, resume=True)["steps"] == 3
+    assert steps_of(long_run) == [1, 2, 3]
+
+
+def test_an_evaluation_between_steps_ends_first(tiny_run):
+    """Its metrics belong to a step that is done."""
+    description = tiny_run("output.eval_steps=2", "output.trackers=[]")
+    pressed = []
+
+    def press(name):
+        if "step 2" in name and not pressed:
+            pressed.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(description, display=Watcher(on_items=press))
+    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    assert "eval_reward" in json.loads(lines[1])
+    assert len(lines) == 2
+
+
+class HalfUpdated(Exception):
+    pass
+
+
+@pytest.fixture
+def fails_in_step_two(monkeypatch):
+    """Return a function that makes step 2 fail with an error once, after it changed a weight."""
+
+    def arrange(error):
+        real = loop.training_step
+
+        def step(policy, optimizer, shaping, description, progress, *others):
+            if progress.step == 1:
+                monkeypatch.setattr(loop, "training_step", real)
+                with torch.no_grad():
+                    next(policy.model.parameters()).add_(1.0)
+                raise error
+            return real(policy, optimizer, shaping, description, progress, *others)
+
+        monkeypatch.setattr(loop, "training_step", step)
+
+    return arrange
+
+
+def test_an_error_in_a_step_saves_nothing_half_done(tiny_run, fails_in_step_two):
+    whole = tiny_run("output.trackers=[]", folder="whole")
+    expected = train(whole)
+    description = tiny_run("output.trackers=[]", folder="parts")
+    fails_in_step_two(HalfUpdated("no such key"))
+    with pytest.raises(HalfUpdated) as failed:
+        train(description)
+    assert saved(description) == ["step-000001"]
+    assert "it goes on from the checkpoint after step 1" in failed.value.__notes__[0]
+    summary = train(description, resume=True)
+    assert summary["after"] == expected["after"]
+    whole_lines, lines = (
+        (Path(each.output.dir) / "checkpoints/step-000003/model.safetensors").read_bytes()
+        for each in (whole, description)
+    )
+    assert lines == whole_lines
+
+
+def test_lack_of_memory_in_a_step_says_what_to_change(tiny_run, fails_in_step_two):
+    description = tiny_run("output.trackers=[]")
+    fails_in_step_two(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(RunError, match=r"allocate 2.00 GiB.*micro_batch_tokens=") as failed:
+        train(description)
+    assert "had done 1 of 3 steps" in failed.value.__notes__[0]
+    smaller = tiny_run("output.trackers=[]", "optimization.micro_batch_tokens=400")
+    train(smaller, resume=True)
+    assert steps_of(smaller) == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_is_named(tiny_run):
+    description = tiny_run("output.trackers=[]", "optimization.steps=2")
+    train(description)
+    newest = Path(description.output.dir) / "checkpoints" / "step-000002"
+    (newest / "optimizer.safetensors").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"step-000002 is damaged .*remove"):
+        train(tiny_run("output.trackers=[]"), resume=True)
+
+
+def test_a_resumed_run_takes_the_shortcuts_that_it_took_before(tiny_run, monkeypatch):
+    """They change results by rounding, so another verdict would not be the same run."""
+    from g2rpo_torch.trainer.trials import Trials
+
+    description = tiny_run("output.trackers=[]", "optimization.steps=1")
+    train(description)
+    state = Path(description.output.dir) / "checkpoints/step-000001/trainer_state.json"
+    assert json.loads(state.read_text())["trials"]["rollout"] is True
+    tried = []
+    real = Trials.settle
+
+    def settle(trials, shortcut, find_obstacle):
+        def find():
+            tried.append(shortcut)
+            return find_obstacle()
+
+        real(trials, shortcut, find)
+
+    monkeypatch.setattr(Trials, "settle", settle)
+    train(tiny_run("output.trackers=[]", "optimization.steps=2"), resume=True)
+    assert tried == []

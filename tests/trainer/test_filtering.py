@@ -1,0 +1,181 @@
+"""Dynamic sampling: which prompts are dropped, what replaces them, and where the run then is."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo.run import load_description
+from g2rpo.run.records import training_records
+from g2rpo_torch.trainer import loop, train
+from g2rpo_torch.trainer.filtering import draw_rollouts, prompts_to_keep
+from g2rpo_torch.trainer.optimizer import make_optimizer
+from g2rpo_torch.trainer.progress import Progress
+from g2rpo_torch.trainer.rollout import sample_as_described
+from g2rpo_torch.trainer.scoring import Rewards, Scorer
+from g2rpo_torch.trainer.shaping import Shaping
+from g2rpo_torch.trainer.step import training_step
+from g2rpo_torch.trainer.stopwatch import Stopwatch
+
+SIGNAL = ("rollout.dynamic_sampling.mode=signal", "length.mode=off")
+
+
+class Judge:
+    """Gives all responses to prompts of some tasks the same reward."""
+
+    def __init__(self, *dull: str) -> None:
+        self.dull = dull
+
+    def __call__(self, records, texts):
+        each = len(texts) // len(records)
+        rewards = [
+            float(number % 2 and record["task_type"] not in self.dull)
+            for record in records
+            for number in range(each)
+        ]
+        return Rewards(*[torch.tensor(rewards)] * len(Rewards._fields))
+
+    def metrics(self):
+        return {}
+
+
+def rewards_of(*rows):
+    column = torch.tensor(rows).flatten()
+    return Rewards(*[column] * len(Rewards._fields))
+
+
+def test_what_is_kept():
+    nan, inf = float("nan"), float("inf")
+    rewards = rewards_of(
+        [0.0, 0.0], [0.0, 1.0], [0.5, 0.5], [nan, 1.0], [nan, nan], [1.0, 1.0], [1.0, 0.99]
+    )
+    mode = "rollout.dynamic_sampling.mode"
+
+    def kept(*settings):
+        options = load_description(settings=settings).rollout.dynamic_sampling
+        return prompts_to_keep(rewards, 7, options).tolist()
+
+    assert kept() == kept(f"{mode}=off") == [True] * 7
+    assert kept(f"{mode}=signal") == [False, True, False, False, False, False, True]
+    assert kept(f"{mode}=accuracy") == [False, True, True, False, False, False, False]
+    wide = "rollout.dynamic_sampling.band=[0.01, 0.999]"
+    assert kept(f"{mode}=accuracy", wide)[-1]
+    options = load_description(settings=[f"{mode}=signal"]).rollout.dynamic_sampling
+    extreme = rewards_of([inf, inf], [-inf, -inf], [-inf, inf], [0.0, inf])
+    assert prompts_to_keep(extreme, 4, options).tolist() == [False, False, True, True]
+
+
+def drawn(policy, description, judge, position=0):
+    torch.manual_seed(0)
+    return draw_rollouts(policy, sample_as_described, judge, description, position, Stopwatch())
+
+
+def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
+    description = tiny_run(*SIGNAL)
+    found = drawn(random_policy, description, Judge("ocr", "chart"), position=12)
+    # Six tasks take turns: six prompts, two more, and one of these two again.
+    assert found.tries == 2
+    assert len(found.records) == 8
+    assert found.keeps.tolist() == [True, True, True, False, False, True, True, True]
+    expected = training_records(description.data, seed=0, position=12, prompts=8)
+    assert [r["problem"] for r in found.records] == [r["problem"] for r in expected]
+    assert len(found.prompts["input_ids"]) == 6
+    assert len(found.completions.texts) == len(found.rewards.reward) == 16
+    assert found.kept.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+    metrics = found.metrics(description.data.tasks)
+    assert metrics["sampling/drawn"] == 8
+    assert metrics["sampling/dropped"] == 2
+    assert metrics["sampling/dropped/ocr"] == 1
+    assert metrics["sampling/dropped/vqa"] == 0
+
+
+def test_tries_are_bounded(random_policy, tiny_run):
+    only_maths = Judge("grounding", "vqa", "spatial", "chart", "ocr")
+    description = tiny_run(*SIGNAL, "rollout.dynamic_sampling.max_tries=2")
+    found = drawn(random_policy, description, only_maths)
+    assert found.tries == 2
+    assert len(found.records) == 11
+    assert int(found.keeps.sum()) == 1
+
+
+def one_step(policy, description, judge, progress):
+    optimizer = make_optimizer(policy, description.optimization)
+    shaping = Shaping(description)
+    return training_step(policy, optimizer, shaping, description, progress, judge)
+
+
+@pytest.fixture
+def policy(random_policy):
+    return replace(random_policy, model=copy.deepcopy(random_policy.model))
+
+
+def test_a_step_learns_from_what_is_kept(policy, tiny_run):
+    """The same update as from the kept prompts alone, and a report of all."""
+    description, progress = tiny_run(*SIGNAL), Progress(step=3, position=12)
+    result = one_step(policy, description, Judge("ocr", "chart"), progress)
+    assert (progress.step, progress.position, progress.empty_steps) == (4, 20, 0)
+    assert result.metrics["sampling/dropped"] == 2
+    # One of two responses is right, but to the prompts that are dropped none.
+    assert result.metrics["reward"] == pytest.approx(6 / 16)
+    assert result.metrics["reward/ocr"] == 0
+    assert result.metrics["loss/policy"] != 0
+    assert len(result.completions) == 16
+    for row in result.completions:
+        assert row["kept"] == (row["task"] not in ("ocr", "chart"))
+        assert (row["advantage"] != 0) == row["kept"]
+    assert [row["record"] for row in result.completions] == [12 + n // 2 for n in range(16)]
+
+
+def test_a_step_without_any_signal_learns_nothing(policy, tiny_run):
+    description, progress = tiny_run(*SIGNAL), Progress()
+    before = copy.deepcopy(policy.model.state_dict())
+    result = one_step(policy, description, Judge(*description.data.tasks), progress)
+    assert all(torch.equal(w, before[name]) for name, w in policy.model.state_dict().items())
+    assert (progress.step, progress.position, progress.empty_steps) == (1, 24, 1)
+    assert result.metrics["sampling/empty_steps"] == 1
+    assert "loss/policy" not in result.metrics
+    assert all(row["advantage"] == 0 for row in result.completions)
+
+
+class Odd(Scorer):
+    """Likes responses of an odd number of characters, so that some groups have no signal."""
+
+    def __call__(self, records, texts):
+        rewards = torch.tensor([float(len(text) % 2) for text in texts])
+        return Rewards(*[rewards] * len(Rewards._fields))
+
+
+def test_a_resumed_run_goes_on_where_it_was(tiny_run, monkeypatch):
+    monkeypatch.setattr(loop, "Scorer", Odd)
+    settings = (*SIGNAL, "rollout.dynamic_sampling.max_tries=2", "data.eval_items=1")
+    whole = tiny_run(*settings, folder="whole")
+    train(whole)
+    train(tiny_run(*settings, "optimization.steps=1", folder="parts"))
+    parts = tiny_run(*settings, folder="parts")
+    train(parts, resume=True)
+    expected, found = metrics_of(whole), metrics_of(parts)
+    assert found == expected
+    assert any(line["sampling/dropped"] for line in expected)
+
+
+def metrics_of(description):
+    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{n: v for n, v in record.items() if "time" not in n} for record in records]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("rollout.limits={ocr: 9}", "limits.ocr is 9, but must be from 1 to rollout.max_compl"),
+        ("rollout.batch_size=1", "batch_size 1 is less than num_generations 2"),
+        ("rollout.dynamic_sampling.band=[0.5, 0.5]", r"is \[0.5, 0.5\], but must ascend"),
+        ("rollout.dynamic_sampling.mode=always", "but must be 'off', 'signal' or 'accuracy'"),
+    ],
+)
+def test_settings_that_make_no_sense(tiny_run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(settings)

@@ -1,0 +1,295 @@
+"""What a model may be, what of it is trained, and what is said when something is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from g2rpo.run import RunError, load_description
+from g2rpo.run.records import source_of, with_tasks
+from g2rpo.run.sections import Model
+from g2rpo_torch.trainer import loading
+from g2rpo_torch.trainer.chat import FORMAT_INSTRUCTION, chat_text, conversation
+from g2rpo_torch.trainer.device import memory_advice
+from g2rpo_torch.trainer.freezing import count_parameters, vision_tower
+from g2rpo_torch.trainer.loading import load_described, load_policy
+from g2rpo_torch.trainer.prompts import encode_prompts
+
+from .one_update import learn_once
+from .tiny_models import (
+    FAMILIES,
+    IMAGE_FAMILIES,
+    PLACEHOLDERS,
+    build_tokenizer,
+    chat_template,
+    make_records,
+)
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+)
+
+
+def load(folder, **options):
+    return load_policy(str(folder), device="cpu", model=Model(**options))
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """Return a function that copies a family's folder, to be spoilt."""
+
+    def copy(family):
+        return shutil.copytree(folders(family), tmp_path / family)
+
+    return copy
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_a_frozen_vision_tower_stays_as_it_is(family, folders):
+    policy = load(folders(family), freeze_vision=True)
+    tower = vision_tower(policy.model)
+    inside = {name: weight.clone() for name, weight in tower.named_parameters()}
+    assert inside
+    trained, total = count_parameters(policy.model)
+    assert total - trained == sum(weight.numel() for weight in inside.values())
+    embeddings = policy.model.get_input_embeddings().weight.clone()
+    learn_once(policy, family)
+    for name, weight in tower.named_parameters():
+        assert torch.equal(weight, inside[name]), name
+    assert not torch.equal(policy.model.get_input_embeddings().weight, embeddings)
+
+
+def test_a_text_model_has_nothing_to_freeze(folders):
+    with pytest.raises(RunError, match="LlamaForCausalLM has no vision tower; leave it out"):
+        load(folders("llama"), freeze_vision=True)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_a_choice(attention, folders):
+    policy = load(folders("qwen3_vl"), attention=attention)
+    assert policy.model.config.get_text_config()._attn_implementation == attention
+
+
+def test_flash_attention_that_is_missing_is_named(folders):
+    with pytest.raises(RunError, match=r"cannot be loaded.*[Ff]lash"):
+        load(folders("llama"), attention="flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("/no/such/model", "--model is '/no/such/model'"), ("{tmp}", "config.json")],
+)
+def test_a_missing_model_is_named(name, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RunError, match="which cannot be loaded; it must be") as raised:
+        load(name.replace("{tmp}", str(tmp_path)))
+    assert reason in str(raised.value)
+
+
+def test_a_model_of_another_kind_is_named(tmp_path):
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    config = transformers.CLIPConfig()
+    config.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="it is a clip, which generates no text"):
+        load(tmp_path)
+
+
+def test_a_broken_file_is_named(copied):
+    folder = copied("llama")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RunError, match=r"--model is .*llama.* cannot be loaded"):
+        load(folder)
+
+
+def test_a_missing_gguf_is_named(tmp_path):
+    with pytest.raises(RunError, match="cannot be loaded"):
+        load(tmp_path, gguf_file="model.gguf")
+
+
+@pytest.mark.parametrize("family", ["llava", "llama"])
+def test_a_model_without_a_template_says_what_to_do(family, copied, tmp_path):
+    folder = copied(family)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(RunError, match=r"no chat template.*model\.chat_template"):
+        load(folder)
+    file = tmp_path / "own.jinja"
+    file.write_text("Q:" + chat_template(PLACEHOLDERS.get(family)))
+    policy = load(folder, chat_template=str(file))
+    assert chat_text(policy, make_records(family)[1]).startswith("Q:<bos>")
+    policy.save(tmp_path / "saved")
+    assert chat_text(load(tmp_path / "saved"), make_records(family)[1]).startswith("Q:<bos>")
+    with pytest.raises(RunError, match=r"no\.jinja.*cannot be read"):
+        load(folder, chat_template=str(tmp_path / "no.jinja"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_instruction_opens_every_prompt(family, folders):
+    policy = load(folders(family))
+    record = make_records(family)[0]
+    text = chat_text(policy, record)
+    start = f"<bos><system>{FORMAT_INSTRUCTION}<user>"
+    assert text.startswith(start)
+    assert text.endswith(f"{record['problem']}<assistant>")
+    if family in IMAGE_FAMILIES:
+        assert text.removeprefix(start).startswith(2 * PLACEHOLDERS[family])
+    ids = encode_prompts(policy, [record])["input_ids"][0].tolist()
+    assert ids.count(policy.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("family", ["llava", "llama"])
+def test_a_template_without_system_messages(family, folders):
+    policy = load(folders(family))
+    template = REFUSES_SYSTEM + chat_template(PLACEHOLDERS.get(family))
+    policy.processor.chat_template = template
+    record = make_records(family)[1]
+    text = chat_text(policy, record)
+    assert text.startswith(f"<bos><user>{FORMAT_INSTRUCTION}")
+    assert text.count("<user>") == 1
+    assert [turn["role"] for turn in conversation(record)] == ["system", "user"]
+    policy.processor.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(RunError, match=r"batch \(task ocr\).*refuses the conversation \(never\)"):
+        encode_prompts(policy, [record | {"task_type": "ocr"}])
+
+
+def test_a_beginning_is_left_to_the_tokenizer_where_the_template_has_none(folders):
+    """As in LLaVA 1.5, whose template holds no token of a beginning."""
+    policy = load(folders("llava"))
+    policy.processor.chat_template = chat_template("<image>").removeprefix("<bos>")
+    seen = []
+    processor = policy.processor
+
+    class Watched(type(processor)):
+        def __call__(self, **options):
+            seen.append(options)
+            return super().__call__(**options)
+
+    processor.__class__ = Watched
+    encode_prompts(policy, make_records("llava")[:1])
+    processor.chat_template = chat_template("<image>")
+    encode_prompts(policy, make_records("llava")[:1])
+    assert "add_special_tokens" not in seen[0]
+    assert seen[1]["add_special_tokens"] is False
+
+
+def test_images_for_a_text_model_are_named(folders):
+    policy = load(folders("llama"))
+    record = {**make_records("llava")[0], "place": "own.jsonl, line 7"}
+    with pytest.raises(RunError, match=r"^own\.jsonl, line 7: has 2 images, but .* text only"):
+        encode_prompts(policy, [record])
+
+
+def test_a_prompt_that_is_too_long_is_named(folders):
+    policy = load_policy(str(folders("qwen3")), device="cpu", max_prompt_length=100)
+    with pytest.raises(RunError, match=r"prompt 1 of the batch.* tokens, but at most 100 are"):
+        encode_prompts(policy, make_records("qwen3"))
+    context = load_policy(str(folders("qwen3")), device="cpu", max_completion_length=112)
+    assert context.max_prompt_length == 400
+    with pytest.raises(RunError, match="max_completion_length is 512, but the model's context"):
+        load_policy(str(folders("qwen3")), device="cpu", max_completion_length=512)
+
+
+@pytest.fixture
+def mixed_records(tmp_path):
+    """Sixty records, of which every third is too long for a limit of 160 tokens."""
+    rows = [
+        {
+            "problem": f"What is {n} + 1?" + " Really?" * (20 if n % 3 == 0 else 0),
+            "answer": str(n + 1),
+            "problem_type": "numerical",
+            "task_type": "sums",
+        }
+        for n in range(60)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_records_that_do_not_fit_are_left_out_if_allowed(mixed_records, folders):
+    settings = [
+        f"model.name={folders('llama')}",
+        "model.device=cpu",
+        f"data.source={mixed_records}",
+        "rollout.max_prompt_length=160",
+        "length.mode=off",
+    ]
+    drawn = {"seed": 0, "position": 0, "prompts": 40}
+    strict = with_tasks(load_description(settings=settings))
+    policy = load_described(strict)
+    records = source_of(strict.data).training_records(**drawn)
+    with pytest.raises(RunError, match=r"own\.jsonl, line \d+: its prompt has .*skip_broken"):
+        encode_prompts(policy, records)
+
+    lenient = with_tasks(load_description(settings=[*settings, "data.skip_broken=true"]))
+    policy = load_described(lenient)
+    source = source_of(lenient.data)
+    records = source.training_records(**drawn)
+    assert len(records) == 40
+    assert encode_prompts(policy, records)["input_ids"].shape[1] <= 160
+    assert not any("Really" in record["problem"] for record in source.held_out_records("sums", 9))
+    summary = source.summary()
+    assert summary.skipped > 0
+    assert "its prompt has" in summary.examples[0]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
+def test_settings_for_videos_are_carried_along(family, copied, tmp_path):
+    folder = copied(family)
+    kind = {"qwen3_vl": "Qwen3VLVideoProcessor", "smolvlm": "SmolVLMVideoProcessor"}[family]
+    settings = {"video_processor_type": kind, "fps": 3}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    for end in ("once", "twice"):
+        load(folder).save(tmp_path / end)
+        folder = tmp_path / end
+        saved = json.loads((folder / "processor_config.json").read_text())
+        assert settings.items() <= saved["video_processor"].items()
+        assert saved["processor_class"] == type(load(folder).processor).__name__
+    assert "pixel_values" in encode_prompts(load(folder), make_records(family))
+
+
+def test_too_little_memory_says_what_to_change(folders, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
+
+    monkeypatch.setattr(loading, "_load_model", full)
+    with pytest.raises(RunError, match=r"out of memory in loading the model.*model\.dtype"):
+        load(folders("llama"))
+
+
+def test_other_errors_keep_their_text():
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), memory_advice("a", "b"):
+        raise RuntimeError("shapes differ")
+    with (
+        pytest.raises(RunError, match=r"out of memory in a .*try b, c$"),
+        memory_advice("a", "b", "c"),
+    ):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+
+def test_remote_code_stays_off(copied):
+    folder = copied("llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "unheard_of"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('code was run')\n")
+    with pytest.raises(RunError, match="cannot be loaded"):
+        load(folder)
+    with pytest.raises(SystemExit, match="code was run"):
+        load(folder, trust_remote_code=True)
+
+
+def test_special_tokens_are_never_sampled(folders, caplog):
+    with caplog.at_level(logging.WARNING):
+        policy = load(folders("qwen2_5_vl"))
+    banned = policy.tokenizer.convert_ids_to_tokens(policy.banned_ids.tolist())
+    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<pad>", "<user>"} <= set(banned)
+    assert "<eos>" not in banned
+    tokenizer = build_tokenizer("llama")
+    text = "<think>1 + 1 = 2</think><answer>2 × ½</answer>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

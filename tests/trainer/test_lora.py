@@ -1,0 +1,203 @@
+"""Low-rank adapters: what is trained, what is saved, and what the run goes back to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from g2rpo.run import RunError
+from g2rpo.run.sections import Lora, Model
+from g2rpo_torch.trainer import head, train
+from g2rpo_torch.trainer.export import export_merged
+from g2rpo_torch.trainer.forward import completion_logprobs
+from g2rpo_torch.trainer.freezing import count_parameters
+from g2rpo_torch.trainer.loading import load_policy
+from g2rpo_torch.trainer.prompts import encode_prompts
+from g2rpo_torch.trainer.trials import Trials
+
+from .one_update import describe, learn_once, rollouts
+from .tiny_models import make_records
+
+ADAPTED = Model(lora=Lora(rank=2))
+
+
+def logits(policy, family):
+    with torch.no_grad():
+        return policy.model(**encode_prompts(policy, make_records(family))).logits
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "llama"])
+def test_only_the_adapter_is_trained_and_saved(family, folders, tmp_path):
+    plain = load_policy(str(folders(family)), device="cpu")
+    policy = load_policy(str(folders(family)), device="cpu", model=ADAPTED)
+    base = logits(plain, family)
+    assert torch.equal(logits(policy, family), base)  # an adapter begins at nothing
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    metrics = learn_once(policy, family)
+    assert metrics["grad_norm"] > 0
+    for name, weight in policy.model.named_parameters():
+        assert weight.requires_grad == ("lora_" in name)
+        if "lora_" not in name:
+            assert torch.equal(weight, before[name]), name
+    adapted = {name.partition(".lora_")[0] for name in before if "lora_" in name}
+    assert adapted
+    assert not any("visual" in name or "vision" in name or "lm_head" in name for name in adapted)
+    trained, total = count_parameters(policy.model)
+    assert trained < 0.2 * total
+
+    changed = logits(policy, family)
+    assert (changed - base).abs().max() > 1e-3
+    with policy.as_reference():
+        assert torch.equal(logits(policy, family), base)
+    assert torch.equal(logits(policy, family), changed)
+    assert all(
+        weight.requires_grad for name, weight in policy.model.named_parameters() if "lora_" in name
+    )
+
+    policy.save(tmp_path)
+    assert not list(tmp_path.glob("model*.safetensors"))
+    again = load_policy(str(tmp_path), device="cpu", model=ADAPTED)
+    assert again.has_adapter
+    assert torch.equal(logits(again, family), changed)
+    names = [name for name, weight in policy.model.named_parameters() if weight.requires_grad]
+    assert names == [name for name, w in again.model.named_parameters() if w.requires_grad]
+
+
+def test_the_merged_model_needs_no_adapter(folders, tmp_path):
+    policy = load_policy(str(folders("llava")), device="cpu", model=ADAPTED)
+    learn_once(policy, "llava")
+    policy.save(tmp_path / "checkpoint")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "stale").touch()
+    export_merged(tmp_path / "checkpoint", tmp_path / "final", ADAPTED)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "final"}
+    assert not (tmp_path / "final" / "stale").exists()
+    merged = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
+    prompts = encode_prompts(policy, make_records("llava"))
+    with torch.no_grad():
+        found = merged.eval()(**prompts).logits
+    torch.testing.assert_close(found, logits(policy, "llava"), rtol=0, atol=1e-4)
+    assert load_policy(str(tmp_path / "final"), device="cpu").has_adapter is False
+
+
+def test_named_modules_get_an_adapter(folders):
+    options = Model(lora=Lora(rank=3, alpha=12, target_modules=["q_proj", "lm_head"]))
+    model = load_policy(str(folders("llava")), device="cpu", model=options).model
+    adapted = {
+        name.partition(".lora_")[0] for name, _ in model.named_parameters() if "lora_A" in name
+    }
+    assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "lm_head"}
+    assert any("vision_tower" in name for name in adapted)
+    layer = model.lm_head
+    assert layer.scaling["default"] == 4
+    assert layer.lora_A["default"].weight.shape[0] == 3
+
+    frozen = options.model_copy(update={"freeze_vision": True})
+    model = load_policy(str(folders("llava")), device="cpu", model=frozen).model
+    assert not any(
+        "vision_tower" in name and "lora_" in name for name, _ in model.named_parameters()
+    )
+
+
+def test_unknown_modules_are_named(folders):
+    options = Model(lora=Lora(rank=2, target_modules=["qproj"]))
+    with pytest.raises(RunError, match=r"names 'qproj', but no linear layer .* q_proj"):
+        load_policy(str(folders("llama")), device="cpu", model=options)
+
+
+def test_two_adapters_begin_alike_and_draw_nothing_from_the_run(folders):
+    torch.manual_seed(7)
+    one = load_policy(str(folders("llama")), device="cpu", model=ADAPTED)
+    drawn = torch.rand(1)
+    torch.manual_seed(8)
+    two = load_policy(str(folders("llama")), device="cpu", model=ADAPTED)
+    weights = dict(two.model.named_parameters())
+    for name, weight in one.model.named_parameters():
+        assert torch.equal(weight, weights[name])
+    torch.manual_seed(7)
+    load_policy(str(folders("llama")), device="cpu")
+    assert torch.rand(1) == drawn
+
+
+def metrics_of(description):
+    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if "time" not in name}
+        for line in lines
+    ]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run, tmp_path):
+    settings = (
+        "model.lora.rank=4",
+        "optimization.beta=0.1",
+        "optimization.learning_rate=0.01",
+        "optimization.schedule=constant",
+        "data.tasks=[maths, grounding]",
+        "rollout.prompts_per_step=2",
+    )
+    whole = tiny_run(*settings, "optimization.steps=2", folder="whole")
+    expected = train(whole)
+    train(tiny_run(*settings, "optimization.steps=1", folder="parts"))
+    parts = tiny_run(*settings, "optimization.steps=2", folder="parts")
+    summary = train(parts, resume=True)
+    assert metrics_of(parts) == metrics_of(whole)
+    assert metrics_of(whole)[-1]["loss/kl"] > 0  # away from the base by now
+    assert summary["after"] == expected["after"]
+    one, two = (
+        transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / run / "final")
+        for run in ("whole", "parts")
+    )
+    for (name, weight), (_, other) in zip(
+        one.named_parameters(), two.named_parameters(), strict=True
+    ):
+        assert torch.equal(weight, other), name
+
+
+def test_reference_is_the_base(folders):
+    from g2rpo_torch.trainer.update import with_reference
+
+    policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
+    description = describe()
+    at_first = rollouts(policy, "qwen3")
+    mask = at_first.mask
+    expected = with_reference(at_first, policy, description).ref_logprobs
+    torch.testing.assert_close(expected[mask], at_first.logprobs[mask], rtol=0, atol=2e-5)
+    learn_once(policy, "qwen3")
+    after = with_reference(at_first, policy, description)
+    assert torch.equal(after.ref_logprobs, expected)
+    now, _ = at_first.logprobs_of(policy, 1.0)
+    assert (now - expected)[mask].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj", "lm_head"]])
+def test_shortcuts_hold_with_an_adapter(targets, folders, monkeypatch, caplog):
+    """Shared prompts, and log-probabilities without logits, in training and as the reference."""
+    options = Model(lora=Lora(rank=2, target_modules=targets), gradient_checkpointing=True)
+    policy = load_policy(str(folders("qwen3_vl")), device="cpu", model=options)
+    learn_once(policy, "qwen3_vl")
+    batch = rollouts(policy, "qwen3_vl")
+    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+
+    def values_and_gradients(policy):
+        arguments = (policy, batch.prompts, batch.groups, batch.tokens, batch.mask)
+        values = [value[batch.mask] for value in completion_logprobs(*arguments)]
+        with policy.as_reference(), torch.no_grad():
+            base = [value[batch.mask] for value in completion_logprobs(*arguments)]
+        gradients = torch.autograd.grad(values[0].sum() + 0.3 * values[1].sum(), weights)
+        return [*values, *base, *gradients]
+
+    expected = values_and_gradients(replace(policy, trials=Trials("off")))
+    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 1)
+    quick = replace(policy, trials=Trials())
+    found = values_and_gradients(quick)
+    assert quick.trials.allows("forward", lambda: "asked again")
+    assert quick.trials.allows("head", lambda: "asked again")
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not [record for record in caplog.records if "g2rpo" in record.name]

@@ -1,0 +1,111 @@
+"""What a step reports, and that the page on metrics lists it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo_torch.trainer import train
+from g2rpo_torch.trainer.metrics import rollout_metrics
+from g2rpo_torch.trainer.rollout import Completions
+from g2rpo_torch.trainer.scoring import Rewards
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+_ROW = re.compile(r"\| (`.*?) \|.*\| (too|only|no) \|")
+
+
+def documented(tasks) -> set[str]:
+    """Return the names that the page lists, with the tasks written out."""
+    names = set()
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if row := _ROW.fullmatch(line):
+            for name in re.findall(r"`([^`]+)`", row[1]):
+                names |= {name} if row[2] != "only" else set()
+                names |= {f"{name}/{task}" for task in tasks} if row[2] != "no" else set()
+    return names
+
+
+def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
+    description = tiny_run(
+        "model.name=builtin",
+        "optimization.steps=2",
+        "optimization.beta=0.01",
+        "output.eval_steps=2",
+        "output.equity_steps=1",
+        "output.trackers=[]",
+        "rollout.dynamic_sampling.mode=signal",
+        "rollout.dynamic_sampling.max_tries=2",
+        "rollout.num_generations=4",
+        "rollout.max_completion_length=48",
+        "length.only_right=false",
+        "length.targets={grounding: [0, 0, 4, 80], vqa: [0, 0, 4, 80], spatial: [0, 0, 4, 80], "
+        "chart: [0, 0, 4, 80], ocr: [0, 0, 4, 80], maths: [0, 0, 4, 80]}",
+    )
+    train(description)
+    logged = set()
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        logged |= json.loads(line).keys()
+    listed = documented(description.data.tasks)
+    only_with_vllm = {name for name in listed if name.startswith("sampler/")}
+    assert len(only_with_vllm) == 4
+    assert logged - {"step"} == listed - only_with_vllm
+
+
+def completions(lengths, entropies=None) -> Completions:
+    lengths = torch.tensor(lengths)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    entropies = torch.ones_like(mask, dtype=torch.float32) if entropies is None else entropies
+    return Completions(
+        tokens=mask.long(),
+        mask=mask,
+        logprobs=torch.zeros_like(mask, dtype=torch.float32),
+        entropies=entropies * mask,
+        texts=[""] * len(lengths),
+        ended=lengths < 9,
+    )
+
+
+NAMES = ["ocr", "maths", "absent"]
+GROUPS, TASKS = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+
+
+def measured(rewards, lengths=(1, 3, 5, 9), **options):
+    rewards = torch.tensor(rewards)
+    components = Rewards(rewards, rewards, torch.ones(4), torch.zeros(4))
+    return rollout_metrics(components, completions(lengths), GROUPS, TASKS, NAMES, **options)
+
+
+def test_means_over_all_and_over_each_task():
+    metrics = measured([0.0, 1.0, 0.5, 0.5])
+    assert (metrics["reward"], metrics["reward/ocr"], metrics["reward/maths"]) == (0.5, 0.5, 0.5)
+    assert metrics["rewards/accuracy/std/ocr"] == 0.5
+    assert metrics["reward_std"] == 0.25
+    assert (metrics["frac_reward_zero_std/ocr"], metrics["frac_reward_zero_std/maths"]) == (0, 1)
+    lengths = [metrics[f"completions/{kind}_length"] for kind in ("mean", "min", "max")]
+    assert lengths == [4.5, 1, 9]
+    assert metrics["completions/max_length/ocr"] == 3
+    assert metrics["completions/clipped_ratio/maths"] == 0.5
+    assert metrics["num_tokens"] == 18
+    assert not [name for name in metrics if name.endswith("absent")]
+
+
+def test_entropy_is_a_mean_over_tokens():
+    entropies = torch.tensor([[2.0], [1.0], [0.0], [0.0]]).expand(4, 9)
+    rewards = Rewards(*torch.zeros(4, 4))
+    metrics = rollout_metrics(rewards, completions([1, 3, 5, 9], entropies), GROUPS, TASKS, NAMES)
+    assert metrics["entropy/ocr"] == pytest.approx((2 * 1 + 1 * 3) / 4)
+    assert metrics["entropy"] == pytest.approx(5 / 18)
+
+
+def test_what_has_no_reward_enters_no_mean():
+    metrics = measured([float("nan"), 1.0, float("nan"), float("nan")])
+    assert metrics["reward"] == metrics["reward/ocr"] == 1
+    assert metrics["rewards/accuracy/mean"] == 1
+    assert "rewards/accuracy/mean/maths" not in metrics
+    assert metrics["frac_reward_zero_std"] == 1
+    length = torch.tensor([0.25, 0.75, float("nan"), float("nan")])
+    metrics = measured([0.0, 1.0, 0.0, 0.0], length_reward=length)
+    assert metrics["rewards/length/mean"] == metrics["rewards/length/mean/ocr"] == 0.5
+    assert "rewards/length/mean/maths" not in metrics

@@ -1,0 +1,262 @@
+"""Rewards of a run: components, weights, one's own functions, and what fails."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from g2rpo.rewards import RewardPool
+from g2rpo.run import RunError, load_description
+from g2rpo.run.records import with_tasks
+from g2rpo.tasks import TASKS
+from g2rpo_torch.trainer import train
+from g2rpo_torch.trainer.scoring import Scorer
+
+
+@pytest.fixture(autouse=True)
+def own_scores(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    yield
+    sys.modules.pop("own_scores", None)
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """Return a function that writes records of one problem type, and describes a run on them."""
+
+    def describe(problem_type, *settings, answer="red", count=12):
+        path = tmp_path / "own.jsonl"
+        rows = []
+        for index in range(count):
+            image = TASKS["ocr"].item(5, index).record["images"][0]
+            image.save(tmp_path / f"{index}.png")
+            rows.append({"problem": f"number {index}?", "images": [f"{index}.png"]})
+        lines = [
+            json.dumps({**row, "answer": answer, "problem_type": problem_type, "task_type": "t"})
+            for row in rows
+        ]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return load_description(None, {"data.source": str(path)}, settings)
+
+    return describe
+
+
+BOX = {"problem_type": "spatial grounding", "answer": "[0, 0, 10, 10]", "task_type": "t"}
+HALF = '<think>a</think><answer>{"boxes": [0, 0, 10, 5]}</answer>'
+LOOSE = "<think>a</think><answer>it is at [0, 0, 10, 10]</answer>"
+
+
+def test_components_and_their_sum():
+    with Scorer(load_description()) as scorer:
+        rewards = scorer([BOX], [HALF, LOOSE, "nothing"])
+    assert rewards.accuracy.tolist() == [0.5, 1, 0]
+    assert rewards.format.tolist() == [1, 1, 0]
+    assert rewards.structure.tolist() == [1, 0, 0]
+    # The built-in tasks ask for no shape beyond the format.
+    assert rewards.reward.tolist() == pytest.approx([0.55, 1, 0])
+
+
+def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):
+    with Scorer(with_tasks(own_data("spatial grounding", answer="[0, 0, 10, 10]"))) as scorer:
+        assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.45 + 0.1 + 0.5])
+    weights = "rewards.weights={accuracy: 1, format: 0, structure: 0.25}"
+    with Scorer(load_description(settings=[weights])) as scorer:
+        assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.75])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "settings", "workers"),
+    [
+        ("numerical", (), 0),
+        ("maths", (), None),
+        ("maths", ("rewards.workers=0",), 0),
+        ("numerical", ("rewards.workers=2",), 2),
+        ("colour", ("rewards.functions.colour=own_scores:length_of",), None),
+        ("numerical", ("rewards.functions.numerical=own_scores:length_of",), None),
+    ],
+)
+def test_processes_start_only_where_scoring_can_take_long(
+    own_data, monkeypatch, problem_type, settings, workers
+):
+    seen = []
+
+    class Pool(RewardPool):
+        def __init__(self, workers, **options):
+            seen.append(workers)
+            super().__init__(0, **options)
+
+    monkeypatch.setattr("g2rpo.run.scoring.RewardPool", Pool)
+    with Scorer(with_tasks(own_data(problem_type, *settings, answer="1"))):
+        assert seen == [workers]
+
+
+def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
+    description = own_data(
+        "colour",
+        "rewards.functions.colour=own_scores:hangs",
+        "rewards.workers=1",
+        "rewards.timeout=0.5",
+    )
+    record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
+    texts = [f"<think></think><answer>{answer}</answer>" for answer in ("a", "hang", "b")]
+    with Scorer(with_tasks(description)) as scorer:
+        assert scorer([record], texts).accuracy.tolist() == [1, 0, 1]
+        expected = {"rewards/timeouts": 1, "rewards/crashes": 0, "rewards/errors": 0}
+        assert scorer.metrics() == expected
+        assert scorer.metrics() == dict.fromkeys(expected, 0)
+        assert scorer.counts == {"timeout": 1}
+
+
+def test_a_reward_of_ones_own_trains(own_data, tmp_path, random_policy_folder):
+    """A run of two steps, scored by a function that the description names by its import path."""
+    settings = [
+        f"model.name={random_policy_folder}",
+        "rewards.functions.colour=own_scores:length_of",
+        "rewards.workers=0",
+        *TINY,
+    ]
+    summary = train(own_data("colour", *settings, f"output.dir={tmp_path / 'run'}"))
+    assert summary["steps"] == 2
+    assert set(summary["after"]) == {"t", "mean"}
+
+
+TINY = (
+    "data.eval_items=2",
+    "data.eval_generations=1",
+    "rollout.prompts_per_step=2",
+    "rollout.num_generations=2",
+    "rollout.max_completion_length=8",
+    "optimization.steps=2",
+    "output.trackers=[]",
+    "output.plots=false",
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("raises", "raised KeyError: 'no such colour'"),
+        ("not_a_number", "returned nan; it must return a finite number"),
+        ("text", "returned 'good'; it must return a finite number"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, function, reason, workers):
+    description = with_tasks(
+        own_data(
+            "colour",
+            f"rewards.functions.colour=own_scores:{function}",
+            f"rewards.workers={workers}",
+        )
+    )
+    record = {
+        "problem_type": "colour",
+        "answer": "red",
+        "task_type": "t",
+        "place": "a.jsonl, line 7",
+    }
+    texts = ["<think></think><answer>a</answer>", "no answer"]
+    with Scorer(description) as scorer, pytest.raises(RunError) as raised:
+        scorer([record], texts)
+    text = str(raised.value)
+    assert text.startswith("a.jsonl, line 7: reward function own_scores:")
+    assert reason in text
+    assert "rewards.skip_errors: true" in text
+
+
+def test_errors_are_skipped_and_counted_only_if_that_is_allowed(own_data):
+    description = own_data(
+        "colour",
+        "rewards.functions.colour=own_scores:raises",
+        "rewards.workers=0",
+        "rewards.skip_errors=true",
+    )
+    record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
+    with Scorer(with_tasks(description)) as scorer:
+        rewards = scorer([record], ["<think></think><answer>a</answer>", "no answer"])
+        assert scorer.metrics()["rewards/errors"] == 1
+    assert torch.equal(rewards.reward.isnan(), torch.tensor([True, False]))
+    assert rewards.format.tolist() == [1, 0]
+
+
+def test_a_run_whose_rewards_all_fail_goes_on_without_a_signal(
+    own_data, tmp_path, random_policy_folder
+):
+    settings = [
+        f"model.name={random_policy_folder}",
+        "rewards.functions.colour=own_scores:raises",
+        "rewards.workers=0",
+        "rewards.skip_errors=true",
+        *TINY,
+    ]
+    folder = tmp_path / "run"
+    train(own_data("colour", *settings, f"output.dir={folder}"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss/policy"] == 0 for line in lines)
+
+
+def test_an_import_path_that_leads_nowhere_is_found_before_anything_is_written(own_data, tmp_path):
+    folder = tmp_path / "run"
+    description = own_data(
+        "colour", "rewards.functions.colour=own_scores:raise", f"output.dir={folder}"
+    )
+    with pytest.raises(RunError, match=r"rewards\.functions: .*did you mean 'raises'"):
+        train(description)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "answer", "reason"),
+    [
+        ("colour", "red", "problem_type is 'colour'; it must be one of"),
+        ("numercial", "3", "did you mean 'numerical'"),
+        ("numerical", "three", "truth is 'three'; it must be a finite number"),
+    ],
+)
+def test_records_that_cannot_be_scored_are_found_before_training(
+    own_data, tmp_path, problem_type, answer, reason
+):
+    with pytest.raises(RunError) as raised:
+        with_tasks(own_data(problem_type, answer=answer))
+    text = str(raised.value)
+    assert "12 of 12 records cannot be used" in text
+    assert f"{tmp_path / 'own.jsonl'}, line 1: " in text
+    assert reason in text
+
+
+def test_a_broken_record_is_skipped_and_counted_only_if_that_is_allowed(own_data, tmp_path):
+    from g2rpo.run.records import source_of
+
+    description = own_data("numerical", answer="3")
+    with (tmp_path / "own.jsonl").open("a") as file:
+        file.write('\n{"problem": "?", "answer": "many", "problem_type": "numerical"}\n')
+    with pytest.raises(RunError, match=r"own.jsonl, line 13: .*'many'.*finite number"):
+        with_tasks(description)
+    allowed = with_tasks(
+        load_description(None, {"data.source": description.data.source}, ["data.skip_broken=true"])
+    )
+    assert source_of(allowed.data).summary().skipped == 1
+
+
+def test_the_same_data_are_checked_again_with_other_functions(own_data):
+    known = own_data("colour", "rewards.functions.colour=own_scores:length_of")
+    assert with_tasks(known).data.tasks == ["t"]
+    with pytest.raises(RunError, match="'colour'"):
+        with_tasks(load_description(None, {"data.source": known.data.source}))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "length.targets.tt=direct",
+        "entropy.bounds.tt=[0, 1]",
+        "entropy.weights.tt=1",
+        "rollout.limits.tt=9",
+    ],
+)
+def test_shaping_of_a_task_that_the_source_lacks_is_refused(own_data, setting):
+    key = setting.partition(".tt")[0]
+    with pytest.raises(RunError, match=rf"{key}: unknown task 'tt'.*did you mean 't'"):
+        with_tasks(own_data("numerical", setting, answer="3"))

@@ -1,0 +1,198 @@
+"""From rewards, components and lengths to advantages; what a run remembers of its shaping."""
+
+import json
+
+import pytest
+import torch
+
+import g2rpo
+from g2rpo.run import load_description
+from g2rpo_torch.trainer import train
+from g2rpo_torch.trainer.scoring import Rewards
+from g2rpo_torch.trainer.shaping import Shaping
+
+GROUPS = torch.arange(3).repeat_interleave(4)
+TASKS = torch.zeros(12, dtype=torch.int64)
+LENGTHS = torch.arange(12)
+
+
+def some_rewards(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    accuracy, form = (
+        torch.rand(12, generator=generator),
+        torch.rand(12, generator=generator).round(),
+    )
+    structure = 0.5 * form
+    return Rewards(0.9 * accuracy + 0.1 * form + 0.3 * structure, accuracy, form, structure)
+
+
+def shaping(*settings):
+    weights = "rewards.weights.structure=0.3"
+    return Shaping(load_description(settings=["data.tasks=[maths]", weights, *settings]))
+
+
+def test_summed_components_are_what_one_reward_is():
+    rewards = some_rewards()
+    advantages = shaping("length.mode=off")(rewards, LENGTHS, GROUPS, TASKS)
+    assert torch.equal(advantages.policy, g2rpo.gaussian_advantages(rewards.reward, GROUPS, TASKS))
+    assert advantages.length is advantages.length_reward is None
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gdpo"])
+def test_decoupled_components_go_to_the_estimator_with_their_weights(name):
+    rewards = some_rewards()
+    settings = ["length.mode=off", f"estimator.name={name}", "estimator.decoupled=true"]
+    advantages = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS).policy
+    columns, weights = torch.stack(rewards[1:], dim=1), [0.9, 0.1, 0.3]
+    if name == "gaussian":
+        expected = g2rpo.gaussian_advantages(
+            columns, GROUPS, TASKS, decoupled=True, component_weights=weights
+        )
+    else:
+        expected = g2rpo.gdpo_advantages(columns, GROUPS, component_weights=weights)
+    assert torch.equal(advantages, expected)
+    summed = shaping("length.mode=off")(rewards, LENGTHS, GROUPS, TASKS).policy
+    assert not torch.allclose(advantages, summed)
+
+
+def test_length_is_a_component_of_its_own_where_it_is_part_of_the_reward():
+    settings = ["length.mode=reward", "length.weight=0.4", "length.targets.maths=[0, 2, 4, 9]"]
+    control = shaping(*settings, "estimator.decoupled=true")
+    rewards = some_rewards()
+    advantages = control(rewards, LENGTHS, GROUPS, TASKS)
+    right = rewards.accuracy > 0
+    length = g2rpo.length_reward(LENGTHS, g2rpo.LengthTarget(0, 2, 4, 9), right=right)
+    columns = torch.stack([*rewards[1:], length], dim=1)
+    expected = g2rpo.gaussian_advantages(
+        columns, GROUPS, TASKS, decoupled=True, component_weights=[0.9, 0.1, 0.3, 0.4]
+    )
+    assert torch.equal(advantages.policy, expected)
+    assert advantages.length is None
+    summed = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS).policy
+    total = rewards.reward + 0.4 * length
+    assert torch.equal(summed, g2rpo.gaussian_advantages(total, GROUPS, TASKS))
+
+
+@pytest.mark.parametrize("mode", ["term", "reward", "off"])
+def test_an_absent_reward_takes_no_part(mode):
+    rewards = some_rewards()
+    rewards.accuracy[5] = rewards.reward[5] = torch.nan
+    advantages = shaping(f"length.mode={mode}")(rewards, LENGTHS, GROUPS, TASKS)
+    assert advantages.policy[5] == 0
+    assert torch.isfinite(advantages.policy).all()
+    others = [4, 6, 7]
+    assert float(advantages.policy[others].sum()) == pytest.approx(0, abs=1e-6)
+    if mode == "term":
+        assert advantages.length[5] == 0
+        assert torch.isfinite(advantages.length).all()
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr-grpo", "rloo", "grpo-batch", "ema-grpo"])
+def test_every_estimator_takes_a_runs_rewards(estimator):
+    rewards = some_rewards()
+    rewards.accuracy[0] = rewards.reward[0] = torch.nan
+    advantages = shaping(f"estimator.name={estimator}")(rewards, LENGTHS, GROUPS, TASKS).policy
+    assert advantages[0] == 0
+    assert torch.isfinite(advantages).all()
+    assert advantages.abs().max() > 0
+
+
+def test_warm_up_rewards_no_length_and_calibration_then_does():
+    control = shaping(
+        "length.calibrate=true",
+        "length.targets={}",
+        "length.calibration={warmup_steps: 1, min_samples: 4}",
+    )
+    rewards = Rewards(*torch.ones(4, 12))
+    first = control(rewards, LENGTHS, GROUPS, TASKS)
+    assert first.length_reward.isnan().all()
+    assert (first.length == 0).all()
+    second = control(rewards, LENGTHS, GROUPS, TASKS)
+    assert second.length_reward[5] == 1 > second.length_reward[0]
+    assert second.length.abs().max() > 0
+
+
+def test_entropy_weights_reach_the_loss_of_their_task():
+    control = shaping("entropy.control=adaptive", "entropy.high=0.5")
+    entropies = torch.full((12, 3), 1.5)
+    mask = torch.ones(12, 3, dtype=torch.bool)
+    mask[:, 2] = False
+    entropies[:, 2] = 99.0
+    steered = control.steer(entropies, mask, TASKS)
+    assert steered.entropy.weight_of("maths") == pytest.approx(0.02 + 0.02 * 1.0)
+    assert control.metrics()["entropy_weight/maths"] == steered.entropy.weight_of("maths")
+
+
+def test_state_of_all_parts_goes_through_json():
+    settings = ["length.calibrate=true", "entropy.control=adaptive", "estimator.name=ema-grpo"]
+    one, other = shaping(*settings), shaping(*settings)
+    mask = torch.ones(12, 3, dtype=torch.bool)
+
+    def step(control, seed):
+        entropies = torch.rand(12, 3, generator=torch.Generator().manual_seed(seed)) + 1
+        control.steer(entropies, mask, TASKS)
+        return control(some_rewards(seed), LENGTHS + 30, GROUPS, TASKS)
+
+    step(one, 0)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for seed in (1, 2):
+        ours, theirs = step(one, seed), step(other, seed)
+        assert torch.equal(ours.policy, theirs.policy)
+        assert torch.equal(ours.length, theirs.length)
+    assert one.metrics() == other.metrics()
+    assert one.metrics() != shaping(*settings).metrics()
+
+
+def metrics_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if "time" not in name}
+        for line in lines
+    ]
+
+
+def test_a_resumed_run_steers_like_the_uninterrupted_one(tiny_run, tmp_path):
+    settings = [
+        # The embedded policy is right often enough for targets to have something to follow.
+        "model.name=builtin",
+        "data.tasks=[vqa, maths]",
+        "rollout.max_completion_length=32",
+        "rollout.num_generations=8",
+        "length.calibrate=true",
+        "length.calibration={warmup_steps: 1, min_samples: 1}",
+        "entropy.control=adaptive",
+        "entropy.high=1",
+        "optimization.schedule=constant",
+        "output.plots=false",
+    ]
+    train(tiny_run(*settings, folder="whole"))
+    train(tiny_run(*settings, "optimization.steps=2", folder="parts"))
+    train(tiny_run(*settings, folder="parts"), resume=True)
+    whole, parts = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "parts")
+    assert parts == whole
+    assert len(whole) == 3
+    for name in ("entropy_weight/maths", "length_target/low/maths"):
+        assert len({line[name] for line in whole}) == 3, name
+
+
+def test_a_task_with_a_weight_of_its_own_pulls_by_it(tiny_run, tmp_path):
+    """The entropy term is the sum of what each task's weight makes of its distance."""
+    common = [
+        "optimization.steps=1",
+        "entropy.high=0.5",
+        "output.plots=false",
+        "output.trackers=[]",
+    ]
+    terms = {}
+    for name, setting in (
+        ("all", "entropy.weight=0.1"),
+        ("none", "entropy.weight=0"),
+        ("maths", "entropy={weight: 0, high: 0.5, weights: {maths: 0.1}}"),
+    ):
+        train(tiny_run(*common, setting, folder=name))
+        (line,) = metrics_of(tmp_path / name)
+        terms[name] = line["loss/entropy"]
+        distance = line["entropy/maths"] - 0.5
+    assert terms["none"] == 0
+    assert terms["maths"] == pytest.approx(0.1 * distance, rel=1e-4)
+    assert terms["all"] > 3 * terms["maths"] > 0

@@ -1,0 +1,96 @@
+"""Updates: mini-batches, what is averaged, and gradients that are not finite."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from g2rpo.run.errors import RunError
+from g2rpo_torch.trainer.batch import Batch
+from g2rpo_torch.trainer.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_torch.trainer.progress import Progress
+from g2rpo_torch.trainer.update import evaluated, update_policy, with_reference
+
+
+@pytest.fixture
+def policy(random_policy):
+    return replace(random_policy, model=copy.deepcopy(random_policy.model))
+
+
+@pytest.fixture(scope="module")
+def batch(prompts, completions):
+    rows = len(completions.tokens)
+    advantages = torch.randn(rows, generator=torch.Generator().manual_seed(0))
+    groups = torch.arange(rows) // 4
+    columns = completions[:4]
+    return Batch(prompts, groups, *columns, advantages, None, tasks=groups)
+
+
+def state_of(policy, optimizer):
+    weights = {name: w.detach().clone() for name, w in policy.model.named_parameters()}
+    return weights | {f"/{n}": t.clone() for n, t in optimizer_tensors(policy, optimizer).items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(policy, batch, tiny_run):
+    description, progress = tiny_run("optimization.max_skipped_steps=2"), Progress(step=6)
+    optimizer = make_optimizer(policy, description.optimization)
+    update_policy(policy, optimizer, batch, description, progress)
+    before = state_of(policy, optimizer)
+    assert len(before) > len(list(policy.model.parameters()))
+    broken = replace(batch, advantages=batch.advantages.index_fill(0, torch.tensor(3), torch.nan))
+    for count in (1, 2):
+        metrics = update_policy(policy, optimizer, broken, description, progress)
+        assert equal(state_of(policy, optimizer), before)
+        assert all(weight.grad is None for weight in policy.model.parameters())
+        assert metrics["optimization/skipped_steps"] == count == progress.skipped_in_a_row
+    # One that is finite starts the count anew, but not that of all.
+    update_policy(policy, optimizer, batch, description, progress)
+    assert not equal(state_of(policy, optimizer), before)
+    assert (progress.skipped_steps, progress.skipped_in_a_row) == (2, 0)
+    after = state_of(policy, optimizer)
+    for _ in range(2):
+        update_policy(policy, optimizer, broken, description, progress)
+    with pytest.raises(RunError, match=r"step 7: the gradient is not finite .* 3 times in a row"):
+        update_policy(policy, optimizer, broken, description, progress)
+    assert equal(state_of(policy, optimizer), after)
+
+
+@pytest.mark.parametrize(("updates", "steps"), [(1, 1), (4, 3), (6, 6)])
+def test_updates_take_whole_prompts(policy, batch, tiny_run, monkeypatch, updates, steps):
+    """Six prompts in four updates are two in each of three."""
+    description = tiny_run(f"optimization.updates_per_batch={updates}")
+    optimizer = make_optimizer(policy, description.optimization)
+    taken, plain = [], optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: taken.append(plain()))
+    metrics = update_policy(policy, optimizer, batch, description, Progress())
+    assert len(taken) == steps
+    # On policy in the first update only.
+    assert (metrics["ratio/max"] == pytest.approx(1, abs=1e-4)) == (updates == 1)
+
+
+def test_metrics_do_not_depend_on_the_budget(policy, batch, tiny_run):
+    """Nor does the largest ratio, which is no mean."""
+    shifted = replace(batch, logprobs=batch.logprobs + 0.4 * torch.randn(batch.logprobs.shape))
+    found = []
+    for budget in (10**6, 150):
+        one = replace(policy, model=copy.deepcopy(policy.model))
+        description = tiny_run(f"optimization.micro_batch_tokens={budget}")
+        optimizer = make_optimizer(one, description.optimization)
+        found.append(update_policy(one, optimizer, shifted, description, Progress()))
+    whole, parts = found
+    assert whole["ratio/max"] > 1.5
+    assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, tiny_run):
+    description = tiny_run("optimization.micro_batch_tokens=100")
+    logprobs, entropies = evaluated(batch, random_policy, description)
+    torch.testing.assert_close(logprobs, batch.logprobs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(entropies, batch.entropies, rtol=0, atol=2e-5)
+    referred = with_reference(batch, random_policy, description)
+    assert torch.equal(referred.ref_logprobs, logprobs)
