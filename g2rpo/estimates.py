@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +19,6 @@ from g2rpo._state import to_numpy
 from g2rpo._typing import Array
 
 __all__ = ["Estimate", "best_of", "mean_estimate", "mean_of_estimates"]
-
-# With more degrees of freedom Student's quantiles are the normal ones to three digits and more.
-_LIKE_NORMAL = 10_000
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,6 +57,13 @@ class Estimate(NamedTuple):
             Lower and upper end, both NaN with fewer than two prompts. It is symmetric, so it may
             reach beyond the range of the values.
 
+        Raises
+        ------
+        ValueError
+            If ``confidence`` is no probability.
+        ImportError
+            Without SciPy, which the extra ``cli`` brings.
+
         Examples
         --------
         >>> low, high = Estimate(0.5, 0.1, 9.0, 10).interval()
@@ -73,7 +76,7 @@ class Estimate(NamedTuple):
             return math.nan, math.nan
         if self.standard_error == 0:  # however few the degrees of freedom
             return self.mean, self.mean
-        half = _t_quantile(confidence, self.freedom) * self.standard_error
+        half = _student_quantile(0.5 + 0.5 * confidence, self.freedom) * self.standard_error
         return self.mean - half, self.mean + half
 
 
@@ -228,31 +231,11 @@ def _shares(n: int, k: int) -> Floats:
     return np.asarray([math.comb(i, k - 1) / subsets for i in range(n)])
 
 
-def _t_quantile(confidence: float, freedom: float) -> float:
-    """Return t with P(|T| < t) = confidence; degrees of freedom are rounded down."""
-    if freedom >= _LIKE_NORMAL:
-        return NormalDist().inv_cdf(0.5 + 0.5 * confidence)
-    whole = max(1, math.floor(freedom))
-    # Bisection in the angle atan(t / √freedom), in which the probability is a finite sum.
-    low, high = 0.0, 0.5 * math.pi
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if _t_probability(middle, whole) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(whole) * math.tan(low)
-
-
-def _t_probability(angle: float, freedom: int) -> float:
-    """Return P(|T| < √freedom · tan(angle)): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    odd = freedom % 2
-    j = np.arange(1, freedom // 2)
-    steps = 2 * j / (2 * j + 1) if odd else (2 * j - 1) / (2 * j)
-    square = math.cos(angle) ** 2
-    series = 1.0 + float(np.cumprod(steps * square).sum())
-    if freedom == 1:
-        return 2 * angle / math.pi
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * series)
-    return math.sin(angle) * series
+def _student_quantile(probability: float, freedom: float) -> float:
+    try:
+        # Here, because the core itself needs NumPy and nothing more.
+        from scipy.special import stdtrit
+    except ModuleNotFoundError as error:
+        text = 'confidence intervals need scipy; run: pip install "g2rpo[cli]"'
+        raise ImportError(text, name=error.name) from error
+    return float(stdtrit(freedom, probability))

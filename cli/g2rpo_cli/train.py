@@ -61,7 +61,8 @@ def train(
     """Train a policy with G²RPO, and show each task before and after.
 
     Without options it trains the policy that comes with the package on the six built-in tasks; with
-    `--engine jax` it is another policy, on the four built-in tasks of text. Options win over `--set`, which wins over the file of `--config`.
+    `--engine jax` it is another policy, on the four built-in tasks of text. Options win over
+    `--set`, which wins over the file of `--config`.
 
     The run's folder holds the resolved configuration, metrics, TensorBoard events, checkpoints in
     Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops.

@@ -23,10 +23,9 @@ ENGINE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "reference": {},
     "jax": {
         **_TEXT,
-        "rollout.prompts_per_step": 24,
-        "optimization.steps": 200,
-        "optimization.learning_rate": 5e-4,
-        "optimization.micro_batch_tokens": 16384,
+        "rollout.prompts_per_step": 32,
+        "optimization.steps": 250,
+        "optimization.learning_rate": 2e-4,
         "output.trackers": [],
         "output.equity_steps": 0,
     },

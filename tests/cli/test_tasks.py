@@ -21,3 +21,12 @@ def test_show_of_an_unknown_task(run):
     code, _, err = run("tasks", "show", "-t", "chrat")
     assert code == 2
     assert "'chart'" in err
+
+
+def test_text_tasks_are_listed_and_printed(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "builtin-text" in run("tasks", "list")[1]
+    code, out, _ = run("tasks", "show", "-t", "sorting", "--rows", "2", "--level", "1")
+    assert code == 0
+    assert out.count("Sort the letters") == 2
+    assert not list(tmp_path.iterdir())
