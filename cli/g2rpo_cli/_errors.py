@@ -12,8 +12,11 @@ _USAGE, _FAILURE = 2, 1
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def reported(*, is_before_start: bool = False) -> Iterator[None]:
     """Print an error in red on stderr and exit: 2 for what the user can change, else 1.
+
+    Of several processes that train together one tells what all find wrong alike, as all do with
+    `RunError` while they read the description, before the start.
 
     With ``G2RPO_DEBUG=1`` in the environment errors pass through with their traceback.
     """
@@ -22,8 +25,15 @@ def reported() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
             raise
-        from g2rpo.run.errors import RunError
+        from g2rpo.run.errors import RunError, SharedError
+        from g2rpo.run.launch import Launch
 
+        # A launcher ends all processes when one fails, so those that say nothing do not.
+        launch = Launch.read()
+        if isinstance(error, SharedError) and not launch.is_main:
+            raise SystemExit(0) from None
+        if isinstance(error, RunError) and is_before_start and not launch.tells:
+            raise SystemExit(0) from None
         # An engine notes on an error how its run goes on.
         notes = getattr(error, "__notes__", [])
         if isinstance(error, RunError):

@@ -136,14 +136,22 @@ def _evaluate(
     from rich.console import Console
 
     from g2rpo.run import Display
+    from g2rpo.run.launch import Launch
     from g2rpo.run.records import reward_kinds, with_tasks
     from g2rpo.run.report import results_table
     from g2rpo_torch.trainer import evaluate as run_evaluation
 
     hide_foreign_bars()
     description = with_tasks(description)
-    with _writer(samples) as on_samples, Display(0, description.data.tasks) as display:
+    is_main = Launch.read().is_main
+    console = None if is_main else Console(quiet=True)
+    with (
+        _writer(samples if is_main else None) as on_samples,
+        Display(0, description.data.tasks, console=console) as display,
+    ):
         result = run_evaluation(model, description, display, on_samples=on_samples)
+    if not is_main:
+        return
     kinds = reward_kinds(description.data)
     Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
     if output is not None:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 # What a resumed run may change: all else would make it another run.
-_CHANGEABLE = ("optimization.steps", "optimization.micro_batch_tokens", "rollout.batch_size")
+_CHANGEABLE = (
+    "optimization.steps",
+    "optimization.micro_batch_tokens",
+    "rollout.batch_size",
+    "model.sharding",
+)
 
 
 def train(
@@ -94,14 +99,28 @@ def train(
             "output.dir": output_dir,
         }
     )
-    with reported():
+    with reported(is_before_start=True):
         search_working_folder()
         flags |= reward_functions(reward)
         if resume:
             description = _resumed(flags, settings or [], config)
         else:
             description = _fresh(flags, settings or [], config)
+        _refuse_processes(description.engine)
+    with reported():
         _run(description, resume=resume)
+
+
+def _refuse_processes(engine: str) -> None:
+    from g2rpo.run import RunError
+    from g2rpo.run.launch import Launch
+
+    size = Launch.read().size
+    if size > 1 and engine != "reference":
+        raise RunError(
+            f"{size} processes were launched, but --engine {engine} trains in a single one; start "
+            "it without a launcher"
+        )
 
 
 def _fresh(
@@ -139,8 +158,8 @@ def _resumed(
         if now != before:
             raise RunError(
                 f"{key} is {now!r}, but the run in {path} has {before!r}; --resume can change "
-                "--steps, the section output, optimization.micro_batch_tokens and "
-                "rollout.batch_size alone: leave that out, or start another run without --resume"
+                "--steps, the section output, optimization.micro_batch_tokens, rollout.batch_size "
+                "and model.sharding alone: leave that out, or start another run without --resume"
             )
     _refuse_finished(folder, description.optimization.steps)
     return description
@@ -171,24 +190,33 @@ def _value(description: "RunDescription", key: str) -> Any:
 
 def _run(description: "RunDescription", *, resume: bool) -> None:
     engine = load_engine(description.engine)
+    from rich.console import Console
+
     from g2rpo.run import Display, RunFolder
+    from g2rpo.run.launch import Launch
     from g2rpo.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()
+    is_main = Launch.read().is_main
     description = with_tasks(description)
-    _show_data(description)
+    if is_main:
+        _show_data(description)
     path = Path(description.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = description.optimization.steps, description.data.tasks
-    display = Display(steps, tasks, start.step if start else 0)
+    console = None if is_main else Console(quiet=True)
+    display = Display(steps, tasks, start.step if start else 0, console=console)
     try:
         with display:
             summary = engine.train(description, resume=resume, display=display)
     except KeyboardInterrupt as interruption:
+        if not is_main:
+            raise SystemExit(0) from None
         # The trainer's own interruption tells what is saved; a second Ctrl-C stops at once.
         _say_how_to_resume(path, str(interruption) or "stopped at once")
         raise SystemExit(130) from None
-    _report(summary, path, reward_kinds(description.data))
+    if is_main:
+        _report(summary, path, reward_kinds(description.data))
 
 
 def _show_data(description: "RunDescription") -> None:

@@ -84,7 +84,7 @@ class RewardPool:
         self._skip_errors = skip_errors
         self._closed = False
         self._crew = None
-        count = min(_cores(), 8) if workers is None else workers
+        count = default_workers() if workers is None else workers
         if count:
             own = {**registered(), **(functions or {})}
             self._crew = Crew(count, _pickled(own), seconds)
@@ -255,5 +255,7 @@ def _reward_error(message: str, trace: str) -> RewardError:
     return error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_workers() -> int:
+    """Return how many processes a pool has where nothing is said: the cores, at most 8."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return min(len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1, 8)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -21,10 +24,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """A context in which the first signal only sets ``requested``; the second acts at once."""
+    """A context in which the first signal only sets ``requested``; the second acts at once.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    echo : float
+        Seconds after the first in which further ones are taken for the same.
+    """
+
+    def __init__(self, echo: float = 0.0) -> None:
         self.requested = False
+        self._echo = echo
+        self._first = -math.inf
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -37,8 +48,14 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first = True, now
+            if not self._echo:
+                self._restore()
+        elif now > self._first + self._echo:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for each, handler in self._previous.items():

@@ -17,11 +17,13 @@ class Launch(NamedTuple):
         The same on this machine.
     sharded : bool
         Whether the launcher was asked to divide the model (``accelerate launch --use_fsdp``).
+    on_cpu : bool
+        Whether it was asked to leave GPUs alone (``accelerate launch --cpu``).
 
     Examples
     --------
     >>> Launch.read({})
-    Launch(rank=0, size=1, local_rank=0, local_size=1, sharded=False)
+    Launch(rank=0, size=1, local_rank=0, local_size=1, sharded=False, on_cpu=False)
     >>> environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     >>> Launch.read(environment).tells
     False
@@ -32,20 +34,23 @@ class Launch(NamedTuple):
     local_rank: int = 0
     local_size: int = 1
     sharded: bool = False
+    on_cpu: bool = False
 
     @classmethod
     def read(cls, environment: "os._Environ[str] | dict[str, str]" = os.environ) -> "Launch":
         """Read the variables of the environment that launchers set; one process without them."""
         size = int(environment.get("WORLD_SIZE", "1"))
+        on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
         # A cluster may set the number of processes for whatever it starts; a rank is a launcher's.
         if size == 1 or "RANK" not in environment:
-            return cls()
+            return cls(on_cpu=on_cpu)
         return cls(
             rank=int(environment["RANK"]),
             size=size,
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             sharded=environment.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+            on_cpu=on_cpu,
         )
 
     @property

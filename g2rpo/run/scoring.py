@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from g2rpo.rewards import RewardFunction, RewardPool, Weights, find_type, may_take_long, with_own
+from g2rpo.rewards.pool import default_workers
 from g2rpo.rewards.score import STRUCTURE_WEIGHT
 from g2rpo.run.description import RunDescription
+from g2rpo.run.launch import Launch
 from g2rpo.run.records import own_functions, source_of
 from g2rpo.run.sections import BUILTIN_SOURCES
 
@@ -37,6 +39,7 @@ def open_pool(description: RunDescription) -> RewardPool:
     types = {kind for task in tasks for kind in task.problem_types}
     if workers is None and not _any_takes_long(types, with_own(functions)):
         workers = 0
+    workers = _of_this_process(workers)
     return RewardPool(
         workers, functions=functions, seconds=options.timeout, skip_errors=options.skip_errors
     )
@@ -57,6 +60,14 @@ def reward_weights(description: RunDescription) -> Weights:
         # Answers to the built-in tasks have no shape beyond the format that is rewarded already.
         structure = 0.0 if description.data.source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
     return Weights(weights.accuracy, weights.format, structure)
+
+
+def _of_this_process(workers: int | None) -> int | None:
+    """Divide the workers of a machine among the processes that train on it together."""
+    sharers = Launch.read().local_size
+    if sharers == 1 or workers == 0:
+        return workers
+    return max(1, (default_workers() if workers is None else workers) // sharers)
 
 
 def _any_takes_long(types: Iterable[str], functions: Mapping[str, RewardFunction]) -> bool:

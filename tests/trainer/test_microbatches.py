@@ -9,7 +9,7 @@ import torch
 
 import g2rpo
 from g2rpo_torch.trainer.batch import Batch
-from g2rpo_torch.trainer.microbatches import Lengths, micro_batches, token_bins
+from g2rpo_torch.trainer.microbatches import Lengths, micro_batch_rows, token_bins
 from g2rpo_torch.trainer.trials import Trials
 from g2rpo_torch.trainer.update import batch_loss
 
@@ -84,7 +84,7 @@ def test_rows_of_like_length_go_together():
 @pytest.mark.parametrize("budget", [1, 150, 400, 10**9])
 def test_a_pass_computes_what_was_counted(policy, batch, budget, monkeypatch, tiny_run):
     """The model sees no more tokens than the budget allows, and exactly those that were counted."""
-    parts = list(micro_batches(policy, batch, budget))
+    parts = [batch.rows(rows) for rows in micro_batch_rows(policy, batch, budget)]
     seen = []
     plain = policy.model.forward
 
@@ -117,7 +117,8 @@ def loss_and_gradients(policy, batch, description, budget):
     )
     policy.model.zero_grad()
     sums = torch.zeros(5)
-    for part in micro_batches(policy, batch, budget):
+    for rows in micro_batch_rows(policy, batch, budget):
+        part = batch.rows(rows)
         terms, _ = batch_loss(policy, part, totals, description)
         terms.total.backward()
         sums += torch.stack([term.detach() for term in terms])

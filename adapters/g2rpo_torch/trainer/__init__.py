@@ -23,6 +23,7 @@
 ``shaping.py``        rewards and lengths to advantages
 ``batch.py``          rollouts with all that the loss needs
 ``update.py``         mini-batches, loss, optimiser
+``passes.py``         as many passes on every process
 ``microbatches.py``   which responses go through the model together
 ``schedule.py``       the learning rate of every step
 ``optimizer.py``      AdamW over float32 masters
@@ -35,6 +36,8 @@
 ``trials.py``         shortcuts, each tried once against the plain way
 ``shortcuts.py``      all of them tried at once, the same on every process
 ``evaluation.py``     held-out rewards
+``processes.py``      several processes that train one policy
+``sharding.py``       a model that is divided over them
 ``checkpoint.py``     Hugging Face folder with the optimiser beside it
 ====================  =======================================================================
 """

@@ -33,6 +33,8 @@ class Batch:
         Log-probabilities under the reference policy, where there is a KL term.
     importance_weights : Tensor (N, T) or None
         Probability under the policy over that under the sampler, where the two are not the same.
+    numbers : Tensor (N,), int64, or None
+        Number of each rollout's prompt among those of all processes; None if this one has all.
     """
 
     prompts: Inputs
@@ -46,24 +48,29 @@ class Batch:
     tasks: torch.Tensor
     ref_logprobs: torch.Tensor | None = None
     importance_weights: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def rows(self, rows: torch.Tensor | slice) -> Batch:
-        """Return some of the rollouts with their prompts, without columns of mere padding."""
+        """Return some of the rollouts with their prompts, without columns of mere padding.
+
+        There may be none.
+        """
         tensors = {
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
             if isinstance(getattr(self, field.name), torch.Tensor)
         }
-        longest = int(tensors["mask"].sum(-1).max())
+        longest = int(tensors["mask"].sum(-1).amax()) if len(tensors["mask"]) else 0
         tensors = {
             name: tensor[:, :longest] if tensor.ndim == 2 else tensor
             for name, tensor in tensors.items()
         }
         kept, tensors["groups"] = tensors["groups"].unique(return_inverse=True)
-        return replace(self, prompts=trim_padding(select_rows(self.prompts, kept)), **tensors)
+        prompts = select_rows(self.prompts, kept)
+        return replace(self, prompts=trim_padding(prompts) if len(kept) else prompts, **tensors)
 
     @torch.no_grad()
     def logprobs_of(self, policy: Policy, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

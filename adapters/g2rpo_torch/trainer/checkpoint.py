@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -16,17 +17,49 @@ from g2rpo.run.errors import RunError
 
 from .optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
 from .policy_model import Policy
+from .sharding import is_sharded, whole_weights
 
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "trainer_state.json"
 
 
+class Whole(NamedTuple):
+    """What several processes have of a policy and its optimiser, as if one had all.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+    moments : dict of str to Tensor
+    """
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+def gather_whole(policy: Policy, optimizer: MasterAdamW) -> Whole | None:
+    """Bring the parts of a divided policy together on the first process, in its main memory.
+
+    Every process must call this. Where each has the whole policy there is nothing to bring.
+    """
+    if not is_sharded(policy.model):
+        return None
+    return Whole(whole_weights(policy.model), optimizer_tensors(policy, optimizer))
+
+
 def save_checkpoint(
-    folder: Path, policy: Policy, optimizer: MasterAdamW, state: dict[str, Any]
+    folder: Path,
+    policy: Policy,
+    optimizer: MasterAdamW,
+    state: dict[str, Any],
+    whole: Whole | None = None,
 ) -> None:
-    """Fill an empty folder with the policy, the optimiser's moments and the trainer's state."""
-    policy.save(folder)
-    save_file(optimizer_tensors(policy, optimizer), folder / _OPTIMIZER)
+    """Fill an empty folder with the policy, the optimiser's moments and the trainer's state.
+
+    ``whole`` is what :func:`gather_whole` has returned; the files are the same with and without.
+    """
+    policy.save(folder, whole.weights if whole else None)
+    moments = whole.moments if whole else optimizer_tensors(policy, optimizer)
+    save_file(moments, folder / _OPTIMIZER)
     (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.failures import ran_out_of_memory
+from g2rpo.run.launch import Launch
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,11 +27,18 @@ def resolve_device(name: str) -> torch.device:
     Raises
     ------
     RunError
-        If this machine does not have the device.
+        If this machine does not have the device, or not one for each process.
+
+    Notes
+    -----
+    Of several processes on a machine each takes a GPU of its own.
     """
+    launch = Launch.read()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() and not launch.on_cpu else "cpu"
     device = torch.device(name)
+    if launch.size > 1 and device.type != "cpu":
+        return _own_device(name, device, launch)
     available = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
@@ -42,6 +50,16 @@ def resolve_device(name: str) -> torch.device:
             "leave it out, or name cpu"
         )
     return device
+
+
+def _own_device(name: str, device: torch.device, launch: Launch) -> torch.device:
+    available = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.index is not None or launch.local_size > available:
+        raise RunError(
+            f"--device is {name!r} in {launch.local_size} processes on a machine with {available} "
+            "cuda devices; start as many processes as it has devices and name cuda, or name cpu"
+        )
+    return torch.device("cuda", launch.local_rank)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from g2rpo.tasks import Record
 
 from .batch import Batch
 from .policy_model import Policy
+from .processes import Processes, Share
 from .prompts import Inputs
 from .rollout import Completions, sample_as_described
 from .update import evaluated
@@ -60,9 +61,19 @@ class Sampler(Protocol):
     """What a step asks for responses."""
 
     def __call__(
-        self, policy: Policy, prompts: Inputs, records: Sequence[Record], options: Rollout, /
+        self,
+        policy: Policy,
+        prompts: Inputs,
+        records: Sequence[Record],
+        options: Rollout,
+        share: Share | None = None,
+        /,
     ) -> Completions:
-        """Return responses to P prompts, those of one prompt next to each other."""
+        """Return responses to P prompts, those of one prompt next to each other.
+
+        Of several processes each samples its share, as
+        :func:`~g2rpo_torch.trainer.rollout.sample` says.
+        """
 
 
 class EngineSampler:
@@ -81,9 +92,17 @@ class EngineSampler:
         self._loaded: int | None = None
 
     def __call__(
-        self, policy: Policy, prompts: Inputs, records: Sequence[Record], options: Rollout
+        self,
+        policy: Policy,
+        prompts: Inputs,
+        records: Sequence[Record],
+        options: Rollout,
+        share: Share | None = None,
     ) -> Completions:
-        """Return responses with the policy's log-probabilities and the engine's beside them."""
+        """Return responses with the policy's log-probabilities and the engine's beside them.
+
+        There is only one process, whose share is all.
+        """
         # Every update in place counts up the version of a weight.
         version = sum(weight._version for weight in policy.model.parameters())
         if version != self._loaded:
@@ -134,6 +153,11 @@ def open_sampler(description: RunDescription, policy: Policy) -> Sampler:
         raise RunError(
             "rollout.engine is 'vllm', which takes no low-rank adapter (model.lora); name "
             "'transformers', or train all weights"
+        )
+    if Processes.current().size > 1:
+        raise RunError(
+            "rollout.engine is 'vllm', which samples for one process; train with a single one, or "
+            "name 'transformers'"
         )
     from .vllm_engine import VLLMEngine
 

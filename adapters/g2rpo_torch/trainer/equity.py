@@ -11,14 +11,16 @@ from contextlib import contextmanager
 
 import torch
 
-import g2rpo
 from g2rpo.diagnostics import equity
 from g2rpo.run.description import RunDescription
+from g2rpo_torch import gather_rollouts
 
 from .batch import Batch
-from .microbatches import micro_batches
+from .optimizer import trained_parameters
 from .policy_model import Policy
-from .update import batch_loss
+from .processes import Processes
+from .sharding import whole
+from .update import accumulate_gradients, mini_batch_totals
 
 
 def gradient_equity(
@@ -52,40 +54,39 @@ def gradient_equity(
     if not every or step % every:
         return {}
     part = batch.rows(_rows_of_each_task(batch, description.output.equity_prompts))
-    totals = g2rpo.batch_totals(
-        part.mask,
-        entropies=part.entropies,
-        tasks=part.tasks,
-        num_tasks=len(description.data.tasks),
-    )
+    totals = mini_batch_totals(part, description)
     norms = {}
-    for number in part.tasks.unique().tolist():
+    for number in _tasks_of_all(part).tolist():
         rows = (part.tasks == number).nonzero()[:, 0]
-        budget = description.optimization.micro_batch_tokens
         with _own_gradients(policy) as weights:
-            for piece in micro_batches(policy, part.rows(rows), budget):
-                terms, _ = batch_loss(policy, piece, totals, description)
-                terms.total.backward()
+            accumulate_gradients(policy, part.rows(rows), totals, description)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            norms[description.data.tasks[number]] = float(torch.nn.utils.get_total_norm(gradients))
+            norm = whole(torch.nn.utils.get_total_norm(gradients))
+            norms[description.data.tasks[number]] = float(norm)
     metrics = {f"equity/grad_norm/{task}": norm for task, norm in norms.items()}
     return metrics | {"equity/ratio": equity(norms)}
 
 
 def _rows_of_each_task(batch: Batch, prompts: int) -> torch.Tensor:
     """Return the rows of the same number of prompts of every task that is there."""
-    prompts_of = {
-        task: batch.groups[batch.tasks == task].unique() for task in batch.tasks.unique().tolist()
-    }
-    count = min(prompts, *(len(groups) for groups in prompts_of.values()))
-    kept = torch.cat([groups[:count] for groups in prompts_of.values()])
-    return torch.isin(batch.groups, kept).nonzero()[:, 0]
+    own = batch.groups if batch.numbers is None else batch.numbers
+    (numbers, tasks), _ = Processes.current().gather(own, own, batch.tasks)
+    prompts_of = [numbers[tasks == task].unique() for task in tasks.unique()]
+    count = min(prompts, *(len(each) for each in prompts_of))
+    kept = torch.cat([each[:count] for each in prompts_of])
+    return torch.isin(own, kept).nonzero()[:, 0]
+
+
+def _tasks_of_all(batch: Batch) -> torch.Tensor:
+    """Return the numbers of the tasks that any process has."""
+    (tasks,), _ = gather_rollouts(batch.tasks)
+    return tasks.unique()
 
 
 @contextmanager
 def _own_gradients(policy: Policy) -> Iterator[list[torch.nn.Parameter]]:
     """Yield the trained weights without gradients, and give them back those they had."""
-    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    weights = [weight for _, weight in trained_parameters(policy)]
     before = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None

@@ -17,9 +17,11 @@ from g2rpo.tasks import Record
 
 from .loading import load_described
 from .policy_model import Policy
+from .processes import Processes, joined
 from .prompts import encode_prompts
-from .rollout import Completions, sample
+from .rollout import sample
 from .scoring import Rewards, Scorer
+from .shortcuts import find_shortcuts
 
 _SAMPLING_SEED = 260_408_539
 
@@ -78,7 +80,7 @@ def evaluate(
     description = with_tasks(description)
     data = description.data
     display = display or Display(0, data.tasks)
-    with Scorer(description) as scorer:
+    with joined(), Scorer(description) as scorer:
         policy = load_described(description, model)
         with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
             evaluation = evaluate_policy(
@@ -125,7 +127,7 @@ def evaluate_policy(
             batches = []
             for batch in _responses(policy, description, scorer, task):
                 batches.append(batch)
-                if on_samples:
+                if on_samples and Processes.current().is_main:
                     on_samples(_samples(task, batch))
                 advance(len(batch.records))
             of = _Measured(batches)
@@ -139,31 +141,60 @@ def evaluate_policy(
 
 
 class _Batch(NamedTuple):
+    """Some items with all responses to them, those of all processes."""
+
     first: int
     records: Sequence[Record]
-    completions: Completions
+    texts: list[str]
+    lengths: torch.Tensor
+    ended: torch.Tensor
     rewards: Rewards
 
 
 def _responses(
     policy: Policy, description: RunDescription, scorer: Scorer, task: str
 ) -> Iterator[_Batch]:
-    data, rollout = description.data, description.rollout
-    records = heldout_records(data, task)
+    records = heldout_records(description.data, task)
+    # Each process has as many at once as a single one would have.
+    size = description.data.eval_batch_size * Processes.current().size
+    for start in range(0, len(records), size):
+        yield _answered(policy, description, scorer, records[start : start + size], start)
+
+
+def _answered(
+    policy: Policy,
+    description: RunDescription,
+    scorer: Scorer,
+    records: Sequence[Record],
+    first: int,
+) -> _Batch:
+    data, rollout, processes = description.data, description.rollout, Processes.current()
     temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
-    for start in range(0, len(records), data.eval_batch_size):
-        part = records[start : start + data.eval_batch_size]
-        completions = sample(
-            policy,
-            encode_prompts(policy, part),
-            num_generations=data.eval_generations,
-            max_completion_length=rollout.max_completion_length,
-            temperature=max(temperature, _GREEDY),
-            limits=[rollout.limit_of(record["task_type"]) for record in part],
-            stop=rollout.stop,
-            batch_size=rollout.batch_size,
-        )
-        yield _Batch(start, part, completions, scorer(part, completions.texts))
+    share = processes.share(len(records))
+    asked = [records[number] for number in share.padded]
+    with processes.together():
+        prompts = encode_prompts(policy, asked)
+    if processes.size > 1:
+        find_shortcuts(policy, prompts)
+    completions = sample(
+        policy,
+        prompts,
+        num_generations=data.eval_generations,
+        max_completion_length=rollout.max_completion_length,
+        temperature=max(temperature, _GREEDY),
+        limits=[rollout.limit_of(record["task_type"]) for record in asked],
+        stop=rollout.stop,
+        batch_size=rollout.batch_size,
+        share=share,
+    )
+    with processes.together():
+        own = scorer(asked[: len(share.own)], completions.texts)
+    numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
+    (lengths, ended, *rewards), _ = processes.gather(
+        numbers, completions.lengths.cpu(), completions.ended.cpu(), *own
+    )
+    texts = processes.gather_rows(numbers.tolist(), completions.texts)
+    return _Batch(first, records, texts, lengths, ended, Rewards(*rewards))
 
 
 class _Measured:
@@ -175,7 +206,7 @@ class _Measured:
             name: torch.cat([empty, *(getattr(batch.rewards, name) for batch in batches)])
             for name in Rewards._fields
         }
-        lengths = [batch.completions.lengths.cpu().float() for batch in batches]
+        lengths = [batch.lengths.float() for batch in batches]
         self.length = float(torch.cat([empty, *lengths]).mean())
         self.items = sum(len(batch.records) for batch in batches)
         self.generations = len(self.components["reward"]) // self.items if self.items else 1
@@ -205,12 +236,12 @@ def _summary(mean: Estimate, best: Estimate) -> dict[str, Any]:
 
 
 def _samples(task: str, batch: _Batch) -> list[Sample]:
-    each = len(batch.completions.texts) // len(batch.records)
+    each = len(batch.texts) // len(batch.records)
     columns = {name: column.tolist() for name, column in batch.rewards._asdict().items()}
-    columns["length"] = batch.completions.lengths.tolist()
-    columns["ended"] = batch.completions.ended.tolist()
+    columns["length"] = batch.lengths.tolist()
+    columns["ended"] = batch.ended.tolist()
     samples = []
-    for row, text in enumerate(batch.completions.texts):
+    for row, text in enumerate(batch.texts):
         record: Any = batch.records[row // each]
         samples.append(
             {

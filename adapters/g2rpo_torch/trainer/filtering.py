@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +20,9 @@ from g2rpo.tasks import Record
 
 from .engine import Sampler
 from .policy_model import Policy
+from .processes import Processes
 from .prompts import Inputs, encode_prompts, select_rows
-from .rollout import Completions, concatenated
+from .rollout import Completions, Outcomes, concatenated
 from .scoring import Rewards, Scorer
 from .shortcuts import find_shortcuts
 from .stopwatch import Stopwatch
@@ -34,30 +36,35 @@ class Rollouts:
     ----------
     records : list of Record
         The prompts, in the order in which they were drawn.
-    prompts : dict of str to Tensor
-        Model inputs of the prompts that are kept.
-    completions : Completions
-        N = P · n responses, those of one prompt next to each other.
-    rewards : Rewards
-        Of the responses.
+    texts, outcomes, rewards : list of str, Outcomes, Rewards
+        N = P · n responses, those of one prompt next to each other, with all that is reported.
     keeps : Tensor (P,), bool
         Which prompts the step learns from.
     tries : int
         How often prompts were drawn.
+    own : Tensor (M,), int64
+        Which of the responses this process has sampled: all of them, if it is alone.
+    completions : Completions
+        These.
+    prompts : dict of str to Tensor
+        Model inputs of their prompts, of those that are kept.
     """
 
     records: list[Record]
-    prompts: Inputs
-    completions: Completions
+    texts: list[str]
+    outcomes: Outcomes
     rewards: Rewards
     keeps: torch.Tensor
     tries: int
+    own: torch.Tensor
+    completions: Completions
+    prompts: Inputs
 
     @property
     def groups(self) -> torch.Tensor:
         """Prompt of each response, (N,) int64."""
         count = len(self.records)
-        return torch.arange(count).repeat_interleave(len(self.completions.texts) // count)
+        return torch.arange(count).repeat_interleave(len(self.texts) // count)
 
     def tasks(self, names: Sequence[str]) -> torch.Tensor:
         """Return the number of each response's task, (N,) int64."""
@@ -111,25 +118,44 @@ def draw_rollouts(
         Of all prompts drawn. Fewer than a step has are kept, or none, where
         ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
-    options = description.rollout
-    parts: list[Rollouts] = []
+    options, processes = description.rollout, Processes.current()
+    records: list[Record] = []
+    parts: list[_Part] = []
     missing = options.prompts_per_step
     while missing and len(parts) < options.dynamic_sampling.max_tries:
-        records = training_records(
-            description.data, seed=description.seed, position=position, prompts=missing
+        drawn = training_records(
+            description.data,
+            seed=description.seed,
+            position=position + len(records),
+            prompts=missing,
         )
+        share = processes.share(len(drawn))
+        asked = [drawn[number] for number in share.padded]
+        own = asked[: len(share.own)]
         with watch.part("rollout"):
-            prompts = encode_prompts(policy, records)
+            with processes.together():
+                prompts = encode_prompts(policy, asked)
             find_shortcuts(policy, prompts)
-            completions = sampler(policy, prompts, records, options)
-        with watch.part("scoring"):
-            rewards = scorer(records, completions.texts)
-        keeps = prompts_to_keep(rewards, len(records), options.dynamic_sampling)
-        parts.append(Rollouts(list(records), prompts, completions, rewards, keeps, tries=1))
-        position += len(records)
-        missing -= int(keeps.sum())
+            completions = sampler(policy, prompts, asked, options, share)
+        with watch.part("scoring"), processes.together():
+            rewards = scorer(own, completions.texts)
+        keeps = prompts_to_keep(rewards, len(own), options.dynamic_sampling)
+        numbers = [len(records) + number for number in share.own]
+        parts.append(_Part(numbers, prompts, completions, rewards, keeps))
+        records += drawn
+        missing -= processes.total(int(keeps.sum()))
     with watch.part("rollout"):
-        return _joined(policy, parts)
+        return _joined(policy, records, parts, options.num_generations)
+
+
+class _Part(NamedTuple):
+    """What this process has sampled in one try: its prompts are the first of ``prompts``."""
+
+    numbers: list[int]
+    prompts: Inputs
+    completions: Completions
+    rewards: Rewards
+    keeps: torch.Tensor
 
 
 def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> torch.Tensor:
@@ -144,7 +170,7 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
     options : DynamicSampling
         What is dropped.
     """
-    if options.mode == "off":
+    if options.mode == "off" or not prompts:
         return torch.ones(prompts, dtype=torch.bool)
     if options.mode == "signal":
         table = rewards.reward.view(prompts, -1)
@@ -155,18 +181,41 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
     return (mean > options.band[0]) & (mean < options.band[1])
 
 
-def _joined(policy: Policy, parts: Sequence[Rollouts]) -> Rollouts:
-    records = [record for part in parts for record in part.records]
+def _joined(
+    policy: Policy, records: list[Record], parts: Sequence[_Part], num_generations: int
+) -> Rollouts:
+    """Return all tries of all processes as one."""
+    numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
     keeps = torch.cat([part.keeps for part in parts])
-    rewards = Rewards(*map(torch.cat, zip(*(part.rewards for part in parts), strict=True)))
     completions = concatenated([part.completions for part in parts])
-    if len(parts) == 1:
-        kept = keeps.nonzero()[:, 0].to(policy.device)
-        prompts = (
-            select_rows(parts[0].prompts, kept) if len(kept) < len(keeps) else parts[0].prompts
-        )
-    else:
+    rows = numbers.repeat_interleave(num_generations)
+    processes = Processes.current()
+    (keeps_rows, lengths, ended, entropies, *rewards), own = processes.gather(
+        rows,
+        keeps.repeat_interleave(num_generations),
+        *completions.outcomes(),
+        *map(torch.cat, zip(*(part.rewards for part in parts), strict=True)),
+    )
+    return Rollouts(
+        records=records,
+        texts=processes.gather_rows(rows.tolist(), completions.texts),
+        outcomes=Outcomes(lengths, ended, entropies),
+        rewards=Rewards(*rewards),
+        keeps=keeps_rows[::num_generations],
+        tries=len(parts),
+        own=own,
+        completions=completions,
+        prompts=_kept_prompts(policy, records, parts, numbers[keeps]),
+    )
+
+
+def _kept_prompts(
+    policy: Policy, records: list[Record], parts: Sequence[_Part], numbers: torch.Tensor
+) -> Inputs:
+    if len(parts) > 1 and len(numbers):
         # Batches of different lengths, and some with images: put together anew.
-        chosen = [record for record, keep in zip(records, keeps, strict=True) if keep]
-        prompts = encode_prompts(policy, chosen) if chosen else {}
-    return Rollouts(records, prompts, completions, rewards, keeps, len(parts))
+        return encode_prompts(policy, [records[number] for number in numbers])
+    prompts, kept = parts[0].prompts, parts[0].keeps.nonzero()[:, 0]
+    if len(kept) == len(prompts["input_ids"]):
+        return prompts
+    return select_rows(prompts, kept.to(policy.device))

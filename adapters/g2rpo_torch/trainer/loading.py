@@ -18,8 +18,10 @@ from . import checkpointed, lora
 from .device import memory_advice, resolve_device
 from .freezing import freeze_vision
 from .policy_model import Policy, make_policy
+from .processes import Processes
 from .processors import load_processor
 from .prompts import prompt_fault
+from .sharding import shall_shard, shard
 from .trials import Trials
 
 BUILTIN = "builtin"
@@ -50,16 +52,19 @@ def load_described(description: RunDescription, name: str | None = None) -> Poli
     Where ``data.skip_broken`` is set, the data leave out from now on what this policy cannot read.
     """
     rollout = description.rollout
+    with Processes.current().together():
+        device = resolve_device(description.model.device)
     policy = load_policy(
         name or description.model.name,
-        device=resolve_device(description.model.device),
+        device=device,
         model=description.model,
         shared_prompts=rollout.shared_prompts,
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
     )
     if description.data.skip_broken:
-        source_of(description.data).refuse(lambda record: prompt_fault(policy, record))
+        with Processes.current().together():
+            source_of(description.data).refuse(lambda record: prompt_fault(policy, record))
     return policy
 
 
@@ -103,19 +108,26 @@ def load_policy(
         If there is no such model, it is of another kind, or something about it is missing.
     """
     adapter = _source(name, model).adapter
-    with memory_advice("loading the model", "model.dtype: bfloat16", "a smaller model"):
+    processes, device = Processes.current(), torch.device(device)
+    is_divided = shall_shard(model, processes.size)
+    remedies = ("model.dtype: bfloat16", "a smaller model")
+    with processes.together(), memory_advice("loading the model", *remedies):
         loaded, processor = read_parts(name, model)
         lora.attach(loaded, model, adapter)
         freeze_vision(loaded, model)
-        loaded = loaded.to(device).eval()
-    if model.gradient_checkpointing:
-        checkpointed.enable(loaded)
+        # A model that is divided may be too large for any of the devices.
+        loaded = (loaded if is_divided else loaded.to(device)).eval()
+        if model.gradient_checkpointing:
+            checkpointed.enable(loaded)
+        longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
+    if is_divided:
+        shard(loaded, device, processes.size)
     return make_policy(
         loaded,
         processor,
         Trials(shared_prompts),
         name=name,
-        max_prompt_length=_longest_prompt(loaded, max_prompt_length, max_completion_length),
+        max_prompt_length=longest,
     )
 
 

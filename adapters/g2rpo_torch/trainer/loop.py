@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
@@ -16,7 +19,7 @@ from g2rpo.run.interrupt import Interrupted, StopRequest
 from g2rpo.run.records import with_tasks
 from g2rpo.run.report import draw_plots
 
-from .checkpoint import restore_checkpoint, save_checkpoint
+from .checkpoint import gather_whole, restore_checkpoint, save_checkpoint
 from .engine import open_sampler
 from .evaluation import Evaluation, evaluate_policy
 from .export import export_merged
@@ -25,10 +28,14 @@ from .loading import load_described
 from .metrics import evaluation_metrics
 from .optimizer import make_optimizer
 from .policy_model import Policy
+from .processes import Processes, joined
 from .progress import Progress
 from .scoring import Scorer
 from .shaping import Shaping
 from .step import training_step
+
+# A launcher passes on the signal that its processes have got from the terminal already.
+_ECHO = 2.0
 
 
 def train(
@@ -59,29 +66,53 @@ def train(
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
+    with joined() as processes:
+        return _train(description, resume, display, processes)
+
+
+def _train(
+    description: RunDescription, resume: bool, display: Display | None, processes: Processes
+) -> dict[str, Any]:
     path = description.output.dir
-    if not resume:
-        RunFolder.refuse_existing(path)
-    folder = RunFolder.open(path) if resume else None
-    description = with_tasks(description)
-    checkpoint = folder.latest_checkpoint() if folder else None
+    with processes.together():
+        if not resume:
+            RunFolder.refuse_existing(path)
+        folder = RunFolder.open(path) if resume else None
+        description = with_tasks(description)
+        checkpoint = folder.latest_checkpoint() if folder else None
     # Everything that can be wrong with the model is found out before anything is written.
     start = str(checkpoint.path) if checkpoint else description.model.name
     policy = load_described(description, start)
-    display = display or Display(description.optimization.steps, description.data.tasks)
-    with Scorer(description) as scorer:
-        if folder is None:
-            folder = RunFolder.create(path, description)
-        else:
-            folder.update_description(description)
+    console = None if processes.is_main else Console(quiet=True)
+    steps, tasks = description.optimization.steps, description.data.tasks
+    display = display or Display(steps, tasks, console=console)
+    with ExitStack() as stack:
+        with processes.together():
+            scorer = stack.enter_context(Scorer(description))
+            folder = _own_folder(folder, description, processes)
         if shown := trained_share(policy.model):
             display.message(shown)
-        with closing(folder), StopRequest() as stop:
-            run = _Run(description, folder, policy, scorer, display, stop)
-            if checkpoint:
+        stack.enter_context(closing(folder))
+        stop = stack.enter_context(StopRequest(echo=_ECHO if processes.size > 1 else 0.0))
+        run = _Run(description, folder, policy, scorer, display, stop)
+        if checkpoint:
+            with processes.together():
                 run.restore(checkpoint.path)
-            with resumable(folder, lambda: run.progress.step):
-                return run.to_the_end()
+        with resumable(folder, lambda: run.progress.step):
+            return run.to_the_end()
+
+
+def _own_folder(
+    folder: RunFolder | None, description: RunDescription, processes: Processes
+) -> RunFolder:
+    """Return the run's folder, which the first process makes or brings up to date."""
+    path = description.output.dir
+    if not processes.is_main:
+        return RunFolder(Path(path), description)
+    if folder is None:
+        return RunFolder.create(path, description)
+    folder.update_description(description)
+    return folder
 
 
 class _Run:
@@ -99,8 +130,10 @@ class _Run:
         self.progress = Progress()
         self.shaping = Shaping(description)
         options = description.optimization
+        self.processes = Processes.current()
         self.optimizer = make_optimizer(policy, options)
-        self.sampler = open_sampler(description, policy)
+        with self.processes.together():
+            self.sampler = open_sampler(description, policy)
         self.reference: Policy | None = None
         if options.beta:
             # Of an adapter the base is the reference. What the one learns about sharing prompts
@@ -118,11 +151,11 @@ class _Run:
     def to_the_end(self) -> dict[str, Any]:
         """Train until the last step, evaluate, and write the report."""
         started = time.monotonic() - self.progress.seconds
-        self.folder.begin(self.progress.step)
+        self._on_main(lambda: self.folder.begin(self.progress.step))
         if self.progress.before is None:
             self.progress.before = self._evaluate("held-out items before training", may_stop=True)
         while self.progress.step < self.description.optimization.steps:
-            if self.stop.requested:
+            if self._is_asked_to_stop():
                 self._save()
                 raise Interrupted(self.progress.step, self.folder.path)
             self._one_step()
@@ -133,16 +166,19 @@ class _Run:
         # Nothing is lost by stopping here: the evaluation comes again.
         after = self._evaluate("held-out items after training", may_stop=True)
         self.progress.seconds = time.monotonic() - started
+        summary = self._summary(self.progress.before, after)
+        self._on_main(lambda: self._report(summary))
+        return summary
+
+    def _report(self, summary: dict[str, Any]) -> None:
         if self.policy.has_adapter:
             with self.folder.writing("the merged model"):
                 newest = self.folder.checkpoints()[-1].path
                 export_merged(newest, self.folder.path / "final", self.description.model)
-        summary = self._summary(self.progress.before, after)
         self.folder.write_summary(summary)
         if self.description.output.plots:
             with self.folder.writing("plots"):
                 draw_plots(self.folder)
-        return summary
 
     def _one_step(self) -> None:
         description, progress = self.description, self.progress
@@ -160,7 +196,7 @@ class _Run:
         if self._is_due(description.output.eval_steps):
             evaluation = self._evaluate(f"held-out items after step {step}")
             metrics |= evaluation_metrics(evaluation)
-        self.folder.log(step, metrics, completions)
+        self._on_main(lambda: self.folder.log(step, metrics, completions))
         self.display.step(step, metrics)
         if self._is_due(description.output.show_completions_steps):
             self.display.completions(step, completions)
@@ -174,7 +210,7 @@ class _Run:
 
             def report(items: int) -> None:
                 advance(items)
-                if may_stop and self.stop.requested:
+                if may_stop and self._is_asked_to_stop():
                     raise Interrupted(self.progress.step, self.folder.path)
 
             return evaluate_policy(self.policy, self.description, self.scorer, advance=report)
@@ -185,10 +221,22 @@ class _Run:
             "shaping": self.shaping.state_dict(),
             "trials": self.policy.trials.state_dict(),
         }
-        self.folder.save_checkpoint(
-            self.progress.step,
-            lambda path: save_checkpoint(path, self.policy, self.optimizer, state),
-        )
+        whole = gather_whole(self.policy, self.optimizer)
+
+        def write(path: Path) -> None:
+            save_checkpoint(path, self.policy, self.optimizer, state, whole)
+
+        self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
+
+    def _on_main(self, action: Callable[[], object]) -> None:
+        """Let the first process do what one does for all; the others wait, and fail if it fails."""
+        with self.processes.together():
+            if self.processes.is_main:
+                action()
+
+    def _is_asked_to_stop(self) -> bool:
+        """Tell whether any process has got a signal, all processes alike."""
+        return self.processes.any(self.stop.requested)
 
     def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
         return {

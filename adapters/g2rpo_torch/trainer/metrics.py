@@ -7,13 +7,13 @@ import math
 import torch
 
 from .evaluation import Evaluation
-from .rollout import Completions
+from .rollout import Outcomes
 from .scoring import Rewards
 
 
 def rollout_metrics(
     rewards: Rewards,
-    completions: Completions,
+    outcomes: Outcomes,
     groups: torch.Tensor,
     tasks: torch.Tensor,
     names: list[str],
@@ -25,8 +25,8 @@ def rollout_metrics(
     ----------
     rewards : Rewards
         N scored responses; NaN where there is no reward, which no mean counts.
-    completions : Completions
-        The responses.
+    outcomes : Outcomes
+        The responses' lengths and ends.
     groups, tasks : Tensor (N,), int64
         Prompt, from 0, and number of the task.
     names : list of str
@@ -46,10 +46,9 @@ def rollout_metrics(
         "reward": rewards.reward,
         "reward_std": spread,
         "frac_reward_zero_std": no_signal,
-        "completions/clipped_ratio": (~completions.ended).float().cpu(),
+        "completions/clipped_ratio": (~outcomes.ended).float(),
     }
-    lengths = completions.lengths.float().cpu()
-    token_entropy = completions.entropies.sum(-1).cpu()
+    lengths = outcomes.lengths.float()
     metrics = {}
     for suffix, rows in _parts(tasks, names):
         for name, column in columns.items():
@@ -59,7 +58,7 @@ def rollout_metrics(
         for name in ("mean", "min", "max"):
             statistic = float(getattr(lengths[rows], name)())
             metrics[f"completions/{name}_length{suffix}"] = statistic
-        metrics["entropy" + suffix] = float(token_entropy[rows].sum() / lengths[rows].sum())
+        metrics["entropy" + suffix] = float(outcomes.entropies[rows].sum() / lengths[rows].sum())
     metrics["num_tokens"] = float(lengths.sum())
     return metrics
 

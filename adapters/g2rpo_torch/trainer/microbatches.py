@@ -7,7 +7,7 @@ they share a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,8 @@ from .packing import responses_a_row
 from .policy_model import Policy
 
 
-def micro_batches(policy: Policy, batch: Batch, budget: int) -> Iterator[Batch]:
-    """Yield the rollouts of a batch in parts of at most so many computed tokens.
+def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Tensor]:
+    """Divide the rollouts of a batch into parts of at most so many computed tokens.
 
     Parameters
     ----------
@@ -30,18 +30,12 @@ def micro_batches(policy: Policy, batch: Batch, budget: int) -> Iterator[Batch]:
     budget : int
         Tokens; a response that takes more by itself is a part of its own.
 
-    Yields
-    ------
-    Batch
-        Each rollout once, those with the longest rows first; which ones go together follows from
-        their lengths alone.
+    Returns
+    -------
+    list of Tensor, int64
+        Rows of the batch, each once, those that are longest first; which ones go together follows
+        from their lengths alone.
     """
-    for rows in micro_batch_rows(policy, batch, budget):
-        yield batch.rows(rows)
-
-
-def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Tensor]:
-    """Return which rollouts go together, as :func:`micro_batches` yields them."""
     arguments = (policy, batch.prompts, batch.groups, batch.tokens, batch.mask)
     lengths = Lengths(
         prompts=batch.prompts["attention_mask"].sum(-1).tolist(),

@@ -14,6 +14,9 @@ import torch
 
 from g2rpo.run.sections import Optimization
 
+from .processes import Processes
+from .sharding import part_like, set_down, whole
+
 if TYPE_CHECKING:
     from .policy_model import Policy
 
@@ -91,12 +94,13 @@ def make_optimizer(policy: Policy, options: Optimization) -> MasterAdamW:
 
 def trained_parameters(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
     """Return names and parameters that take gradients, always in the same order."""
+    set_down(policy.model)
     named = policy.model.named_parameters()
     return [(name, weight) for name, weight in named if weight.requires_grad]
 
 
 def optimizer_tensors(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
-    """Return what an optimiser has to remember, on the CPU.
+    """Return what an optimiser has to remember, on the CPU; of several processes to the first.
 
     Parameters
     ----------
@@ -111,12 +115,15 @@ def optimizer_tensors(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch
         ``"slot/name"``: moments, the number of steps, and the master of a weight that has one.
     """
     tensors = {}
+    is_main = Processes.current().is_main
     for (name, weight), master in zip(trained_parameters(policy), optimizer.masters, strict=True):
         slots = dict(optimizer.state.get(master, {}))
         if master is not weight:
             slots[_MASTER] = master
         for slot, value in slots.items():
-            tensors[f"{slot}/{name}"] = value.detach().cpu().contiguous()
+            found = whole(value.detach())
+            if is_main:
+                tensors[f"{slot}/{name}"] = found.cpu().contiguous()
     return tensors
 
 
@@ -131,11 +138,10 @@ def restore_optimizer_tensors(
         master = masters[name]
         if slot == _MASTER:
             with torch.no_grad():
-                master.copy_(value)
+                master.copy_(part_like(value, master))
             continue
         # AdamW counts its steps on the CPU; moments live where the parameter does.
-        device = master.device if value.ndim else torch.device("cpu")
-        optimizer.state[master][slot] = value.to(device)
+        optimizer.state[master][slot] = part_like(value, master) if value.ndim else value
 
 
 def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -6,7 +6,6 @@ has fewer responses therefore goes on with passes whose result counts for nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -29,31 +28,29 @@ _QUESTION: Any = {
 }
 
 
-def spare_passes(policy: Policy, batch: Batch, made: int) -> Iterator[Batch]:
-    """Yield what a process passes through the model until all have made as many passes.
+def spare_passes(policy: Policy, batch: Batch, planned: int) -> list[Batch]:
+    """Return what a process passes through the model after its own passes, to have made as many.
+
+    Every process must call this before the first of its passes.
 
     Parameters
     ----------
     policy : Policy
-        Whose model it is. Only if it is divided over processes anything is yielded, and all of them
-        must call this.
+        Whose model it is; only if it is divided over processes anything is returned.
     batch : Batch
-        What the passes were over; it says which columns there are.
-    made : int
-        How many passes this process has made.
+        What the passes are over; it says which columns there are.
+    planned : int
+        How many passes this process makes.
 
-    Yields
-    ------
-    Batch
-        One response of one token.
+    Returns
+    -------
+    list of Batch
+        One response of one token, as often as needed.
     """
     if not is_sharded(policy.model):
-        return
-    missing = Processes.current().largest(made) - made
-    if missing:
-        spare = _spare(policy, batch)
-        for _ in range(missing):
-            yield spare
+        return []
+    missing = Processes.current().largest(planned) - planned
+    return [_spare(policy, batch)] * missing if missing else []
 
 
 def _spare(policy: Policy, like: Batch) -> Batch:

@@ -89,9 +89,12 @@ class Policy:
         scaled = logits.float() / temperature
         return scaled.index_fill(-1, self.banned_ids, -torch.inf)
 
-    def save(self, folder: Path) -> None:
-        """Write model and processor in Hugging Face format; of an adapter only itself."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write model and processor in Hugging Face format; of an adapter only itself.
+
+        ``weights`` are those of a model that is divided over processes.
+        """
+        self.model.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
 

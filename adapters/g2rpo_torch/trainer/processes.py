@@ -98,8 +98,15 @@ class Processes:
 
     def largest(self, value: int) -> int:
         """Return the largest of all processes' values."""
+        return int(self._values(value).max())
+
+    def total(self, value: int) -> int:
+        """Return the sum of all processes' values."""
+        return int(self._values(value).sum())
+
+    def _values(self, value: int) -> torch.Tensor:
         (values,), _ = gather_rollouts(torch.tensor([value]))
-        return int(values.max())
+        return values
 
     def gather(
         self, numbers: torch.Tensor, *columns: torch.Tensor
@@ -128,6 +135,8 @@ class Processes:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Return the values of all processes in the order of their ranks; they travel as JSON."""
+        if self.size == 1:
+            return [value]
         # A line each: JSON writes a line break inside of a text as two other characters.
         line = (json.dumps(value) + "\n").encode()
         (lines,), _ = gather_rollouts(torch.frombuffer(bytearray(line), dtype=torch.uint8))
@@ -202,21 +211,17 @@ class Processes:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that a launcher has started, for as long as the context lasts.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where this process computes.
-    """
-    if Launch.read().size == 1 or dist.is_initialized():
+def joined() -> Iterator[Processes]:
+    """Join the processes that a launcher has started, for as long as the context lasts."""
+    launch = Launch.read()
+    if launch.size == 1 or dist.is_initialized():
         yield Processes.current()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # Small things travel from CPU to CPU in any case.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # What is on the CPU travels there.
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Processes.current()

@@ -25,7 +25,9 @@ from .drawing import Draws, wide_dtype
 from .forward import plain_predictions
 from .policy_model import Policy
 from .prefill import expanded_prompts
+from .processes import Share
 from .prompts import Inputs, first_with_images, select_rows, trim_padding
+from .sharding import is_sharded
 from .stopping import ResponseEnds
 from .trials import disagreement
 
@@ -64,6 +66,10 @@ class Completions(NamedTuple):
         """Response lengths in tokens, (N,) int64."""
         return self.mask.sum(-1)
 
+    def outcomes(self) -> Outcomes:
+        """Return what is reported of them."""
+        return Outcomes(self.lengths.cpu(), self.ended.cpu(), self.entropies.sum(-1).cpu())
+
     def rows(self, rows: torch.Tensor) -> Completions:
         """Return some of the responses."""
         return Completions(
@@ -75,6 +81,24 @@ class Completions(NamedTuple):
             ended=self.ended[rows],
             sampler_logprobs=None if self.sampler_logprobs is None else self.sampler_logprobs[rows],
         )
+
+
+class Outcomes(NamedTuple):
+    """What is reported of N responses, on the CPU.
+
+    Attributes
+    ----------
+    lengths : Tensor (N,), int64
+        Tokens.
+    ended : Tensor (N,), bool
+        False where the response was cut off at its length limit.
+    entropies : Tensor (N,), float32
+        Summed over the tokens, in nats.
+    """
+
+    lengths: torch.Tensor
+    ended: torch.Tensor
+    entropies: torch.Tensor
 
 
 class _Request(NamedTuple):
@@ -97,6 +121,7 @@ def sample(
     limits: Sequence[int] | None = None,
     stop: str | None = None,
     batch_size: int | None = None,
+    share: Share | None = None,
 ) -> Completions:
     """Sample ``num_generations`` responses to every prompt.
 
@@ -118,11 +143,16 @@ def sample(
         The token that completes this text is the last of its response.
     batch_size : int, optional
         Most rows of one call of ``generate``, in whole prompts; by default all at once.
+    share : Share, optional
+        Which of a batch that several processes divide the prompts are, those of ``share.padded``:
+        they get the random numbers that they would have if one process had the batch. Repeats are
+        sampled like the others, and left out of what is returned.
 
     Returns
     -------
     Completions
-        N = P · num_generations rows, those of one prompt next to each other.
+        N = P · num_generations rows, those of one prompt next to each other, where P counts the
+        prompts of ``share.own`` if there is a share.
 
     Notes
     -----
@@ -131,8 +161,12 @@ def sample(
     across that number.
     """
     count = len(prompts["input_ids"])
-    shape = (count, num_generations, max_completion_length)
-    uniforms = torch.rand(shape, dtype=torch.float64).to(policy.device, wide_dtype(policy.device))
+    total = count if share is None else share.total
+    shape = (total, num_generations, max_completion_length)
+    uniforms = torch.rand(shape, dtype=torch.float64)
+    if share is not None:
+        uniforms = uniforms[list(share.padded)]
+    uniforms = uniforms.to(policy.device, wide_dtype(policy.device))
     longest = torch.full((count,), max_completion_length)
     if limits is not None:
         longest = longest.minimum(torch.tensor(limits))
@@ -145,11 +179,18 @@ def sample(
         drawn = uniforms[rows].flatten(0, 1)
         request = _Request(longest[rows].flatten(), drawn, temperature, stop)
         parts.append(_sample(policy, _repeated(policy, some, num_generations), request))
-    return concatenated(parts)
+    completions = concatenated(parts)
+    if share is None or share.own == share.padded:
+        return completions
+    return completions.rows(torch.arange(len(share.own) * num_generations, device=policy.device))
 
 
 def sample_as_described(
-    policy: Policy, prompts: Inputs, records: Sequence[Record], options: Rollout
+    policy: Policy,
+    prompts: Inputs,
+    records: Sequence[Record],
+    options: Rollout,
+    share: Share | None = None,
 ) -> Completions:
     """Sample responses to the prompts of P records as a run's section ``rollout`` says."""
     return sample(
@@ -161,6 +202,7 @@ def sample_as_described(
         limits=[options.limit_of(record["task_type"]) for record in records],
         stop=options.stop,
         batch_size=options.batch_size,
+        share=share,
     )
 
 
@@ -205,6 +247,8 @@ def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Comple
         logits_processor=LogitsProcessorList([draws]),
         stopping_criteria=StoppingCriteriaList([ends]),
         max_new_tokens=int(request.limits.max()),
+        # Processes that share the layers go through them until the last one has all its tokens.
+        synced_gpus=is_sharded(policy.model),
         **_plain_decoding(policy),
     )
     tokens = generated[:, prompt_length:]

@@ -77,7 +77,7 @@ class Scorer:
         Parameters
         ----------
         records : sequence of Record
-            P records.
+            P records; there may be none.
         texts : sequence of str
             N = P · n responses.
 
@@ -92,7 +92,7 @@ class Scorer:
             If a reward function fails, or a record's answer does not fit its problem type; the text
             says where the record stands.
         """
-        each = len(texts) // len(records)
+        each = len(texts) // max(len(records), 1)
         rows = [record for record in records for _ in range(each)]
         try:
             scored = self._pool.score(rows, texts, places=[_place(record) for record in rows])
@@ -102,7 +102,8 @@ class Scorer:
         except (TruthError, WorkerStartError, ImportError) as error:
             raise RunError(str(error)) from error
         totals = torch.tensor(scored.totals(self._weights), dtype=torch.float32)
-        return Rewards(totals, *torch.tensor(scored.components, dtype=torch.float32).T)
+        components = torch.tensor(scored.components, dtype=torch.float32)
+        return Rewards(totals, *components.view(len(texts), 3).T)
 
 
 def _place(record: Record) -> str:

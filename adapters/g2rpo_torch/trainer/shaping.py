@@ -10,6 +10,7 @@ import g2rpo
 from g2rpo.run.controllers import EntropyControl, LengthControl
 from g2rpo.run.description import RunDescription
 from g2rpo.run.scoring import reward_weights
+from g2rpo_torch import reduce_totals
 
 from .scoring import Rewards
 
@@ -88,13 +89,21 @@ class Shaping:
         Parameters
         ----------
         entropies, mask : Tensor (N, T)
-            Entropy of each token, in nats, and which tokens there are.
+            Entropy of each token, in nats, and which tokens there are; of several processes each
+            gives its own.
         tasks : Tensor (N,), int64
             Task of each response.
         """
-        names = self._description.data.tasks
-        means, present = g2rpo.task_means(entropies, mask, tasks.to(mask.device), len(names))
-        self._entropy.observe(means.cpu().numpy(), present.cpu().numpy())
+        count = len(self._description.data.tasks)
+        totals = reduce_totals(
+            g2rpo.batch_totals(
+                mask, entropies=entropies, tasks=tasks.to(mask.device), num_tasks=count
+            )
+        )
+        means, tokens = totals.task_entropy, totals.task_tokens
+        assert means is not None  # entropies are given
+        assert tokens is not None
+        self._entropy.observe(means.cpu().numpy(), (tokens > 0).cpu().numpy())
         return self._entropy.steered(self._description)
 
     def metrics(self) -> dict[str, float]:

@@ -25,6 +25,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from g2rpo.run.errors import RunError
+from g2rpo.run.launch import Launch
+from g2rpo.run.sections import Model
+from g2rpo_torch import gather_rollouts
 
 
 def shard(model: Any, device: torch.device, size: int) -> None:
@@ -52,13 +55,22 @@ def shard(model: Any, device: torch.device, size: int) -> None:
         )
     # Sums over processes are taken in 32 bits; 16-bit gradients are rounded once, at the end.
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    options = {"mesh": init_device_mesh(device.type, (size,)), "mp_policy": precision}
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (size,)),
+        "mp_policy": precision,
+    }
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
     model.run_inside = MethodType(_run_inside, model)
     for method in ("run_inside", "generate"):
         register_fsdp_forward_method(model, method)
+
+
+def shall_shard(options: Model, size: int) -> bool:
+    """Tell whether a model is divided over so many processes, as a run's section ``model`` says."""
+    wanted = Launch.read().sharded if options.sharding == "auto" else options.sharding == "fsdp"
+    return wanted and size > 1
 
 
 def is_sharded(model: Any) -> bool:
@@ -91,20 +103,44 @@ def set_down(model: Any) -> None:
         model.reshard()
 
 
-def touch(model: Any) -> torch.Tensor | float:
-    """Return a zero that gives trained weights of the vision tower a gradient, if only of zeros.
+def with_every_gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss that gives each weight a gradient which it has on any process, if only zeros.
 
-    Processes add up gradients weight by weight, so a pass without images must not leave any out.
-    Called with the root's weights together, it becomes a part of the loss.
+    Processes add up gradients weight by weight, and a pass without images has none for the vision
+    tower. Every process must call this after each forward pass, before the backward pass.
     """
     if not is_sharded(model):
-        return 0.0
-    text = [model.get_decoder(), model.get_output_embeddings()]
-    used = {id(weight) for part in text if part is not None for weight in part.parameters()}
-    unused = [weight for weight in model.parameters() if id(weight) not in used]
-    entries = [weight.flatten()[0] for weight in unused if weight.requires_grad]
+        return loss
+    text = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part]
+    always = {id(weight) for part in text for weight in part.parameters()}
+    weights = [w for w in model.parameters() if w.requires_grad and id(w) not in always]
+    if not weights:
+        return loss
+    used = _leaves(loss)
+    own = torch.tensor([[id(weight) in used for weight in weights]])
+    (flags,), _ = gather_rollouts(own)
+    elsewhere = flags.any(0) & ~own[0]
+    lacking = [weight for weight, lacks in zip(weights, elsewhere, strict=True) if lacks]
+    if not lacking:
+        return loss
     # A weight that is not finite is for the norm of the gradient to find.
-    return torch.stack(entries).nan_to_num(0.0, 0.0, 0.0).sum() * 0.0 if entries else 0.0
+    entries = torch.stack([weight.flatten()[0] for weight in lacking]).nan_to_num(0.0, 0.0, 0.0)
+    return loss + 0.0 * entries.sum()
+
+
+def _leaves(loss: torch.Tensor) -> set[int]:
+    """Return the identities of the weights that a loss depends on."""
+    found: set[int] = set()
+    seen, nodes = set(), [loss.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -113,7 +149,8 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor]:
 
     set_down(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from .equity import gradient_equity
 from .filtering import Rollouts, draw_rollouts
 from .metrics import rollout_metrics
 from .policy_model import Policy
+from .processes import Processes
 from .progress import Progress
 from .rollout import sample_as_described
 from .schedule import set_learning_rate
@@ -97,7 +98,7 @@ def training_step(
     metrics = {
         **_rollout_metrics(drawn, advantages, description, progress),
         **shaping.metrics(),
-        **scorer.metrics(),
+        **Processes.current().add_up(scorer.metrics()),
         **learned,
         "learning_rate": optimizer.param_groups[0]["lr"],
         **watch.metrics(),
@@ -108,14 +109,21 @@ def training_step(
 def _shaped(
     drawn: Rollouts, shaping: Shaping, description: RunDescription, device: torch.device
 ) -> tuple[Advantages, RunDescription, Batch]:
-    """Return what the step learns from: only the prompts that are kept take part in it."""
+    """Return what the step learns from: only the prompts that are kept take part in it.
+
+    Advantages are those of the rollouts of all processes, and the batch is this process's own.
+    """
     kept = drawn.kept
-    completions = drawn.completions.rows(kept.to(device))
     rewards = Rewards(*(column[kept] for column in drawn.rewards))
-    _, groups = drawn.groups[kept].unique(return_inverse=True)
+    _, numbers = drawn.groups[kept].unique(return_inverse=True)
     tasks = drawn.tasks(description.data.tasks)[kept]
-    advantages = shaping(rewards, completions.lengths.cpu(), groups, tasks)
+    advantages = shaping(rewards, drawn.outcomes.lengths[kept], numbers, tasks)
+    own = torch.isin(kept, drawn.own)
+    numbers, tasks = numbers[own], tasks[own]
+    _, groups = numbers.unique(return_inverse=True)
+    completions = drawn.completions.rows(torch.isin(drawn.own, kept).nonzero()[:, 0].to(device))
     steered = shaping.steer(completions.entropies, completions.mask, tasks)
+    length = advantages.length
     batch = Batch(
         prompts=drawn.prompts,
         groups=groups.to(device),
@@ -123,10 +131,11 @@ def _shaped(
         mask=completions.mask,
         logprobs=completions.logprobs,
         entropies=completions.entropies,
-        advantages=advantages.policy.to(device),
-        length_advantages=None if advantages.length is None else advantages.length.to(device),
+        advantages=advantages.policy[own].to(device),
+        length_advantages=None if length is None else length[own].to(device),
         tasks=tasks.to(device),
         importance_weights=importance_weights(completions),
+        numbers=numbers.to(device),
     )
     return advantages, steered, batch
 
@@ -143,7 +152,7 @@ def _rollout_metrics(
     if length_reward is not None:
         length_reward = _of_all(drawn, length_reward, torch.nan)
     metrics = rollout_metrics(
-        drawn.rewards, drawn.completions, drawn.groups, drawn.tasks(names), names, length_reward
+        drawn.rewards, drawn.outcomes, drawn.groups, drawn.tasks(names), names, length_reward
     )
     metrics |= sampler_metrics(drawn.completions, description.rollout.importance_cap)
     if description.rollout.dynamic_sampling.mode == "off":
@@ -157,8 +166,8 @@ def _rollout_metrics(
 
 def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[str, Any]]:
     columns = {
-        "length": drawn.completions.lengths,
-        "ended": drawn.completions.ended,
+        "length": drawn.outcomes.lengths,
+        "ended": drawn.outcomes.ended,
         "kept": drawn.keeps[drawn.groups],
         "advantage": _of_all(drawn, advantages.policy, 0.0),
         **drawn.rewards._asdict(),
@@ -174,9 +183,7 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
             "response": text,
             **{name: column[row] for name, column in values.items()},
         }
-        for row, (group, text) in enumerate(
-            zip(drawn.groups.tolist(), drawn.completions.texts, strict=True)
-        )
+        for row, (group, text) in enumerate(zip(drawn.groups.tolist(), drawn.texts, strict=True))
     ]
 
 

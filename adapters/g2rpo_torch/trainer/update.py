@@ -10,13 +10,17 @@ import torch
 import g2rpo
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
+from g2rpo_torch import reduce_totals
 
 from .batch import Batch
 from .forward import completion_predictions
-from .microbatches import micro_batch_rows, micro_batches
+from .microbatches import micro_batch_rows
 from .optimizer import trained_parameters
+from .passes import spare_passes
 from .policy_model import Policy
+from .processes import Processes
 from .progress import Progress
+from .sharding import is_sharded, whole, with_every_gradient
 
 Metrics = dict[str, float]
 
@@ -37,7 +41,8 @@ def update_policy(
     optimizer : torch.optim.Optimizer
         With its learning rate already set.
     batch : Batch
-        Whole prompts, those of one prompt next to each other.
+        Whole prompts, those of one prompt next to each other. Of several processes each brings its
+        own, or none, and the mini-batches are those of all together.
     description : RunDescription
         Its rollout, length, entropy and optimization sections.
     progress : Progress
@@ -130,20 +135,25 @@ def evaluated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies (N, T) under a policy, in micro-batches."""
     logprobs, entropies = torch.zeros_like(batch.logprobs), torch.zeros_like(batch.logprobs)
-    for rows in micro_batch_rows(policy, batch, description.optimization.micro_batch_tokens):
+    divided = micro_batch_rows(policy, batch, description.optimization.micro_batch_tokens)
+    spares = spare_passes(policy, batch, len(divided))
+    for rows in divided:
         part = batch.rows(rows)
         values = part.logprobs_of(policy, description.rollout.temperature)
         for table, some in zip((logprobs, entropies), values, strict=True):
             table[rows, : part.mask.shape[1]] = torch.where(part.mask, some, 0.0)
+    for spare in spares:
+        spare.logprobs_of(policy, description.rollout.temperature)
     return logprobs, entropies
 
 
 def _mini_batches(batch: Batch, updates: int) -> Iterator[Batch]:
     """Yield the rollouts of consecutive prompts, as evenly as their number allows."""
-    prompts = len(batch.prompts["input_ids"])
+    numbers = batch.groups if batch.numbers is None else batch.numbers
+    prompts = Processes.current().largest(int(numbers.amax()) + 1 if len(numbers) else 0)
     each = -(-prompts // updates)
     for start in range(0, prompts, each):
-        chosen = (batch.groups >= start) & (batch.groups < start + each)
+        chosen = (numbers >= start) & (numbers < start + each)
         yield batch.rows(chosen.nonzero()[:, 0])
 
 
@@ -155,34 +165,75 @@ def _step(
     progress: Progress,
 ) -> Metrics:
     """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
-    options = description.optimization
-    # Each task's side of the band is judged on the entropies that the mini-batch was sampled with,
-    # so that every micro-batch pulls the same way without a pass of its own.
+    options, processes = description.optimization, Processes.current()
+    totals = mini_batch_totals(batch, description)
+    gathered = accumulate_gradients(policy, batch, totals, description)
+    weights = [weight for _, weight in trained_parameters(policy)]
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
+    with processes.together():
+        is_usable = _is_usable(norm, description, progress)
+    if is_usable:
+        optimizer.step()
+    optimizer.zero_grad()
+    return {**processes.add_up(gathered), "grad_norm": norm}
+
+
+def mini_batch_totals(batch: Batch, description: RunDescription) -> g2rpo.BatchTotals:
+    """Count the tokens of a mini-batch, of which each process has a part.
+
+    Each task's side of the band is judged on the entropies that the mini-batch was sampled with, so
+    that every micro-batch pulls the same way without a pass of its own.
+    """
     totals = g2rpo.batch_totals(
         batch.mask,
         entropies=batch.entropies,
         tasks=batch.tasks,
         num_tasks=len(description.data.tasks),
     )
+    return reduce_totals(totals)
+
+
+def accumulate_gradients(
+    policy: Policy, batch: Batch, totals: g2rpo.BatchTotals, description: RunDescription
+) -> Metrics:
+    """Add the gradient of a mini-batch, all processes' parts of it, to that of the weights.
+
+    Returns
+    -------
+    dict of str to float
+        What this process has of the loss terms and other metrics.
+    """
+    processes = Processes.current()
+    # Divided weights get the mean of all processes' gradients.
+    scale = processes.size if is_sharded(policy.model) else 1
     gathered: Metrics = {}
-    for part in micro_batches(policy, batch, options.micro_batch_tokens):
+    divided = micro_batch_rows(policy, batch, description.optimization.micro_batch_tokens)
+    spares = spare_passes(policy, batch, len(divided))
+    for rows in divided:
+        part = batch.rows(rows)
         terms, metrics = batch_loss(policy, part, totals, description)
-        terms.total.backward()
-        # Loss terms of micro-batches add up; the other metrics are means over tokens, or maxima.
-        share = float(part.mask.sum()) / float(totals.tokens)
-        for name, term in terms._asdict().items():
-            gathered[f"loss/{name}"] = gathered.get(f"loss/{name}", 0.0) + float(term.detach())
-        for name, value in metrics.items():
-            if name.endswith("/max"):
-                gathered[name] = max(gathered.get(name, -torch.inf), float(value))
-            else:
-                gathered[name] = gathered.get(name, 0.0) + share * float(value)
-    weights = [weight for _, weight in trained_parameters(policy)]
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
-    if _is_usable(norm, description, progress):
-        optimizer.step()
-    optimizer.zero_grad()
-    return {**gathered, "grad_norm": norm}
+        (scale * with_every_gradient(policy.model, terms.total)).backward()
+        _gather(gathered, terms, metrics, float(part.mask.sum()) / float(totals.tokens))
+    for spare in spares:
+        terms, _ = batch_loss(policy, spare, totals, description)
+        (0 * with_every_gradient(policy.model, terms.total)).backward()
+    if not is_sharded(policy.model):
+        processes.add_gradients([weight for _, weight in trained_parameters(policy)])
+    return gathered
+
+
+def _gather(
+    gathered: Metrics, terms: g2rpo.LossTerms, metrics: dict[str, torch.Tensor], share: float
+) -> None:
+    """Add what a micro-batch reports, which has a share of the mini-batch's tokens."""
+    # Loss terms of micro-batches add up; the other metrics are means over tokens, or maxima.
+    for name, term in terms._asdict().items():
+        gathered[f"loss/{name}"] = gathered.get(f"loss/{name}", 0.0) + float(term.detach())
+    for name, value in metrics.items():
+        if name.endswith("/max"):
+            gathered[name] = max(gathered.get(name, -torch.inf), float(value))
+        else:
+            gathered[name] = gathered.get(name, 0.0) + share * float(value)
 
 
 def _is_usable(norm: float, description: RunDescription, progress: Progress) -> bool:

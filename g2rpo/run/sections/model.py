@@ -56,6 +56,11 @@ class Model(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         default="auto", description="attention implementation; `auto` leaves it to the model"
     )
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        default="auto",
+        description="of several processes each has the whole model (`none`) or a part of it "
+        "(`fsdp`); `auto` as `accelerate launch` was told",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute layers twice in the update in place of keeping them"
     )

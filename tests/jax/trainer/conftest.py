@@ -20,18 +20,24 @@ def tokenizer():
     return build_tokenizer()
 
 
-@pytest.fixture(scope="session")
-def policy_folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy")
-    config = DecoderConfig(len(tokenizer), width=16, layers=2, heads=2, feed_forward=16)
+def save_decoder(folder, tokenizer, layers):
+    config = DecoderConfig(len(tokenizer), width=16, layers=layers, heads=2, feed_forward=16)
     save_sizes(folder, config, tokenizer)
     save_weights(folder, nnx.state(Decoder(config, rngs=nnx.Rngs(0))))
     return folder
 
 
 @pytest.fixture(scope="session")
-def policy(policy_folder):
-    return load_policy(str(policy_folder), resolve_device("cpu"))
+def policy_folder(tokenizer, tmp_path_factory):
+    """Return a decoder of one layer, which is compiled fast."""
+    return save_decoder(tmp_path_factory.mktemp("policy"), tokenizer, 1)
+
+
+@pytest.fixture(scope="session")
+def policy(tokenizer, tmp_path_factory):
+    """Return a decoder of two layers, the second of which sees what the first has kept."""
+    folder = save_decoder(tmp_path_factory.mktemp("deep"), tokenizer, 2)
+    return load_policy(str(folder), resolve_device("cpu"))
 
 
 @pytest.fixture(scope="session")

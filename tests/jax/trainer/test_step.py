@@ -129,6 +129,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_run, monkeypatch):
         steps(description, 2)
 
 
+@pytest.mark.slow
 def test_two_devices_do_what_one_does():
     assert "same" in run(WORKER)
 

@@ -1,0 +1,150 @@
+"""What one process of test_processes.py does: updates on a batch that is the same everywhere.
+
+    torchrun --nproc-per-node=2 processes_worker.py OUTPUT CASE...
+
+The first process writes, case by case, what it found. Started without torchrun it is alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from g2rpo.run import load_description
+from g2rpo.run.errors import RunError
+from g2rpo_torch.trainer import head
+from g2rpo_torch.trainer.batch import Batch
+from g2rpo_torch.trainer.equity import gradient_equity
+from g2rpo_torch.trainer.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_torch.trainer.policy_model import make_policy
+from g2rpo_torch.trainer.processes import joined
+from g2rpo_torch.trainer.progress import Progress
+from g2rpo_torch.trainer.prompts import encode_prompts
+from g2rpo_torch.trainer.rollout import sample
+from g2rpo_torch.trainer.sharding import is_sharded, shard, whole_weights
+from g2rpo_torch.trainer.update import update_policy, with_reference
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.trainer import tiny_models
+
+# Family, what the run is like, and how many of the four prompts take part.
+CASES = {
+    "text": ("llama", [], 4),
+    "mini-batches": ("qwen3", ["optimization.updates_per_batch=2"], 4),
+    "images": ("qwen2_5_vl", [], 4),
+    "uneven": ("llava", [], 3),
+    "one prompt": ("llama", ["optimization.updates_per_batch=2"], 1),
+    "bfloat16": ("llama", ["model.dtype=bfloat16"], 4),
+    "from hidden states": ("llama", [], 4),
+    "reference": ("llama", ["optimization.beta=0.1", "optimization.updates_per_batch=2"], 3),
+}
+STEPS = 3
+
+
+def describe(settings):
+    return load_description(
+        settings=[
+            "data.tasks=[ocr, maths]",
+            "rollout.prompts_per_step=4",
+            "rollout.num_generations=3",
+            "rollout.max_completion_length=6",
+            "length.mode=off",
+            "optimization.learning_rate=0.0003",
+            "optimization.micro_batch_tokens=500",
+            "output.equity_steps=1",
+            *settings,
+        ]
+    )
+
+
+def whole_batch(policy, records):
+    """Return all responses to all prompts, as a single process has them."""
+    prompts = encode_prompts(policy, records)
+    torch.manual_seed(0)
+    found = sample(policy, prompts, num_generations=3, max_completion_length=6)
+    count = len(records)
+    groups = torch.arange(count).repeat_interleave(3)
+    return Batch(
+        prompts=prompts,
+        groups=groups,
+        tokens=found.tokens,
+        mask=found.mask,
+        logprobs=found.logprobs,
+        entropies=found.entropies,
+        advantages=torch.randn(3 * count, generator=torch.Generator().manual_seed(1)),
+        length_advantages=None,
+        tasks=groups % 2,
+        numbers=groups,
+    )
+
+
+def own_part(batch, processes):
+    prompts = len(batch.prompts["input_ids"])
+    own = torch.tensor(processes.share(prompts).own, dtype=torch.int64)
+    return batch.rows(torch.isin(batch.numbers, own).nonzero()[:, 0])
+
+
+def learn(case, sharded, processes):
+    family, settings, prompts = CASES[case]
+    description = describe(settings)
+    head._LARGE_VOCABULARY = 0 if case == "from hidden states" else 8192
+    processor = tiny_models.build_processor(family)
+    model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
+    model = model.to(getattr(torch, description.model.dtype))
+    policy = make_policy(model, processor)
+    batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), processes)
+    reference = replace(policy, model=copy.deepcopy(model))
+    for each in (policy, reference):
+        if processes.size > 1:
+            each.trials._verdicts.update(head=True, forward=True)
+    if sharded:
+        shard(model, torch.device("cpu"), processes.size)
+        shard(reference.model, torch.device("cpu"), processes.size)
+        assert is_sharded(model)
+    optimizer, progress = make_optimizer(policy, description.optimization), Progress()
+    losses = []
+    for _ in range(STEPS):
+        part = batch
+        if description.optimization.beta:
+            part = with_reference(batch, reference, description)
+        metrics = gradient_equity(policy, part, description, 1)
+        metrics |= update_policy(policy, optimizer, part, description, progress)
+        losses.append(metrics)
+    weights = whole_weights(model) if sharded else model.state_dict()
+    state = {**weights, **optimizer_tensors(policy, optimizer)}
+    return losses, {name: value.float().clone() for name, value in state.items()}
+
+
+def errors(processes):
+    """Return what each process sees when the last one finds something wrong."""
+    found = []
+    for error in (RunError("line 7: no answer"), KeyError("oops")):
+        try:
+            with processes.together():
+                if processes.rank == processes.size - 1:
+                    raise error
+        except Exception as caught:
+            found.append(f"{type(caught).__name__}: {caught}")
+    return processes.gather_objects(found)
+
+
+def main(output, mode, *cases):
+    torch.set_num_threads(1)
+    with joined() as processes:
+        found = {}
+        tensors = {}
+        for case in cases:
+            found[case], tensors[case] = learn(case, mode == "sharded", processes)
+        found["errors"] = errors(processes)
+        if processes.is_main:
+            torch.save(tensors, f"{output}.pt")
+            Path(f"{output}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
