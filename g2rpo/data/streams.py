@@ -120,7 +120,7 @@ class StoredStream(Stream):
             record = self._open(int(number))
             if not isinstance(record, BrokenRecord):
                 return record
-            # The next of the epoch takes its place, which again follows from seed and position alone.
+            # The next of the epoch takes its place, which again follows from seed and position.
             if not self._skip:
                 raise RunError(f"{record}; put it right, or set data.skip_broken: true")
         raise RunError(f"task {self.name!r}: none of its {size} training records can be used")

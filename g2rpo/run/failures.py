@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from g2rpo.run.errors import RunError
+from g2rpo.run.errors import RunError, SharedError
 from g2rpo.run.folder import RunFolder
 
 __all__ = ["ran_out_of_memory", "resumable", "resume_command"]
@@ -38,7 +38,7 @@ def resumable(folder: RunFolder, steps_done: Callable[[], int]) -> Iterator[None
         yield
     except Exception as error:
         note = _where_it_stands(folder, steps_done())
-        if not ran_out_of_memory(error):
+        if isinstance(error, SharedError) or not ran_out_of_memory(error):
             error.add_note(note)
             raise
         reason = " ".join(str(error).split()) or type(error).__name__

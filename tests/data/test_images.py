@@ -158,7 +158,9 @@ def test_a_damaged_image_is_passed_over_if_the_user_allows_it(damaged):
     assert source.summary().examples[0].startswith(f"{damaged}, line 4: image '3.png' cannot be")
     # What takes its place follows from seed and position too, whatever was asked before.
     for step in range(6):
-        records = [s.training_records(seed=1, position=4 * step, prompts=4) for s in (again, source)]
+        records = [
+            s.training_records(seed=1, position=4 * step, prompts=4) for s in (again, source)
+        ]
         assert [r["place"] for r in records[0]] == [r["place"] for r in records[1]]
 
 

@@ -130,6 +130,13 @@ def errors(processes):
                     raise error
         except Exception as caught:
             found.append(f"{type(caught).__name__}: {caught}")
+    weight = torch.nn.Linear(1, 1, bias=False)
+    for value in (1.0, float(processes.rank)):
+        torch.nn.init.constant_(weight.weight, value)
+        try:
+            processes.require_same_weights(weight)
+        except RunError as caught:
+            found.append(f"{value}: {caught}")
     return processes.gather_objects(found)
 
 

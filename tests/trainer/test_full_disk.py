@@ -1,6 +1,8 @@
 """A disk that fills up costs at most the steps since the last checkpoint."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,13 @@ def folder(tiny_run, tmp_path):
 @pytest.fixture
 def write(random_policy, folder):
     """Return what fills a checkpoint: the policy, an optimiser that took a step, a state."""
-    optimizer = make_optimizer(random_policy, folder.description.optimization)
+    policy = replace(random_policy, model=copy.deepcopy(random_policy.model))
+    optimizer = make_optimizer(policy, folder.description.optimization)
     for weight in optimizer.weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     optimizer.zero_grad()
-    return lambda path: save_checkpoint(path, random_policy, optimizer, {"step": 1})
+    return lambda path: save_checkpoint(path, policy, optimizer, {"step": 1})
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -77,6 +77,10 @@ def test_the_same_update_however_the_batch_is_spread(tmp_path):
         assert main[0] == other[0] == "SharedError: line 7: no answer"
         assert main[1] == "SharedError: process 1 failed: KeyError: 'oops'"
         assert other[1] == "KeyError: 'oops'"
+        different = "processes 0 and 1 have loaded different weights; --model must name the same"
+        assert main[2].startswith(f"0.0: {different}")
+        assert other[2].startswith(f"1.0: {different}")
+        assert len(main) == len(other) == 3
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

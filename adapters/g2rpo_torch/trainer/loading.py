@@ -120,6 +120,7 @@ def load_policy(
         if model.gradient_checkpointing:
             checkpointed.enable(loaded)
         longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
+    processes.require_same_weights(loaded)
     if is_divided:
         shard(loaded, device, processes.size)
     return make_policy(

@@ -7,6 +7,7 @@ method of :class:`Processes` makes it known to all; every process has to call it
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,6 +160,23 @@ class Processes:
                 is_largest = name.endswith("/max") and name in added
                 added[name] = max(added[name], value) if is_largest else added.get(name, 0) + value
         return added
+
+    def require_same_weights(self, model: torch.nn.Module) -> None:
+        """Raise `SharedError` unless all processes have loaded the same weights."""
+        if self.size == 1:
+            return
+        sums = self.gather_objects(
+            [float(weight.detach().sum(dtype=torch.float64)) for weight in model.parameters()]
+        )
+        # Devices may differ in the order in which they add.
+        tolerance = {"rel_tol": 1e-6, "abs_tol": 1e-6}
+        for rank, other in enumerate(sums):
+            pairs = zip(sums[0], other, strict=True)
+            if not all(math.isclose(*pair, **tolerance) for pair in pairs):
+                raise SharedError(
+                    f"processes 0 and {rank} have loaded different weights; --model must name the "
+                    "same files on every machine"
+                )
 
     def add_gradients(self, weights: Sequence[torch.nn.Parameter]) -> None:
         """Add up the gradients of all processes, which then have the sums.
