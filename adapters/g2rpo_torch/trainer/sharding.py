@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from g2rpo.run.errors import RunError
+from g2rpo.run.errors import SharedError
 from g2rpo.run.launch import Launch
 from g2rpo.run.sections import Model
 from g2rpo_torch import gather_rollouts
@@ -44,12 +44,12 @@ def shard(model: Any, device: torch.device, size: int) -> None:
 
     Raises
     ------
-    RunError
+    SharedError
         If its layers are not known, or it has adapters.
     """
     layers = _decoder_layers(model)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise RunError(
+        raise SharedError(
             "model.lora.rank is set, but an adapter is not divided over processes; leave the "
             "adapter out, or train with model.sharding: none, which has the whole model on each"
         )
@@ -174,7 +174,7 @@ def _run_inside(model: Any, function: Callable[..., Any], inputs: dict[str, Any]
 def _decoder_layers(model: Any) -> list[Any]:
     layers = getattr(model.get_decoder(), "layers", None)
     if not layers:
-        raise RunError(
+        raise SharedError(
             f"{type(model).__name__} does not say which its decoder layers are, so it cannot be "
             "divided over processes; train with model.sharding: none"
         )
