@@ -96,16 +96,17 @@ def rewards_of(texts: list[str]) -> list[float]:
 
 def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     """Measure the steps of this project's trainer, as its loop takes them."""
+    import numpy as np
     import torch
     from transformers import AutoTokenizer
 
     from g2rpo.run import load_description
+    from g2rpo.run.progress import Progress
     from g2rpo.run.records import with_tasks
+    from g2rpo.run.scorer import Rewards
+    from g2rpo.run.shaping import Shaping
     from g2rpo_torch.trainer.loading import load_described
     from g2rpo_torch.trainer.optimizer import make_optimizer
-    from g2rpo_torch.trainer.progress import Progress
-    from g2rpo_torch.trainer.scoring import Rewards
-    from g2rpo_torch.trainer.shaping import Shaping
     from g2rpo_torch.trainer.step import training_step
 
     data = folder / "data.jsonl"
@@ -138,7 +139,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
 
     class Scorer:
         def __call__(self, records: Any, texts: list[str]) -> Rewards:
-            return Rewards(*[torch.tensor(rewards_of(texts))] * len(Rewards._fields))
+            return Rewards(*[np.asarray(rewards_of(texts), np.float32)] * len(Rewards._fields))
 
         def metrics(self) -> dict[str, float]:
             return {}

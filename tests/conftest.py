@@ -1,6 +1,11 @@
 """What all tests share."""
 
 import os
+import signal
+
+# A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some of them press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything loads an array library: threads of several processes would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:

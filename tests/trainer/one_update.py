@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from g2rpo.run import load_description
+from g2rpo.run.progress import Progress
 from g2rpo_torch.trainer.batch import Batch
 from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.progress import Progress
 from g2rpo_torch.trainer.prompts import encode_prompts
 from g2rpo_torch.trainer.rollout import sample
 from g2rpo_torch.trainer.update import update_policy

@@ -17,13 +17,13 @@ import torch
 
 from g2rpo.run import load_description
 from g2rpo.run.errors import RunError
+from g2rpo.run.progress import Progress
 from g2rpo_torch.trainer import head
 from g2rpo_torch.trainer.batch import Batch
 from g2rpo_torch.trainer.equity import gradient_equity
 from g2rpo_torch.trainer.optimizer import make_optimizer, optimizer_tensors
 from g2rpo_torch.trainer.policy_model import make_policy
 from g2rpo_torch.trainer.processes import joined
-from g2rpo_torch.trainer.progress import Progress
 from g2rpo_torch.trainer.prompts import encode_prompts
 from g2rpo_torch.trainer.rollout import sample
 from g2rpo_torch.trainer.sharding import is_sharded, shard, whole_weights

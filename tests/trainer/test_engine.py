@@ -10,6 +10,9 @@ import torch
 
 import g2rpo
 from g2rpo.run.errors import RunError
+from g2rpo.run.progress import Progress
+from g2rpo.run.scorer import Scorer
+from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer.batch import Batch
 from g2rpo_torch.trainer.engine import (
     EngineSampler,
@@ -19,10 +22,7 @@ from g2rpo_torch.trainer.engine import (
     sampler_metrics,
 )
 from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.progress import Progress
 from g2rpo_torch.trainer.rollout import concatenated, sample_as_described
-from g2rpo_torch.trainer.scoring import Scorer
-from g2rpo_torch.trainer.shaping import Shaping
 from g2rpo_torch.trainer.step import training_step
 from g2rpo_torch.trainer.update import batch_loss
 from g2rpo_torch.trainer.vllm_engine import VLLMEngine

@@ -3,13 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from g2rpo.run.records import source_of, with_tasks
+from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo_torch.trainer import evaluate, train
 from g2rpo_torch.trainer.evaluation import evaluate_policy
-from g2rpo_torch.trainer.scoring import Rewards, Scorer
 
 
 class Graded:
@@ -17,8 +18,8 @@ class Graded:
 
     def __call__(self, records, texts):
         each = len(texts) // len(records)
-        reward = torch.tensor([row % each + row // each / 10 for row in range(len(texts))])
-        return Rewards(reward, reward / 2, torch.ones_like(reward), torch.zeros_like(reward))
+        reward = np.asarray([row % each + row // each / 10 for row in range(len(texts))])
+        return Rewards(reward, reward / 2, np.ones_like(reward), np.zeros_like(reward))
 
 
 @pytest.fixture

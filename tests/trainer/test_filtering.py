@@ -5,18 +5,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from g2rpo.run import load_description
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import training_records
+from g2rpo.run.scorer import Rewards, Scorer
+from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer import loop, train
 from g2rpo_torch.trainer.filtering import draw_rollouts, prompts_to_keep
 from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.progress import Progress
 from g2rpo_torch.trainer.rollout import sample_as_described
-from g2rpo_torch.trainer.scoring import Rewards, Scorer
-from g2rpo_torch.trainer.shaping import Shaping
 from g2rpo_torch.trainer.step import training_step
 from g2rpo_torch.trainer.stopwatch import Stopwatch
 
@@ -36,14 +37,14 @@ class Judge:
             for record in records
             for number in range(each)
         ]
-        return Rewards(*[torch.tensor(rewards)] * len(Rewards._fields))
+        return Rewards(*[np.asarray(rewards, np.float32)] * len(Rewards._fields))
 
     def metrics(self):
         return {}
 
 
 def rewards_of(*rows):
-    column = torch.tensor(rows).flatten()
+    column = np.asarray(rows, np.float32).reshape(-1)
     return Rewards(*[column] * len(Rewards._fields))
 
 
@@ -144,7 +145,7 @@ class Odd(Scorer):
     """Likes responses of an odd number of characters, so that some groups have no signal."""
 
     def __call__(self, records, texts):
-        rewards = torch.tensor([float(len(text) % 2) for text in texts])
+        rewards = np.asarray([len(text) % 2 for text in texts], np.float32)
         return Rewards(*[rewards] * len(Rewards._fields))
 
 

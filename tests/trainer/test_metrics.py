@@ -4,13 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
+from g2rpo.run.metrics import Outcomes, rollout_metrics
+from g2rpo.run.scorer import Rewards
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.metrics import rollout_metrics
-from g2rpo_torch.trainer.rollout import Completions
-from g2rpo_torch.trainer.scoring import Rewards
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _ROW = re.compile(r"\| (`.*?) \|.*\| (too|only|no) \|")
@@ -53,28 +52,20 @@ def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
     assert logged - {"step"} == listed - only_with_vllm
 
 
-def completions(lengths, entropies=None) -> Completions:
-    lengths = torch.tensor(lengths)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    entropies = torch.ones_like(mask, dtype=torch.float32) if entropies is None else entropies
-    return Completions(
-        tokens=mask.long(),
-        mask=mask,
-        logprobs=torch.zeros_like(mask, dtype=torch.float32),
-        entropies=entropies * mask,
-        texts=[""] * len(lengths),
-        ended=lengths < 9,
-    )
+def outcomes(lengths, entropies=None) -> Outcomes:
+    """Return responses of so many tokens; each token has an entropy of 1, or its response's."""
+    lengths = np.asarray(lengths)
+    return Outcomes(lengths, lengths < 9, lengths * np.asarray(entropies or [1.0] * 4))
 
 
 NAMES = ["ocr", "maths", "absent"]
-GROUPS, TASKS = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+GROUPS, TASKS = np.asarray([0, 0, 1, 1]), np.asarray([0, 0, 1, 1])
 
 
 def measured(rewards, lengths=(1, 3, 5, 9), **options):
-    rewards = torch.tensor(rewards)
-    components = Rewards(rewards, rewards, torch.ones(4), torch.zeros(4))
-    return rollout_metrics(components, completions(lengths), GROUPS, TASKS, NAMES, **options)
+    rewards = np.asarray(rewards, np.float32)
+    components = Rewards(rewards, rewards, np.ones(4), np.zeros(4))
+    return rollout_metrics(components, outcomes(lengths), GROUPS, TASKS, NAMES, **options)
 
 
 def test_means_over_all_and_over_each_task():
@@ -92,9 +83,8 @@ def test_means_over_all_and_over_each_task():
 
 
 def test_entropy_is_a_mean_over_tokens():
-    entropies = torch.tensor([[2.0], [1.0], [0.0], [0.0]]).expand(4, 9)
-    rewards = Rewards(*torch.zeros(4, 4))
-    metrics = rollout_metrics(rewards, completions([1, 3, 5, 9], entropies), GROUPS, TASKS, NAMES)
+    found = outcomes([1, 3, 5, 9], [2.0, 1.0, 0.0, 0.0])
+    metrics = rollout_metrics(Rewards(*np.zeros((4, 4))), found, GROUPS, TASKS, NAMES)
     assert metrics["entropy/ocr"] == pytest.approx((2 * 1 + 1 * 3) / 4)
     assert metrics["entropy"] == pytest.approx(5 / 18)
 
@@ -105,7 +95,7 @@ def test_what_has_no_reward_enters_no_mean():
     assert metrics["rewards/accuracy/mean"] == 1
     assert "rewards/accuracy/mean/maths" not in metrics
     assert metrics["frac_reward_zero_std"] == 1
-    length = torch.tensor([0.25, 0.75, float("nan"), float("nan")])
+    length = np.asarray([0.25, 0.75, float("nan"), float("nan")])
     metrics = measured([0.0, 1.0, 0.0, 0.0], length_reward=length)
     assert metrics["rewards/length/mean"] == metrics["rewards/length/mean/ocr"] == 0.5
     assert "rewards/length/mean/maths" not in metrics

@@ -13,12 +13,12 @@ import torch
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.launch import Launch
+from g2rpo.run.scorer import Scorer
 from g2rpo.run.scoring import open_pool
 from g2rpo.run.sections import Model
 from g2rpo_torch.trainer.device import resolve_device
 from g2rpo_torch.trainer.processes import Processes
 from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.scoring import Scorer
 from g2rpo_torch.trainer.sharding import shall_shard, shard
 
 from .launched import free_port

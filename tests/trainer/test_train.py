@@ -3,15 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.records import training_records
+from g2rpo.run.scorer import Rewards
+from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer import train
 from g2rpo_torch.trainer.device import resolve_device
-from g2rpo_torch.trainer.scoring import Rewards
-from g2rpo_torch.trainer.shaping import Shaping
 
 
 def read_metrics(description) -> list[dict]:
@@ -96,17 +97,17 @@ def test_a_model_that_is_missing_leaves_nothing_behind(tiny_run, tmp_path):
 def test_running_moments_of_ema_grpo_carry_over(tiny_run):
     """Rewards of a second step are scaled by both steps' spread, and so they are after a resume."""
     description = tiny_run("estimator.name=ema-grpo", "length.mode=off")
-    groups = tasks = torch.zeros(2, dtype=torch.int64)
-    wide, narrow = (Rewards(*torch.tensor([[0.0, top]] * 4)) for top in (1.0, 0.1))
-    lengths = torch.tensor([1, 1])
+    groups = tasks = np.zeros(2, np.int64)
+    wide, narrow = (Rewards(*np.asarray([[0.0, top]] * 4, np.float32)) for top in (1.0, 0.1))
+    lengths = np.asarray([1, 1])
     fresh = Shaping(description)(narrow, lengths, groups, tasks).policy
     shaping = Shaping(description)
     shaping(wide, lengths, groups, tasks)
     restored = Shaping(description)
     restored.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
     later = shaping(narrow, lengths, groups, tasks).policy
-    assert later.abs().max() < 0.2 * fresh.abs().max()
-    assert torch.equal(restored(narrow, lengths, groups, tasks).policy, later)
+    assert np.abs(later).max() < 0.2 * np.abs(fresh).max()
+    assert np.array_equal(restored(narrow, lengths, groups, tasks).policy, later)
 
 
 def test_missing_device_is_named_before_anything_is_written(tiny_run, tmp_path):
@@ -162,11 +163,13 @@ def test_data_follow_from_seed_and_position(tiny_run):
 def test_length_ranks_only_right_responses(tiny_run):
     description = tiny_run()
     names = description.data.tasks
-    rewards = Rewards(*torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]))
-    groups = torch.zeros(4, dtype=torch.int64)
-    tasks = torch.full((4,), names.index("maths"))
+    rewards = Rewards(
+        *np.asarray([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]], np.float32)
+    )
+    groups = np.zeros(4, np.int64)
+    tasks = np.full(4, names.index("maths"))
     # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
-    advantages = Shaping(description)(rewards, torch.tensor([5, 7, 8, 5]), groups, tasks)
+    advantages = Shaping(description)(rewards, np.asarray([5, 7, 8, 5]), groups, tasks)
     first, second, third, wrong = advantages.length.tolist()
     assert first > second > third
     assert wrong == 0
@@ -174,10 +177,10 @@ def test_length_ranks_only_right_responses(tiny_run):
 
 def test_a_graded_response_counts_from_any_accuracy(tiny_run):
     description = tiny_run("length.targets={grounding: [0, 0, 4, 8]}")
-    accuracy = torch.tensor([0.3, 0.1, 0.0, 0.0])
+    accuracy = np.asarray([0.3, 0.1, 0.0, 0.0], np.float32)
     rewards = Rewards(accuracy, accuracy, accuracy, accuracy)
-    tasks = torch.full((4,), description.data.tasks.index("grounding"))
-    lengths, groups = torch.tensor([7, 5, 1, 8]), torch.zeros(4, dtype=torch.int64)
+    tasks = np.full(4, description.data.tasks.index("grounding"))
+    lengths, groups = np.asarray([7, 5, 1, 8]), np.zeros(4, np.int64)
     length = Shaping(description)(rewards, lengths, groups, tasks).length
     assert length[1] > 0 > length[0]
     assert (length[2:] == 0).all()
@@ -185,9 +188,9 @@ def test_a_graded_response_counts_from_any_accuracy(tiny_run):
 
 def test_a_task_without_a_target_has_no_length_advantage(tiny_run):
     description = tiny_run()
-    tasks = torch.full((4,), description.data.tasks.index("vqa"))
-    rewards = Rewards(*torch.ones(4, 4))
+    tasks = np.full(4, description.data.tasks.index("vqa"))
+    rewards = Rewards(*np.ones((4, 4), np.float32))
     advantages = Shaping(description)(
-        rewards, torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.int64), tasks
+        rewards, np.asarray([1, 2, 3, 4]), np.zeros(4, np.int64), tasks
     )
     assert (advantages.length == 0).all()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from g2rpo.run.errors import RunError
+from g2rpo.run.progress import Progress
 from g2rpo_torch.trainer.batch import Batch
 from g2rpo_torch.trainer.optimizer import make_optimizer, optimizer_tensors
-from g2rpo_torch.trainer.progress import Progress
 from g2rpo_torch.trainer.update import evaluated, update_policy, with_reference
 
 

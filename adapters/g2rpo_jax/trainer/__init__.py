@@ -26,9 +26,10 @@ if _MISSING:
         'run: pip install "g2rpo[jax]"'
     )
 
-from g2rpo.run.interrupt import Interrupted  # noqa: E402  (the check above must come first)
+from g2rpo.run.evaluation import Evaluation  # noqa: E402  (the check above must come first)
+from g2rpo.run.interrupt import Interrupted  # noqa: E402
 
-from .evaluation import Evaluation, evaluate, evaluate_policy  # noqa: E402
+from .evaluation import evaluate, evaluate_policy  # noqa: E402
 from .loop import train  # noqa: E402
 from .policy_model import Policy, load_policy  # noqa: E402
 

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import numpy as np
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.evaluation import Answers, Evaluation, summarised
 from g2rpo.run.records import heldout_records, with_tasks
+from g2rpo.run.scorer import Scorer
 
 from .device import resolve_device
 from .policy_model import Policy, load_policy
 from .prompts import encode_prompts
 from .rollout import sample
-from .scoring import Scorer
 
 _SAMPLING_SEED = 260_408_539
 
 # So cold that the most probable token is drawn for certain, which a temperature of 0 asks for.
 _GREEDY = 1e-6
-
-
-class Evaluation(NamedTuple):
-    """What came out of the held-out items, by task.
-
-    Attributes
-    ----------
-    reward : dict of str to float
-        Mean reward, with ``"mean"`` over the tasks; NaN for a task without held-out items.
-    length : dict of str to float
-        Mean response length in tokens.
-    """
-
-    reward: dict[str, float]
-    length: dict[str, float]
 
 
 def evaluate(
@@ -57,7 +41,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}}``.
+        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
+        :class:`~g2rpo.run.evaluation.Evaluation` says.
     """
     description = with_tasks(description)
     data = description.data
@@ -94,33 +79,26 @@ def evaluate_policy(
     -------
     Evaluation
     """
-    rewards, lengths = {}, {}
+    answers = {}
     for number, task in enumerate(description.data.tasks):
         key = jax.random.fold_in(jax.random.key(_SAMPLING_SEED), number)
-        rewards[task], lengths[task] = _evaluate_task(
-            policy, description, scorer, task, key, advance
-        )
-    measured = [reward for reward in rewards.values() if not math.isnan(reward)]
-    rewards["mean"] = sum(measured) / len(measured) if measured else math.nan
-    return Evaluation(rewards, lengths)
+        answers[task] = list(_answers(policy, description, scorer, task, key, advance))
+    return summarised(answers)
 
 
-def _evaluate_task(
+def _answers(
     policy: Policy,
     description: RunDescription,
     scorer: Scorer,
     task: str,
     key: jax.Array,
     advance: Callable[[int], None],
-) -> tuple[float, float]:
+) -> Iterator[Answers]:
     data, rollout = description.data, description.rollout
     records = heldout_records(data, task)
-    if not records:
-        return math.nan, math.nan
     size = min(data.eval_batch_size, data.eval_items)
     temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
     limit = rollout.limit_of(task)
-    rewards, lengths = [], []
     for start in range(0, len(records), size):
         part = records[start : start + size]
         # The last part is filled up: another shape would be compiled for it alone.
@@ -135,7 +113,6 @@ def _evaluate_task(
             limits=[limit] * size,
         )
         count = len(part) * data.eval_generations
-        rewards.append(scorer(part, completions.texts(policy)[:count]).reward)
-        lengths.append(completions.lengths()[:count])
+        rewards = scorer(part, completions.texts(policy)[:count])
+        yield Answers(len(part), rewards, completions.lengths()[:count])
         advance(len(part))
-    return float(np.nanmean(np.concatenate(rewards))), float(np.concatenate(lengths).mean())

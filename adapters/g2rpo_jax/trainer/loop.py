@@ -9,23 +9,24 @@ from typing import Any
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.failures import resumable
 from g2rpo.run.folder import RunFolder
 from g2rpo.run.interrupt import Interrupted, StopRequest
+from g2rpo.run.metrics import evaluation_metrics
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import heldout_records, with_tasks
 from g2rpo.run.report import draw_plots
+from g2rpo.run.scorer import Scorer
+from g2rpo.run.shaping import Shaping
 
 from .checkpoint import read_state, restore_optimizer, save_checkpoint
 from .device import resolve_device
-from .evaluation import Evaluation, evaluate_policy
-from .metrics import evaluation_metrics
+from .evaluation import evaluate_policy
 from .optimizer import AdamW
 from .options import refuse_unsupported
 from .policy_model import Policy, load_policy
-from .progress import Progress
 from .prompts import encode_prompts
-from .scoring import Scorer
-from .shaping import Shaping
 from .step import training_step
 from .update import Trained
 

@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+import g2rpo
 from g2rpo.data import PromptRecord
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
+from g2rpo.run.metrics import Outcomes, rollout_metrics
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import training_records
 from g2rpo.run.schedule import learning_rate_factor
+from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.run.sections import Optimization
+from g2rpo.run.shaping import Advantages, Shaping
 
 from .forward import completion_logprobs
-from .metrics import rollout_metrics
 from .policy_model import Policy
-from .progress import Progress
 from .prompts import encode_prompts
-from .rollout import Completions, sample
-from .scoring import Rewards, Scorer
-from .shaping import Advantages, Shaping
+from .rollout import sample
 from .update import Batch, Metrics, Trained, update_policy
 
 
@@ -104,8 +106,12 @@ def training_step(
     tasks = np.array([names.index(record["task_type"]) for record in records], np.int32)[groups]
     advantages = shaping(rewards, completions.lengths(), groups, tasks)
     rows = (len(tasks), -1)
-    steered = shaping.steer(
-        completions.entropies.reshape(rows), completions.mask.reshape(rows), tasks
+    entropies, mask = (
+        np.asarray(each).reshape(rows) for each in (completions.entropies, completions.mask)
+    )
+    steered = shaping.steer(*g2rpo.task_means(entropies, mask, tasks, len(names)))
+    outcomes = Outcomes(
+        completions.lengths(), np.asarray(completions.ended).reshape(-1), entropies.sum(-1)
     )
     scored = time.monotonic()
 
@@ -117,9 +123,9 @@ def training_step(
         mask=completions.mask,
         logprobs=completions.logprobs,
         entropies=completions.entropies,
-        advantages=advantages.policy.reshape(shape),
-        length_advantages=None if length is None else length.reshape(shape),
-        tasks=jax.numpy.asarray(tasks.reshape(shape)),
+        advantages=jnp.asarray(advantages.policy.reshape(shape)),
+        length_advantages=None if length is None else jnp.asarray(length.reshape(shape)),
+        tasks=jnp.asarray(tasks.reshape(shape)),
     )
     if reference is not None:
         batch = _with_reference(batch, reference, rollout.temperature)
@@ -128,11 +134,12 @@ def training_step(
     trained, learned = update_policy(trained, batch, steered, rate)
     _count_skipped(learned, options, progress)
     finished = time.monotonic()
-    table = _table(records, progress.position, texts, completions, rewards, advantages)
+    table = _table(records, progress.position, texts, outcomes, rewards, advantages)
     progress.step += 1
     progress.position += len(records)
     metrics = {
-        **rollout_metrics(rewards, completions, tasks, names, advantages.length_reward),
+        **rollout_metrics(rewards, outcomes, groups, tasks, names, advantages.length_reward),
+        **scorer.metrics(),
         **shaping.metrics(),
         **_means(learned),
         "learning_rate": rate,
@@ -182,14 +189,14 @@ def _table(
     records: Sequence[PromptRecord],
     position: int,
     texts: Sequence[str],
-    completions: Completions,
+    outcomes: Outcomes,
     rewards: Rewards,
     advantages: Advantages,
 ) -> list[dict[str, Any]]:
     each = len(texts) // len(records)
     columns = {
-        "length": completions.lengths(),
-        "ended": completions.ended.reshape(-1),
+        "length": outcomes.lengths,
+        "ended": outcomes.ended,
         "advantage": advantages.policy,
         **rewards._asdict(),
     }

@@ -3,7 +3,6 @@
 ====================  =======================================================================
 ``loop.py``           a run: evaluate, step, save, report
 ``step.py``           one step, in the order in which it happens
-``progress.py``       where a run stands
 ``loading.py``        the model that a description names, with ``processors.py``
 ``lora.py``           adapters beside frozen weights; ``export.py`` merges them at the end
 ``freezing.py``       what is not trained
@@ -19,8 +18,6 @@
 ``filtering.py``      prompts without signal replaced by others
 ``prefill.py``        prompts encoded once for all of their responses
 ``prompt_cache.py``   their cache, with room for the responses
-``scoring.py``        responses to rewards
-``shaping.py``        rewards and lengths to advantages
 ``batch.py``          rollouts with all that the loss needs
 ``update.py``         mini-batches, loss, optimiser
 ``passes.py``         as many passes on every process
@@ -40,11 +37,16 @@
 ``sharding.py``       a model that is divided over them
 ``checkpoint.py``     Hugging Face folder with the optimiser beside it
 ====================  =======================================================================
+
+What is the same in every engine is in ``g2rpo.run``: ``scorer.py`` (responses to rewards),
+``shaping.py`` (rewards and lengths to advantages), ``progress.py``, ``metrics.py`` and
+``evaluation.py``.
 """
 
+from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.interrupt import Interrupted
 
-from .evaluation import Evaluation, evaluate, evaluate_policy
+from .evaluation import evaluate, evaluate_policy
 from .loading import load_policy
 from .loop import train
 from .policy_model import Policy

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.evaluation import Answers, Evaluation, summarised
 from g2rpo.run.records import heldout_records, with_tasks
+from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.tasks import Record
 
 from .loading import load_described
@@ -20,7 +23,6 @@ from .policy_model import Policy
 from .processes import Processes, joined
 from .prompts import encode_prompts
 from .rollout import sample
-from .scoring import Rewards, Scorer
 from .shortcuts import find_shortcuts
 
 _SAMPLING_SEED = 260_408_539
@@ -29,26 +31,6 @@ _SAMPLING_SEED = 260_408_539
 _GREEDY = 1e-6
 
 Sample = dict[str, Any]
-
-
-class Evaluation(NamedTuple):
-    """What came out of the held-out items, by task.
-
-    Attributes
-    ----------
-    reward : dict of str to float
-        Mean reward, with ``"mean"`` over the tasks; NaN for a task without held-out items.
-    length : dict of str to float
-        Mean response length in tokens.
-    detail : dict of str to dict
-        Of each task and of ``"mean"``: number of ``items``, ``low`` and ``high`` end of the 95 %
-        confidence interval of the mean reward, mean reward of the ``best`` of all responses to an
-        item; of each task also ``best_of``, by k = 1, 2, 4, …, and the means of the components.
-    """
-
-    reward: dict[str, float]
-    length: dict[str, float]
-    detail: dict[str, dict[str, Any]]
 
 
 def evaluate(
@@ -75,7 +57,7 @@ def evaluate(
     -------
     dict
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
-        :class:`Evaluation` says.
+        :class:`~g2rpo.run.evaluation.Evaluation` says.
     """
     description = with_tasks(description)
     data = description.data
@@ -118,26 +100,16 @@ def evaluate_policy(
     -------
     Evaluation
     """
-    rewards: dict[str, float] = {}
-    lengths: dict[str, float] = {}
-    detail: dict[str, dict[str, Any]] = {}
-    estimates, bests = [], []
+    answers: dict[str, list[Answers]] = {}
     with _own_random_numbers(policy.device):
         for task in description.data.tasks:
-            batches = []
+            answers[task] = []
             for batch in _responses(policy, description, scorer, task):
-                batches.append(batch)
+                answers[task].append(Answers(len(batch.records), batch.rewards, batch.lengths))
                 if on_samples and Processes.current().is_main:
                     on_samples(_samples(task, batch))
                 advance(len(batch.records))
-            of = _Measured(batches)
-            estimates.append(of.mean)
-            bests.append(of.best(of.generations))
-            rewards[task], lengths[task] = of.mean.mean, of.length
-            detail[task] = {**_summary(estimates[-1], bests[-1]), **of.detail()}
-    mean = mean_of_estimates(estimates)
-    rewards["mean"], detail["mean"] = mean.mean, _summary(mean, mean_of_estimates(bests))
-    return Evaluation(rewards, lengths, detail)
+    return summarised(answers)
 
 
 class _Batch(NamedTuple):
@@ -146,8 +118,8 @@ class _Batch(NamedTuple):
     first: int
     records: Sequence[Record]
     texts: list[str]
-    lengths: torch.Tensor
-    ended: torch.Tensor
+    lengths: npt.NDArray[np.int64]
+    ended: npt.NDArray[np.bool_]
     rewards: Rewards
 
 
@@ -190,49 +162,11 @@ def _answered(
     with processes.together():
         own = scorer(asked[: len(share.own)], completions.texts)
     numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
-    (lengths, ended, *rewards), _ = processes.gather(
-        numbers, completions.lengths.cpu(), completions.ended.cpu(), *own
-    )
+    columns = (completions.lengths.cpu(), completions.ended.cpu(), *map(torch.from_numpy, own))
+    gathered, _ = processes.gather(numbers, *columns)
+    lengths, ended, *rewards = (column.numpy() for column in gathered)
     texts = processes.gather_rows(numbers.tolist(), completions.texts)
     return _Batch(first, records, texts, lengths, ended, Rewards(*rewards))
-
-
-class _Measured:
-    """All responses to the items of one task."""
-
-    def __init__(self, batches: Sequence[_Batch]) -> None:
-        empty = torch.zeros(0)
-        self.components = {
-            name: torch.cat([empty, *(getattr(batch.rewards, name) for batch in batches)])
-            for name in Rewards._fields
-        }
-        lengths = [batch.lengths.float() for batch in batches]
-        self.length = float(torch.cat([empty, *lengths]).mean())
-        self.items = sum(len(batch.records) for batch in batches)
-        self.generations = len(self.components["reward"]) // self.items if self.items else 1
-        self._groups = torch.arange(self.items).repeat_interleave(self.generations)
-        self.mean = mean_estimate(self.components["reward"], self._groups)
-
-    def best(self, k: int) -> Estimate:
-        return best_of(self.components["reward"], self._groups, k)
-
-    def detail(self) -> dict[str, Any]:
-        powers = [2**power for power in range(self.generations.bit_length())]
-        counts = sorted({*powers, self.generations})
-        return {
-            "generations": self.generations,
-            "best_of": {str(k): self.best(k).mean for k in counts},
-            **{
-                name: float(values.nanmean())
-                for name, values in self.components.items()
-                if name != "reward"
-            },
-        }
-
-
-def _summary(mean: Estimate, best: Estimate) -> dict[str, Any]:
-    low, high = mean.interval()
-    return {"items": mean.prompts, "low": low, "high": high, "best": best.mean}
 
 
 def _samples(task: str, batch: _Batch) -> list[Sample]:

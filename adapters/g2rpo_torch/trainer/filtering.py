@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from g2rpo.run.description import RunDescription
+from g2rpo.run.metrics import Outcomes
 from g2rpo.run.records import training_records
+from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.run.sections.rollout import DynamicSampling
 from g2rpo.tasks import Record
 
@@ -22,10 +26,12 @@ from .engine import Sampler
 from .policy_model import Policy
 from .processes import Processes
 from .prompts import Inputs, encode_prompts, select_rows
-from .rollout import Completions, Outcomes, concatenated
-from .scoring import Rewards, Scorer
+from .rollout import Completions, concatenated
 from .shortcuts import find_shortcuts
 from .stopwatch import Stopwatch
+
+Labels = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,11 @@ class Rollouts:
         The prompts, in the order in which they were drawn.
     texts, outcomes, rewards : list of str, Outcomes, Rewards
         N = P · n responses, those of one prompt next to each other, with all that is reported.
-    keeps : Tensor (P,), bool
+    keeps : array (P,), bool
         Which prompts the step learns from.
     tries : int
         How often prompts were drawn.
-    own : Tensor (M,), int64
+    own : array (M,), int64
         Which of the responses this process has sampled: all of them, if it is alone.
     completions : Completions
         These.
@@ -54,26 +60,26 @@ class Rollouts:
     texts: list[str]
     outcomes: Outcomes
     rewards: Rewards
-    keeps: torch.Tensor
+    keeps: Flags
     tries: int
-    own: torch.Tensor
+    own: Labels
     completions: Completions
     prompts: Inputs
 
     @property
-    def groups(self) -> torch.Tensor:
+    def groups(self) -> Labels:
         """Prompt of each response, (N,) int64."""
         count = len(self.records)
-        return torch.arange(count).repeat_interleave(len(self.texts) // count)
+        return np.arange(count).repeat(len(self.texts) // count)
 
-    def tasks(self, names: Sequence[str]) -> torch.Tensor:
+    def tasks(self, names: Sequence[str]) -> Labels:
         """Return the number of each response's task, (N,) int64."""
-        return torch.tensor([names.index(one["task_type"]) for one in self.records])[self.groups]
+        return np.asarray([names.index(one["task_type"]) for one in self.records])[self.groups]
 
     @property
-    def kept(self) -> torch.Tensor:
+    def kept(self) -> Labels:
         """Numbers of the responses that the step learns from, int64."""
-        return self.keeps[self.groups].nonzero()[:, 0]
+        return np.flatnonzero(self.keeps[self.groups])
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """Return what dynamic sampling did, also task by task."""
@@ -155,10 +161,10 @@ class _Part(NamedTuple):
     prompts: Inputs
     completions: Completions
     rewards: Rewards
-    keeps: torch.Tensor
+    keeps: Flags
 
 
-def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> torch.Tensor:
+def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> Flags:
     """Return which prompts a step learns from, (prompts,) bool.
 
     Parameters
@@ -171,13 +177,18 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
         What is dropped.
     """
     if options.mode == "off" or not prompts:
-        return torch.ones(prompts, dtype=torch.bool)
+        return np.ones(prompts, dtype=bool)
     if options.mode == "signal":
-        table = rewards.reward.view(prompts, -1)
-        lowest = table.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(-1)
+        table = rewards.reward.reshape(prompts, -1)
+        absent = np.isnan(table)
+        lowest = np.where(absent, np.inf, table).min(-1)
         # Also where nothing has a reward: then the highest is below the lowest.
-        return table.nan_to_num(nan=-torch.inf, neginf=-torch.inf).amax(-1) > lowest
-    mean = rewards.accuracy.view(prompts, -1).nanmean(-1)
+        found: Flags = np.where(absent, -np.inf, table).max(-1) > lowest
+        return found
+    table = rewards.accuracy.reshape(prompts, -1)
+    counts = (~np.isnan(table)).sum(-1)
+    # Without any accuracy there is no mean, and none lies in the band.
+    mean = np.where(counts > 0, np.nansum(table, -1) / np.maximum(counts, 1), np.nan)
     return (mean > options.band[0]) & (mean < options.band[1])
 
 
@@ -186,16 +197,17 @@ def _joined(
 ) -> Rollouts:
     """Return all tries of all processes as one."""
     numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
-    keeps = torch.cat([part.keeps for part in parts])
+    keeps = np.concatenate([part.keeps for part in parts])
     completions = concatenated([part.completions for part in parts])
     rows = numbers.repeat_interleave(num_generations)
     processes = Processes.current()
-    (keeps_rows, lengths, ended, entropies, *rewards), own = processes.gather(
-        rows,
-        keeps.repeat_interleave(num_generations),
+    columns = [
+        keeps.repeat(num_generations),
         *completions.outcomes(),
-        *map(torch.cat, zip(*(part.rewards for part in parts), strict=True)),
-    )
+        *map(np.concatenate, zip(*(part.rewards for part in parts), strict=True)),
+    ]
+    gathered, own = processes.gather(rows, *map(torch.from_numpy, columns))
+    keeps_rows, lengths, ended, entropies, *rewards = (column.numpy() for column in gathered)
     return Rollouts(
         records=records,
         texts=processes.gather_rows(rows.tolist(), completions.texts),
@@ -203,9 +215,9 @@ def _joined(
         rewards=Rewards(*rewards),
         keeps=keeps_rows[::num_generations],
         tries=len(parts),
-        own=own,
+        own=own.numpy(),
         completions=completions,
-        prompts=_kept_prompts(policy, records, parts, numbers[keeps]),
+        prompts=_kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)]),
     )
 
 
@@ -215,7 +227,7 @@ def _kept_prompts(
     if len(parts) > 1 and len(numbers):
         # Batches of different lengths, and some with images: put together anew.
         return encode_prompts(policy, [records[number] for number in numbers])
-    prompts, kept = parts[0].prompts, parts[0].keeps.nonzero()[:, 0]
+    prompts, kept = parts[0].prompts, torch.from_numpy(parts[0].keeps).nonzero()[:, 0]
     if len(kept) == len(prompts["input_ids"]):
         return prompts
     return select_rows(prompts, kept.to(policy.device))

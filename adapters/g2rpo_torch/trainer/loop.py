@@ -13,25 +13,26 @@ from rich.console import Console
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.failures import resumable
 from g2rpo.run.folder import RunFolder
 from g2rpo.run.interrupt import Interrupted, StopRequest
+from g2rpo.run.metrics import evaluation_metrics
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import with_tasks
 from g2rpo.run.report import draw_plots
+from g2rpo.run.scorer import Scorer
+from g2rpo.run.shaping import Shaping
 
 from .checkpoint import gather_whole, restore_checkpoint, save_checkpoint
 from .engine import open_sampler
-from .evaluation import Evaluation, evaluate_policy
+from .evaluation import evaluate_policy
 from .export import export_merged
 from .freezing import trained_share
 from .loading import load_described
-from .metrics import evaluation_metrics
 from .optimizer import make_optimizer
 from .policy_model import Policy
 from .processes import Processes, joined
-from .progress import Progress
-from .scoring import Scorer
-from .shaping import Shaping
 from .step import training_step
 
 # A launcher passes on the signal that its processes have got from the terminal already.

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from g2rpo.run.metrics import Outcomes
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
 
@@ -68,7 +69,8 @@ class Completions(NamedTuple):
 
     def outcomes(self) -> Outcomes:
         """Return what is reported of them."""
-        return Outcomes(self.lengths.cpu(), self.ended.cpu(), self.entropies.sum(-1).cpu())
+        columns = (self.lengths, self.ended, self.entropies.sum(-1))
+        return Outcomes(*(column.cpu().numpy() for column in columns))
 
     def rows(self, rows: torch.Tensor) -> Completions:
         """Return some of the responses."""
@@ -81,24 +83,6 @@ class Completions(NamedTuple):
             ended=self.ended[rows],
             sampler_logprobs=None if self.sampler_logprobs is None else self.sampler_logprobs[rows],
         )
-
-
-class Outcomes(NamedTuple):
-    """What is reported of N responses, on the CPU.
-
-    Attributes
-    ----------
-    lengths : Tensor (N,), int64
-        Tokens.
-    ended : Tensor (N,), bool
-        False where the response was cut off at its length limit.
-    entropies : Tensor (N,), float32
-        Summed over the tokens, in nats.
-    """
-
-    lengths: torch.Tensor
-    ended: torch.Tensor
-    entropies: torch.Tensor
 
 
 class _Request(NamedTuple):

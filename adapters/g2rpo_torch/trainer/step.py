@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+import g2rpo
 from g2rpo.run.description import RunDescription
+from g2rpo.run.metrics import rollout_metrics
+from g2rpo.run.progress import Progress
+from g2rpo.run.scorer import Floats, Rewards, Scorer
+from g2rpo.run.shaping import Advantages, Shaping
 
 from .batch import Batch
 from .engine import Sampler, importance_weights, sampler_metrics
 from .equity import gradient_equity
 from .filtering import Rollouts, draw_rollouts
-from .metrics import rollout_metrics
 from .policy_model import Policy
 from .processes import Processes
-from .progress import Progress
 from .rollout import sample_as_described
 from .schedule import set_learning_rate
-from .scoring import Rewards, Scorer
-from .shaping import Advantages, Shaping
 from .stopwatch import Stopwatch
 from .update import Metrics, update_policy, with_reference
 
@@ -81,7 +83,7 @@ def training_step(
     torch.manual_seed(_step_seed(description.seed, progress.step))
     drawn = draw_rollouts(policy, sampler, scorer, description, progress.position, watch)
     # Of a step that keeps no prompt.
-    advantages, learned = Advantages(torch.zeros(0), None), {}
+    advantages, learned = Advantages(np.zeros(0, np.float32), None), {}
     if drawn.keeps.any():
         with watch.part("scoring"):
             advantages, steered, batch = _shaped(drawn, shaping, description, policy.device)
@@ -115,27 +117,32 @@ def _shaped(
     """
     kept = drawn.kept
     rewards = Rewards(*(column[kept] for column in drawn.rewards))
-    _, numbers = drawn.groups[kept].unique(return_inverse=True)
+    _, numbers = np.unique(drawn.groups[kept], return_inverse=True)
     tasks = drawn.tasks(description.data.tasks)[kept]
     advantages = shaping(rewards, drawn.outcomes.lengths[kept], numbers, tasks)
-    own = torch.isin(kept, drawn.own)
-    numbers, tasks = numbers[own], tasks[own]
-    _, groups = numbers.unique(return_inverse=True)
-    completions = drawn.completions.rows(torch.isin(drawn.own, kept).nonzero()[:, 0].to(device))
-    steered = shaping.steer(completions.entropies, completions.mask, tasks)
+    own = np.isin(kept, drawn.own)
+    _, groups = np.unique(numbers[own], return_inverse=True)
+
+    def placed(column: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(column)).to(device)
+
+    completions = drawn.completions.rows(placed(np.flatnonzero(np.isin(drawn.own, kept))))
+    labels, count = placed(tasks[own]), len(description.data.tasks)
+    means, present = g2rpo.task_means(completions.entropies, completions.mask, labels, count)
+    steered = shaping.steer(means.cpu().numpy(), present.cpu().numpy())
     length = advantages.length
     batch = Batch(
         prompts=drawn.prompts,
-        groups=groups.to(device),
+        groups=placed(groups),
         tokens=completions.tokens,
         mask=completions.mask,
         logprobs=completions.logprobs,
         entropies=completions.entropies,
-        advantages=advantages.policy[own].to(device),
-        length_advantages=None if length is None else length[own].to(device),
-        tasks=tasks.to(device),
+        advantages=placed(advantages.policy[own]),
+        length_advantages=None if length is None else placed(length[own]),
+        tasks=labels,
         importance_weights=importance_weights(completions),
-        numbers=numbers.to(device),
+        numbers=placed(numbers[own]),
     )
     return advantages, steered, batch
 
@@ -150,7 +157,7 @@ def _rollout_metrics(
     names = description.data.tasks
     length_reward = advantages.length_reward
     if length_reward is not None:
-        length_reward = _of_all(drawn, length_reward, torch.nan)
+        length_reward = _of_all(drawn, length_reward, np.nan)
     metrics = rollout_metrics(
         drawn.rewards, drawn.outcomes, drawn.groups, drawn.tasks(names), names, length_reward
     )
@@ -173,7 +180,7 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
         **drawn.rewards._asdict(),
     }
     if advantages.length_reward is not None:
-        columns["length_reward"] = _of_all(drawn, advantages.length_reward, torch.nan)
+        columns["length_reward"] = _of_all(drawn, advantages.length_reward, np.nan)
     values = {name: column.tolist() for name, column in columns.items()}
     return [
         {
@@ -187,10 +194,11 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
     ]
 
 
-def _of_all(drawn: Rollouts, values: torch.Tensor, fill: float) -> torch.Tensor:
+def _of_all(drawn: Rollouts, values: Floats, fill: float) -> Floats:
     """Return values of the kept rollouts as a column of all, (N,)."""
-    column = values.new_full((len(drawn.groups),), fill)
-    return column.index_copy(0, drawn.kept, values)
+    column = np.full(len(drawn.groups), fill, values.dtype)
+    column[drawn.kept] = values
+    return column
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -10,6 +10,7 @@ import torch
 import g2rpo
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
+from g2rpo.run.progress import Progress
 from g2rpo_torch import reduce_totals
 
 from .batch import Batch
@@ -19,7 +20,6 @@ from .optimizer import trained_parameters
 from .passes import spare_passes
 from .policy_model import Policy
 from .processes import Processes
-from .progress import Progress
 from .sharding import is_sharded, whole, with_every_gradient
 
 Metrics = dict[str, float]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from tunix.rl.rl_cluster import Mode
 
 from g2rpo.run.description import RunDescription
+from g2rpo.run.evaluation import Answers, Evaluation, summarised
 from g2rpo.run.records import heldout_records
-from g2rpo_jax.trainer.evaluation import Evaluation
-from g2rpo_jax.trainer.scoring import Scorer
+from g2rpo.run.scorer import Scorer
 
 from ..seeds import seed_of
 from .prompts import question
@@ -45,29 +44,25 @@ def evaluate_policy(
     -------
     Evaluation
     """
-    rewards, lengths = {}, {}
-    for number, task in enumerate(description.data.tasks):
-        rewards[task], lengths[task] = _of_task(cluster, description, scorer, number, task, advance)
-    measured = [reward for reward in rewards.values() if not math.isnan(reward)]
-    rewards["mean"] = sum(measured) / len(measured) if measured else math.nan
-    return Evaluation(rewards, lengths)
+    return summarised(
+        {
+            task: list(_answers(cluster, description, scorer, number, task, advance))
+            for number, task in enumerate(description.data.tasks)
+        }
+    )
 
 
-def _of_task(
+def _answers(
     cluster: Any,
     description: RunDescription,
     scorer: Scorer,
     number: int,
     task: str,
     advance: Callable[[int], None],
-) -> tuple[float, float]:
+) -> Iterator[Answers]:
     data = description.data
     records = heldout_records(data, task)
-    if not records:
-        return math.nan, math.nan
     size, each = min(_PROMPTS_AT_ONCE, data.eval_items), data.eval_generations
-    rewards: list[Any] = []
-    lengths: list[int] = []
     for start in range(0, len(records), size):
         part = records[start : start + size]
         # The last part is filled up: another shape would be compiled for it alone.
@@ -77,7 +72,6 @@ def _of_task(
         config.seed = seed_of(_SAMPLING_SEED, number, start)
         output = cluster.generate(prompts, mode=Mode.EVAL)
         count, pad = len(part) * each, cluster.rollout.pad_id()
-        rewards.extend(scorer(part, output.text[:count]).reward)
-        lengths += [int(np.count_nonzero(tokens != pad)) for tokens in output.tokens[:count]]
+        lengths = [int(np.count_nonzero(tokens != pad)) for tokens in output.tokens[:count]]
+        yield Answers(len(part), scorer(part, output.text[:count]), np.asarray(lengths))
         advance(len(part))
-    return float(np.nanmean(rewards)), float(np.mean(lengths))

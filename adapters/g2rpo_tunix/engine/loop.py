@@ -12,15 +12,15 @@ import numpy as np
 
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
+from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.failures import resumable
 from g2rpo.run.folder import RunFolder
 from g2rpo.run.interrupt import Interrupted, StopRequest
+from g2rpo.run.metrics import evaluation_metrics
 from g2rpo.run.records import with_tasks
 from g2rpo.run.report import draw_plots
 from g2rpo.run.schedule import learning_rate_factor
-from g2rpo_jax.trainer.evaluation import Evaluation
-from g2rpo_jax.trainer.metrics import evaluation_metrics
-from g2rpo_jax.trainer.scoring import Scorer
+from g2rpo.run.scorer import Scorer
 
 from .cluster import make_cluster, make_mesh, save_actor
 from .evaluation import evaluate_policy

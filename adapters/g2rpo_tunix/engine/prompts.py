@@ -11,7 +11,7 @@ from g2rpo.data import PromptRecord
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
 from g2rpo.run.records import heldout_records, training_records
-from g2rpo_jax.trainer.scoring import Rewards, Scorer
+from g2rpo.run.scorer import Rewards, Scorer
 
 from .policy import Tokenizer
 

@@ -10,14 +10,14 @@ import pytest
 from flax import nnx
 
 from g2rpo.run.errors import RunError
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import with_tasks
+from g2rpo.run.scorer import Scorer
+from g2rpo.run.shaping import Shaping
 from g2rpo_jax.trainer.device import Placement, resolve_device
 from g2rpo_jax.trainer.optimizer import AdamW
 from g2rpo_jax.trainer.policy_model import load_policy
-from g2rpo_jax.trainer.progress import Progress
 from g2rpo_jax.trainer.rollout import sample_compiled
-from g2rpo_jax.trainer.scoring import Scorer
-from g2rpo_jax.trainer.shaping import Shaping
 from g2rpo_jax.trainer.step import training_step
 from g2rpo_jax.trainer.update import Trained, loss_gradient
 

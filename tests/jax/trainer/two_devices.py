@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from g2rpo.run.description import load_description
+from g2rpo.run.progress import Progress
 from g2rpo.run.records import with_tasks
+from g2rpo.run.scorer import Scorer
+from g2rpo.run.shaping import Shaping
 from g2rpo_jax.policy.decoder import Decoder, DecoderConfig
 from g2rpo_jax.policy.files import save_sizes, save_weights
 from g2rpo_jax.policy.vocabulary import build_tokenizer
 from g2rpo_jax.trainer.device import Placement
 from g2rpo_jax.trainer.optimizer import AdamW
 from g2rpo_jax.trainer.policy_model import load_policy
-from g2rpo_jax.trainer.progress import Progress
-from g2rpo_jax.trainer.scoring import Scorer
-from g2rpo_jax.trainer.shaping import Shaping
 from g2rpo_jax.trainer.step import training_step
 from g2rpo_jax.trainer.update import Trained
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .evaluation import Evaluation
+from g2rpo.run.evaluation import Evaluation
 
 
 @dataclass
@@ -19,9 +19,11 @@ class Progress:
     position : int
         Prompts drawn so far; from it and the seed follow the next ones.
     skipped_steps : int
-        Updates that were not taken because a gradient was not finite.
+        Optimiser steps that were not taken because a gradient was not finite.
     skipped_in_a_row : int
         How many of them came last, without one that was taken since.
+    empty_steps : int
+        Steps in which dynamic sampling kept no prompt, so that nothing was learned.
     seconds : float
         Time spent.
     before : Evaluation or None
@@ -38,6 +40,7 @@ class Progress:
     position: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    empty_steps: int = 0
     seconds: float = 0.0
     before: Evaluation | None = None
 

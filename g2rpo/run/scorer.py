@@ -1,4 +1,4 @@
-"""Rewards of a batch of responses, component by component."""
+"""Rewards of a batch of responses, component by component, for every engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from g2rpo.rewards import RewardError, TruthError, WorkerStartError
 from g2rpo.run.description import RunDescription
@@ -14,20 +15,22 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.scoring import open_pool, reward_weights
 from g2rpo.tasks import Record
 
+Floats = npt.NDArray[np.float32]
+
 _FAULTS = {"timeout": "timeouts", "died": "crashes", "error": "errors"}
 
 
 class Rewards(NamedTuple):
-    """Reward and its components of N responses, each (N,) float32.
+    """Reward and its components of N responses, each (N,) float32 on the host.
 
     Components are from 0 to 1; a user's own accuracy may leave that range. A response whose reward
     function failed has neither accuracy nor reward: both are NaN.
     """
 
-    reward: torch.Tensor
-    accuracy: torch.Tensor
-    format: torch.Tensor
-    structure: torch.Tensor
+    reward: Floats
+    accuracy: Floats
+    format: Floats
+    structure: Floats
 
 
 class Scorer:
@@ -84,7 +87,6 @@ class Scorer:
         Returns
         -------
         Rewards
-            On the CPU.
 
         Raises
         ------
@@ -101,9 +103,9 @@ class Scorer:
             raise RunError(f"{error}; {advice}") from error
         except (TruthError, WorkerStartError, ImportError) as error:
             raise RunError(str(error)) from error
-        totals = torch.tensor(scored.totals(self._weights), dtype=torch.float32)
-        components = torch.tensor(scored.components, dtype=torch.float32)
-        return Rewards(totals, *components.view(len(texts), 3).T)
+        totals = np.asarray(scored.totals(self._weights), np.float32)
+        components = np.asarray(scored.components, np.float32).reshape(-1, len(self._weights))
+        return Rewards(totals, *components.T)
 
 
 def _place(record: Record) -> str:

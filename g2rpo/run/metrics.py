@@ -1,21 +1,44 @@
-"""What a step and an evaluation report, under the names of TRL with the task as a suffix."""
+"""What steps and evaluations report: the names are those of TRL, with the task as a suffix."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from .evaluation import Evaluation
-from .rollout import Completions
-from .scoring import Floats, Rewards
+from g2rpo.run.evaluation import Evaluation
+from g2rpo.run.scorer import Floats, Rewards
+
+Labels = npt.NDArray[np.integer[Any]]
+Flags = npt.NDArray[np.bool_]
+
+
+class Outcomes(NamedTuple):
+    """What is reported of N responses beside their rewards, on the host.
+
+    Attributes
+    ----------
+    lengths : array (N,), integer
+        Tokens.
+    ended : array (N,), bool
+        False where the response was cut off at its length limit.
+    entropies : array (N,)
+        Summed over the tokens, in nats.
+    """
+
+    lengths: Labels
+    ended: Flags
+    entropies: Floats
 
 
 def rollout_metrics(
     rewards: Rewards,
-    completions: Completions,
-    tasks: np.ndarray,
+    outcomes: Outcomes,
+    groups: Labels,
+    tasks: Labels,
     names: Sequence[str],
     length_reward: Floats | None = None,
 ) -> dict[str, float]:
@@ -24,11 +47,11 @@ def rollout_metrics(
     Parameters
     ----------
     rewards : Rewards
-        N = P · G scored responses; NaN where there is no reward, which no mean counts.
-    completions : Completions
-        The responses.
-    tasks : array (N,), int32
-        Number of each response's task.
+        N scored responses; NaN where there is no reward, which no mean counts.
+    outcomes : Outcomes
+        The responses' lengths and ends.
+    groups, tasks : array (N,), integer
+        Prompt, from 0, and number of the task.
     names : sequence of str
         Names of the tasks; one that has no rollout in this step has no metric.
     length_reward : array (N,), optional
@@ -41,15 +64,14 @@ def rollout_metrics(
     components = {name: column for name, column in rewards._asdict().items() if name != "reward"}
     if length_reward is not None:
         components["length"] = length_reward
-    spread, no_signal = _of_groups(rewards.reward, completions.ended.shape[1])
+    spread, no_signal = _of_groups(rewards.reward, groups)
     columns = {
         "reward": rewards.reward,
         "reward_std": spread,
         "frac_reward_zero_std": no_signal,
-        "completions/clipped_ratio": ~np.asarray(completions.ended).reshape(-1),
+        "completions/clipped_ratio": ~outcomes.ended,
     }
-    lengths = completions.lengths()
-    token_entropy = np.asarray(completions.entropies, np.float64).sum(-1).reshape(-1)
+    lengths = outcomes.lengths
     metrics = {}
     for suffix, rows in _parts(tasks, names):
         for name, column in columns.items():
@@ -59,7 +81,7 @@ def rollout_metrics(
         for name in ("mean", "min", "max"):
             statistic = float(getattr(lengths[rows], name)())
             metrics[f"completions/{name}_length{suffix}"] = statistic
-        metrics["entropy" + suffix] = float(token_entropy[rows].sum() / lengths[rows].sum())
+        metrics["entropy" + suffix] = float(outcomes.entropies[rows].sum() / lengths[rows].sum())
     metrics["num_tokens"] = float(lengths.sum())
     return metrics
 
@@ -69,22 +91,28 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
 
     Examples
     --------
-    >>> evaluation_metrics(Evaluation({"box": 0.5, "mean": 0.5}, {"box": 12.0}))
-    {'eval_reward/box': 0.5, 'eval_reward': 0.5, 'eval_completions/mean_length/box': 12.0}
+    >>> evaluation_metrics(
+    ...     Evaluation({"ocr": 0.5}, {"ocr": 12.0}, {"ocr": {"low": 0.4, "high": 0.6}})
+    ... )
+    {'eval_reward/ocr': 0.5, 'eval_reward_low/ocr': 0.4, 'eval_reward_high/ocr': 0.6,
+    'eval_completions/mean_length/ocr': 12.0}
     """
     metrics = {}
     for task, reward in evaluation.reward.items():
-        metrics["eval_reward" if task == "mean" else f"eval_reward/{task}"] = reward
+        suffix = "" if task == "mean" else f"/{task}"
+        metrics["eval_reward" + suffix] = reward
+        for end in ("low", "high"):
+            metrics[f"eval_reward_{end}{suffix}"] = evaluation.detail[task][end]
     for task, length in evaluation.length.items():
         metrics[f"eval_completions/mean_length/{task}"] = length
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _of_groups(rewards: Floats, group: int) -> tuple[Floats, Floats]:
+def _of_groups(rewards: Floats, groups: Labels) -> tuple[Floats, Floats]:
     """Return, for each rollout, the spread of its prompt's rewards, and 1 if they are all equal."""
     spread, no_signal = np.full_like(rewards, np.nan), np.ones_like(rewards)
-    for start in range(0, len(rewards), group):
-        rows = slice(start, start + group)
+    for group in np.unique(groups):
+        rows = groups == group
         values = _present(rewards[rows])
         if len(values):
             spread[rows] = values.std()
@@ -103,16 +131,17 @@ def _spread_of(name: str, suffix: str, values: Floats) -> dict[str, float]:
     }
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: npt.NDArray[Any]) -> float:
     values = _present(values.astype(np.float64))
     return float(values.mean()) if len(values) else math.nan
 
 
-def _present(values: np.ndarray) -> np.ndarray:
-    return values[~np.isnan(values)]
+def _present(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    present: npt.NDArray[Any] = values[~np.isnan(values)]
+    return present
 
 
-def _parts(tasks: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _parts(tasks: Labels, names: Sequence[str]) -> Iterator[tuple[str, Flags]]:
     yield "", np.ones_like(tasks, dtype=bool)
     for number, name in enumerate(names):
         rows = tasks == number
