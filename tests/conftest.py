@@ -3,7 +3,7 @@
 import os
 import signal
 
-# A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some of them press.
+# A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
