@@ -26,11 +26,11 @@ import transformers
 from _report import markdown_table, measured_on
 
 from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer.forward import completion_logprobs
-from g2rpo_torch.trainer.policy_model import Policy, make_policy
-from g2rpo_torch.trainer.prompts import Inputs, Prompts
-from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.trials import Trials
+from g2rpo_torch.trainer.inputs.prompts import Inputs, Prompts
+from g2rpo_torch.trainer.model.policy_model import Policy, make_policy
+from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes.forward import completion_logprobs
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 GENERATIONS = 8
 VOCABULARY = 4096

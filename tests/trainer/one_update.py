@@ -6,11 +6,11 @@ import torch
 
 from g2rpo.run import load_description
 from g2rpo.run.progress import Progress
-from g2rpo_torch.trainer.batch import Batch
-from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.prompts import encode_prompts
-from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.update import update_policy
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts
+from g2rpo_torch.trainer.learning.batch import Batch
+from g2rpo_torch.trainer.learning.optimizer import make_optimizer
+from g2rpo_torch.trainer.learning.update import update_policy
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 from .tiny_models import make_records
 

@@ -7,9 +7,9 @@ import torch
 
 from g2rpo.run import RunError
 from g2rpo.run.sections import Lora, Model
-from g2rpo_torch.trainer import checkpointed
-from g2rpo_torch.trainer.forward import completion_logprobs
-from g2rpo_torch.trainer.loading import load_policy
+from g2rpo_torch.trainer.model import checkpointed
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.passes.forward import completion_logprobs
 
 from .one_update import rollouts
 from .tiny_models import FAMILIES

@@ -13,19 +13,19 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
 from g2rpo.run.scorer import Scorer
 from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer.batch import Batch
-from g2rpo_torch.trainer.engine import (
+from g2rpo_torch.trainer.learning.batch import Batch
+from g2rpo_torch.trainer.learning.optimizer import make_optimizer
+from g2rpo_torch.trainer.learning.update import batch_loss
+from g2rpo_torch.trainer.rollout.engine import (
     EngineSampler,
     Sampled,
     importance_weights,
     open_sampler,
     sampler_metrics,
 )
-from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.rollout import concatenated, sample_as_described
+from g2rpo_torch.trainer.rollout.sampling import concatenated, sample_as_described
+from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine
 from g2rpo_torch.trainer.step import training_step
-from g2rpo_torch.trainer.update import batch_loss
-from g2rpo_torch.trainer.vllm_engine import VLLMEngine
 
 
 class Skewed:
@@ -208,7 +208,7 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
 
 
 def test_a_prompt_of_text_goes_as_tokens(policy, records, tiny_run):
-    from g2rpo_torch.trainer.vllm_engine import requests
+    from g2rpo_torch.trainer.rollout.vllm_engine import requests
 
     mask = torch.tensor([[0, 1, 1]])
     inputs = {"input_ids": torch.tensor([[0, 11, 12]]), "attention_mask": mask}

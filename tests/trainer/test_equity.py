@@ -7,9 +7,9 @@ import torch
 
 import g2rpo
 from g2rpo.run import load_description
-from g2rpo_torch.trainer.batch import Batch
-from g2rpo_torch.trainer.equity import gradient_equity
-from g2rpo_torch.trainer.update import batch_loss
+from g2rpo_torch.trainer.learning.batch import Batch
+from g2rpo_torch.trainer.learning.equity import gradient_equity
+from g2rpo_torch.trainer.learning.update import batch_loss
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 

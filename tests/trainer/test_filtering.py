@@ -15,9 +15,9 @@ from g2rpo.run.records import training_records
 from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer import loop, train
-from g2rpo_torch.trainer.filtering import draw_rollouts, prompts_to_keep
-from g2rpo_torch.trainer.optimizer import make_optimizer
-from g2rpo_torch.trainer.rollout import sample_as_described
+from g2rpo_torch.trainer.learning.optimizer import make_optimizer
+from g2rpo_torch.trainer.rollout.filtering import draw_rollouts, prompts_to_keep
+from g2rpo_torch.trainer.rollout.sampling import sample_as_described
 from g2rpo_torch.trainer.step import training_step
 from g2rpo_torch.trainer.stopwatch import Stopwatch
 

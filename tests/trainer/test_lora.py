@@ -12,13 +12,14 @@ import transformers
 
 from g2rpo.run import RunError
 from g2rpo.run.sections import Lora, Model
-from g2rpo_torch.trainer import head, train
-from g2rpo_torch.trainer.export import export_merged
-from g2rpo_torch.trainer.forward import completion_logprobs
-from g2rpo_torch.trainer.freezing import count_parameters
-from g2rpo_torch.trainer.loading import load_policy
-from g2rpo_torch.trainer.prompts import encode_prompts
-from g2rpo_torch.trainer.trials import Trials
+from g2rpo_torch.trainer import train
+from g2rpo_torch.trainer.distributed.spare_passes import head
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts
+from g2rpo_torch.trainer.model.export import export_merged
+from g2rpo_torch.trainer.model.freezing import count_parameters
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes.forward import completion_logprobs
 
 from .one_update import describe, learn_once, rollouts
 from .tiny_models import make_records
@@ -160,7 +161,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run, tmp_path):
 
 
 def test_reference_is_the_base(folders):
-    from g2rpo_torch.trainer.update import with_reference
+    from g2rpo_torch.trainer.learning.update import with_reference
 
     policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
     description = describe()

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 
 from g2rpo.run.sections import Model, Optimization
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.loading import load_policy
-from g2rpo_torch.trainer.optimizer import (
+from g2rpo_torch.trainer.learning.optimizer import (
     MasterAdamW,
     make_optimizer,
     optimizer_tensors,
     restore_optimizer_tensors,
+    set_learning_rate,
     trained_parameters,
 )
+from g2rpo_torch.trainer.model.loading import load_policy
 
 from .one_update import learn_once
 
@@ -164,3 +165,10 @@ def test_a_resumed_run_in_sixteen_bits_equals_the_uninterrupted_one(tiny_run):
         assert all(torch.equal(two[name], value) for name, value in one.items())
     assert any(name.startswith("master/") for name in one)
     assert not any("vision_tower" in name for name in one)
+
+
+def test_every_group_of_parameters_gets_the_learning_rate():
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
+    set_learning_rate(optimizer, Optimization(learning_rate=0.3, warmup_steps=2), 0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1])

@@ -10,7 +10,7 @@ from g2rpo.run import load_description
 from g2rpo.run.records import own_functions, reward_kinds, with_tasks
 from g2rpo.tasks import TASKS
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.chat import FORMAT_INSTRUCTION, conversation
+from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from g2rpo.tasks import TASKS
 from g2rpo_torch.policy import policy_path
-from g2rpo_torch.trainer.loading import load_policy
+from g2rpo_torch.trainer.model.loading import load_policy
 
 
 def test_tags_are_single_tokens_and_survive_decoding(random_policy):

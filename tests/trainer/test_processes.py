@@ -16,10 +16,10 @@ from g2rpo.run.launch import Launch
 from g2rpo.run.scorer import Scorer
 from g2rpo.run.scoring import open_pool
 from g2rpo.run.sections import Model
-from g2rpo_torch.trainer.device import resolve_device
-from g2rpo_torch.trainer.processes import Processes
-from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.sharding import shall_shard, shard
+from g2rpo_torch.trainer.distributed.processes import Processes
+from g2rpo_torch.trainer.distributed.sharding import shall_shard, shard
+from g2rpo_torch.trainer.model.device import resolve_device
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 from .launched import free_port
 from .processes_worker import CASES, STEPS

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, StaticCache
 
-from g2rpo_torch.trainer.prompt_cache import repeat_cache
+from g2rpo_torch.trainer.rollout.prompt_cache import repeat_cache
 
 from .test_shared_prompts import make
 

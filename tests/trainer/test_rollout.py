@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_torch.trainer.drawing import draw
-from g2rpo_torch.trainer.forward import completion_logprobs
-from g2rpo_torch.trainer.prompts import encode_prompts, select_rows
-from g2rpo_torch.trainer.rollout import sample
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
+from g2rpo_torch.trainer.passes.forward import completion_logprobs
+from g2rpo_torch.trainer.rollout.drawing import draw
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,20 @@ import torch
 import transformers
 
 from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer import masks, packed, train
-from g2rpo_torch.trainer.forward import (
+from g2rpo_torch.trainer import train
+from g2rpo_torch.trainer.distributed.spare_passes import masks, packed
+from g2rpo_torch.trainer.inputs.prompts import Prompts, select_rows
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.model.policy_model import make_policy
+from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes.forward import (
     completion_logprobs,
     packing_trial,
     plain_predictions,
 )
-from g2rpo_torch.trainer.loading import load_policy
-from g2rpo_torch.trainer.packed import packed_predictions
-from g2rpo_torch.trainer.packing import split_groups
-from g2rpo_torch.trainer.policy_model import make_policy
-from g2rpo_torch.trainer.prompts import Prompts, select_rows
-from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.trials import Trials
+from g2rpo_torch.trainer.passes.packed import packed_predictions
+from g2rpo_torch.trainer.passes.packing import split_groups
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 VOCABULARY = 208  # that of the embedded policy's tokenizer
 IMAGE, VISION_START, VISION_END = 4, 5, 6
@@ -367,7 +368,7 @@ def test_responses_much_longer_than_the_prompt_do_not_share_a_row(monkeypatch):
     prompts = make_prompts(policy, lengths=(2,))
     tokens = torch.full((4, 120), 20)
     arguments = (policy, prompts, torch.zeros(4, dtype=torch.int64), tokens, tokens > 0)
-    monkeypatch.setattr("g2rpo_torch.trainer.forward.packed_predictions", None)
+    monkeypatch.setattr("g2rpo_torch.trainer.passes.forward.packed_predictions", None)
     found, _ = completion_logprobs(*arguments)
     assert torch.equal(found, plain_predictions(*arguments).values()[0])
 

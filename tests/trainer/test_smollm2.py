@@ -17,7 +17,7 @@ import transformers
 
 from g2rpo.run.description import load_description
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.loading import load_policy
+from g2rpo_torch.trainer.model.loading import load_policy
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -12,7 +12,7 @@ from g2rpo.run.records import training_records
 from g2rpo.run.scorer import Rewards
 from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.device import resolve_device
+from g2rpo_torch.trainer.model.device import resolve_device
 
 
 def read_metrics(description) -> list[dict]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo_torch.trainer import head, packed
-from g2rpo_torch.trainer.rollout import sample
-from g2rpo_torch.trainer.shortcuts import find_shortcuts
-from g2rpo_torch.trainer.trials import Trials
+from g2rpo_torch.trainer.distributed.spare_passes import head, packed
+from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes.shortcuts import find_shortcuts
+from g2rpo_torch.trainer.rollout.sampling import sample
 
 from .test_shared_prompts import make, make_prompts
 

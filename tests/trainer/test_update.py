@@ -8,9 +8,9 @@ import torch
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
-from g2rpo_torch.trainer.batch import Batch
-from g2rpo_torch.trainer.optimizer import make_optimizer, optimizer_tensors
-from g2rpo_torch.trainer.update import evaluated, update_policy, with_reference
+from g2rpo_torch.trainer.learning.batch import Batch
+from g2rpo_torch.trainer.learning.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_torch.trainer.learning.update import evaluated, update_policy, with_reference
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ import torch
 
 import g2rpo
 from g2rpo.tasks import TASKS, Item
-from g2rpo_torch.trainer.policy_model import Policy, make_policy
-from g2rpo_torch.trainer.prompts import encode_prompts
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts
+from g2rpo_torch.trainer.model.policy_model import Policy, make_policy
 
 from .build import build_model, build_processor
 from .patch_labels import CLASSES, patch_labels

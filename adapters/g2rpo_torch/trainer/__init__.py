@@ -1,42 +1,26 @@
 """The reference trainer: one step from prompt to update, file by file.
 
-====================  =======================================================================
-``loop.py``           a run: evaluate, step, save, report
-``step.py``           one step, in the order in which it happens
-``loading.py``        the model that a description names, with ``processors.py``
-``lora.py``           adapters beside frozen weights; ``export.py`` merges them at the end
-``freezing.py``       what is not trained
-``checkpointed.py``   layers that are computed twice to save memory
-``policy_model.py``   a model, its processor, and what it must never sample
-``chat.py``           records to the texts of conversations
-``prompts.py``        these, with images, to model inputs
-``batching.py``       inputs of single prompts to batches, and rows of them
-``rollout.py``        sampling, with log-probabilities and entropies on the way
-``drawing.py``        tokens from random numbers, and what they were drawn from
-``stopping.py``       where each response ends
-``engine.py``         sampling with another engine, such as ``vllm_engine.py``
-``filtering.py``      prompts without signal replaced by others
-``prefill.py``        prompts encoded once for all of their responses
-``prompt_cache.py``   their cache, with room for the responses
-``batch.py``          rollouts with all that the loss needs
-``update.py``         mini-batches, loss, optimiser
-``passes.py``         as many passes on every process
-``microbatches.py``   which responses go through the model together
-``schedule.py``       the learning rate of every step
-``optimizer.py``      AdamW over float32 masters
-``forward.py``        the differentiable pass
-``packed.py``         the same over rows of one prompt and several responses
-``masks.py``          who sees whom in a prompt and in such a row
-``packing.py``        how many responses share a row, and where each of them stands
-``positions.py``      how a model counts the tokens of prompts and responses
-``head.py``           predictions without logits
-``trials.py``         shortcuts, each tried once against the plain way
-``shortcuts.py``      all of them tried at once, the same on every process
-``evaluation.py``     held-out rewards
-``processes.py``      several processes that train one policy
-``sharding.py``       a model that is divided over them
-``checkpoint.py``     Hugging Face folder with the optimiser beside it
-====================  =======================================================================
+- ``loop.py``: a run: evaluate, step, save, report.
+- ``step.py``: one step, in the order in which it happens; ``stopwatch.py``: where its time goes.
+- ``evaluation.py``: held-out rewards.
+- ``model/``: the policy that a description names. ``loading.py`` with ``processors.py``,
+  ``lora.py``, ``freezing.py``, ``checkpointed.py`` (layers that are computed twice to save memory)
+  and ``trials.py`` (shortcuts, each tried once against the plain way) make a ``policy_model.py``;
+  ``checkpoint.py`` saves it, ``export.py`` merges an adapter into it.
+- ``inputs/``: records to conversations (``chat.py``), these to model inputs (``prompts.py``) and
+  batches (``batching.py``).
+- ``rollout/``: sampling (``sampling.py``), with each prompt encoded once (``prefill.py``,
+  ``prompt_cache.py``), tokens from random numbers (``drawing.py``) and an end for each response
+  (``stopping.py``); or another engine (``engine.py``). Prompts without signal are replaced by
+  others (``filtering.py``).
+- ``passes/``: the differentiable pass (``forward.py``), also over rows of one prompt and several
+  responses (``packed.py``, ``packing.py``, ``masks.py``, ``positions.py``), and predictions without
+  logits (``head.py``, ``predictions.py``). ``shortcuts.py`` tries all of this at once.
+- ``learning/``: a step's rollouts (``batch.py``), what goes through the model together
+  (``microbatches.py``), loss and gradients (``update.py``), AdamW over float32 masters
+  (``optimizer.py``), each task's own gradient (``equity.py``).
+- ``distributed/``: several processes (``processes.py``), a model that is divided over them
+  (``sharding.py``), as many passes on each of them (``spare_passes.py``).
 
 What is the same in every engine is in ``g2rpo.run``: ``scorer.py`` (responses to rewards),
 ``shaping.py`` (rewards and lengths to advantages), ``progress.py``, ``metrics.py`` and
@@ -47,9 +31,9 @@ from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.interrupt import Interrupted
 
 from .evaluation import evaluate, evaluate_policy
-from .loading import load_policy
 from .loop import train
-from .policy_model import Policy
+from .model.loading import load_policy
+from .model.policy_model import Policy
 
 __all__ = [
     "Evaluation",

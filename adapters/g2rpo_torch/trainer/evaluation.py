@@ -18,12 +18,12 @@ from g2rpo.run.records import heldout_records, with_tasks
 from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.tasks import Record
 
-from .loading import load_described
-from .policy_model import Policy
-from .processes import Processes, joined
-from .prompts import encode_prompts
-from .rollout import sample
-from .shortcuts import find_shortcuts
+from .distributed.processes import Processes, joined
+from .inputs.prompts import encode_prompts
+from .model.loading import load_described
+from .model.policy_model import Policy
+from .passes.shortcuts import find_shortcuts
+from .rollout.sampling import sample
 
 _SAMPLING_SEED = 260_408_539
 

@@ -24,15 +24,15 @@ from g2rpo.run.report import draw_plots
 from g2rpo.run.scorer import Scorer
 from g2rpo.run.shaping import Shaping
 
-from .checkpoint import gather_whole, restore_checkpoint, save_checkpoint
-from .engine import open_sampler
+from .distributed.processes import Processes, joined
 from .evaluation import evaluate_policy
-from .export import export_merged
-from .freezing import trained_share
-from .loading import load_described
-from .optimizer import make_optimizer
-from .policy_model import Policy
-from .processes import Processes, joined
+from .learning.optimizer import make_optimizer
+from .model.checkpoint import gather_whole, restore_checkpoint, save_checkpoint
+from .model.export import export_merged
+from .model.freezing import trained_share
+from .model.loading import load_described
+from .model.policy_model import Policy
+from .rollout.engine import open_sampler
 from .step import training_step
 
 # A launcher passes on the signal that its processes have got from the terminal already.

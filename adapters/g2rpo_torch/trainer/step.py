@@ -14,16 +14,16 @@ from g2rpo.run.progress import Progress
 from g2rpo.run.scorer import Floats, Rewards, Scorer
 from g2rpo.run.shaping import Advantages, Shaping
 
-from .batch import Batch
-from .engine import Sampler, importance_weights, sampler_metrics
-from .equity import gradient_equity
-from .filtering import Rollouts, draw_rollouts
-from .policy_model import Policy
-from .processes import Processes
-from .rollout import sample_as_described
-from .schedule import set_learning_rate
+from .distributed.processes import Processes
+from .learning.batch import Batch
+from .learning.equity import gradient_equity
+from .learning.optimizer import set_learning_rate
+from .learning.update import Metrics, update_policy, with_reference
+from .model.policy_model import Policy
+from .rollout.engine import Sampler, importance_weights, sampler_metrics
+from .rollout.filtering import Rollouts, draw_rollouts
+from .rollout.sampling import sample_as_described
 from .stopwatch import Stopwatch
-from .update import Metrics, update_policy, with_reference
 
 
 class StepResult(NamedTuple):

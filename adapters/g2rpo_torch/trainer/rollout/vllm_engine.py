@@ -13,10 +13,10 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
 
-from .chat import chat_text
+from ..inputs.chat import chat_text
+from ..inputs.prompts import Inputs
+from ..model.policy_model import Policy
 from .engine import Sampled
-from .policy_model import Policy
-from .prompts import Inputs
 
 
 class VLLMEngine:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from g2rpo.run.schedule import learning_rate_factor
 from g2rpo.run.sections import Optimization
 
-from .processes import Processes
-from .sharding import part_like, set_down, whole
+from ..distributed.processes import Processes
+from ..distributed.sharding import part_like, set_down, whole
 
 if TYPE_CHECKING:
-    from .policy_model import Policy
+    from ..model.policy_model import Policy
 
 _MASTER = "master"
 
@@ -148,3 +149,9 @@ def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:
     if torch.finfo(weight.dtype).bits >= 32:
         return weight
     return torch.nn.Parameter(weight.detach().float())
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, options: Optimization, step: int) -> None:
+    """Give every group of parameters the learning rate of a step, from 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = options.learning_rate * learning_rate_factor(options, step)

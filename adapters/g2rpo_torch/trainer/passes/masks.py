@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ..inputs.prompts import Inputs
 from .packing import PADDING, PROMPT, Packing
 from .positions import prompt_positions
-from .prompts import Inputs
 
 
 def layer_kinds(model: Any) -> set[str]:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..model.policy_model import Policy
+from ..passes.forward import shares_prompts
+from ..passes.packing import responses_a_row
 from .batch import Batch
-from .forward import shares_prompts
-from .packing import responses_a_row
-from .policy_model import Policy
 
 
 def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Tensor]:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from g2rpo.run.errors import RunError
 
-from .optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
+from ..distributed.sharding import is_sharded, whole_weights
+from ..learning.optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
 from .policy_model import Policy
-from .sharding import is_sharded, whole_weights
 
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "trainer_state.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .prompts import Inputs
+from ..inputs.prompts import Inputs
 
 
 def prompt_positions(model: Any, prompts: Inputs) -> torch.Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from .masks import own_prompt_masks
-from .policy_model import Policy
-from .positions import accepts_positions, prompt_positions
+from ..inputs.prompts import Inputs
+from ..model.policy_model import Policy
+from ..passes.masks import own_prompt_masks
+from ..passes.positions import accepts_positions, prompt_positions
 from .prompt_cache import repeat_cache
-from .prompts import Inputs
 
 
 @torch.no_grad()

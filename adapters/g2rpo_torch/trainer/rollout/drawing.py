@@ -7,7 +7,7 @@ from transformers import LogitsProcessor
 
 import g2rpo
 
-from .policy_model import Policy
+from ..model.policy_model import Policy
 
 
 class Draws(LogitsProcessor):

@@ -3,10 +3,9 @@
 import math
 
 import pytest
-import torch
 
+from g2rpo.run.schedule import learning_rate_factor, warmup_steps
 from g2rpo.run.sections import Optimization
-from g2rpo_torch.trainer.schedule import learning_rate_factor, set_learning_rate, warmup_steps
 
 STEPS, WARMUP = 50, 8
 
@@ -46,10 +45,3 @@ def test_warm_up_is_steps_or_a_share(given, steps):
     assert warmup_steps(options) == steps
     factors = [learning_rate_factor(options, step) for step in range(STEPS)]
     assert all(0 < factor <= 1 for factor in factors)
-
-
-def test_every_group_of_parameters_gets_it():
-    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
-    set_learning_rate(optimizer, Optimization(learning_rate=0.3, warmup_steps=2), 0)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1])

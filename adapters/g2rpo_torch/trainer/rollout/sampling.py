@@ -22,15 +22,15 @@ from g2rpo.run.metrics import Outcomes
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
 
+from ..distributed.processes import Share
+from ..distributed.sharding import is_sharded
+from ..inputs.prompts import Inputs, first_with_images, select_rows, trim_padding
+from ..model.policy_model import Policy
+from ..model.trials import disagreement
+from ..passes.forward import plain_predictions
 from .drawing import Draws, wide_dtype
-from .forward import plain_predictions
-from .policy_model import Policy
 from .prefill import expanded_prompts
-from .processes import Share
-from .prompts import Inputs, first_with_images, select_rows, trim_padding
-from .sharding import is_sharded
 from .stopping import ResponseEnds
-from .trials import disagreement
 
 
 class Completions(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from .batch import Batch
-from .policy_model import Policy
+from ..inputs.prompts import encode_prompts
+from ..learning.batch import Batch
+from ..model.policy_model import Policy
 from .processes import Processes
-from .prompts import encode_prompts
 from .sharding import is_sharded
 
 _QUESTION: Any = {

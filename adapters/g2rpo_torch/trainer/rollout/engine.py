@@ -19,12 +19,12 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
 
-from .batch import Batch
-from .policy_model import Policy
-from .processes import Processes, Share
-from .prompts import Inputs
-from .rollout import Completions, sample_as_described
-from .update import evaluated
+from ..distributed.processes import Processes, Share
+from ..inputs.prompts import Inputs
+from ..learning.batch import Batch
+from ..learning.update import evaluated
+from ..model.policy_model import Policy
+from .sampling import Completions, sample_as_described
 
 
 class Sampled(NamedTuple):

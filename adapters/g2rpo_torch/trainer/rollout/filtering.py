@@ -22,13 +22,13 @@ from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.run.sections.rollout import DynamicSampling
 from g2rpo.tasks import Record
 
+from ..distributed.processes import Processes
+from ..inputs.prompts import Inputs, encode_prompts, select_rows
+from ..model.policy_model import Policy
+from ..passes.shortcuts import find_shortcuts
+from ..stopwatch import Stopwatch
 from .engine import Sampler
-from .policy_model import Policy
-from .processes import Processes
-from .prompts import Inputs, encode_prompts, select_rows
-from .rollout import Completions, concatenated
-from .shortcuts import find_shortcuts
-from .stopwatch import Stopwatch
+from .sampling import Completions, concatenated
 
 Labels = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

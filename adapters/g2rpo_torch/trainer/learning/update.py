@@ -13,14 +13,14 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
 from g2rpo_torch import reduce_totals
 
+from ..distributed.processes import Processes
+from ..distributed.sharding import is_sharded, whole, with_every_gradient
+from ..distributed.spare_passes import spare_passes
+from ..model.policy_model import Policy
+from ..passes.forward import completion_predictions
 from .batch import Batch
-from .forward import completion_predictions
 from .microbatches import micro_batch_rows
 from .optimizer import trained_parameters
-from .passes import spare_passes
-from .policy_model import Policy
-from .processes import Processes
-from .sharding import is_sharded, whole, with_every_gradient
 
 Metrics = dict[str, float]
 

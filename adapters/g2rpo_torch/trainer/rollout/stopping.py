@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import StoppingCriteria
 
-from .policy_model import Policy
+from ..model.policy_model import Policy
 
 
 class Ends(NamedTuple):

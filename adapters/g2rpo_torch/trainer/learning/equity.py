@@ -15,11 +15,11 @@ from g2rpo.diagnostics import equity
 from g2rpo.run.description import RunDescription
 from g2rpo_torch import gather_rollouts
 
+from ..distributed.processes import Processes
+from ..distributed.sharding import whole
+from ..model.policy_model import Policy
 from .batch import Batch
 from .optimizer import trained_parameters
-from .policy_model import Policy
-from .processes import Processes
-from .sharding import whole
 from .update import accumulate_gradients, mini_batch_totals
 
 

@@ -12,6 +12,7 @@ from g2rpo.data.broken import BrokenRecord
 from g2rpo.run.errors import RunError
 from g2rpo.tasks import Record
 
+from ..model.policy_model import Policy
 from .batching import (
     Inputs,
     Prompts,
@@ -22,7 +23,6 @@ from .batching import (
     trim_padding,
 )
 from .chat import chat_text
-from .policy_model import Policy
 
 __all__ = [
     "Inputs",

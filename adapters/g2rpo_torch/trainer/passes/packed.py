@@ -13,13 +13,13 @@ import torch
 
 import g2rpo
 
+from ..inputs.prompts import Inputs, extend_rows
+from ..model.policy_model import Policy
 from .head import goes_without_logits, predictions_from_hidden
 from .masks import layer_kinds, row_masks
 from .packing import pack
-from .policy_model import Policy
 from .positions import accepts_positions, next_positions, prompt_positions
 from .predictions import FromLogits, Predictions
-from .prompts import Inputs, extend_rows
 
 
 def packed_predictions(

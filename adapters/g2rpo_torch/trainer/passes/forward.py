@@ -8,15 +8,15 @@ import torch
 
 import g2rpo
 
+from ..inputs.prompts import Inputs, extend_rows, first_with_images, select_rows
+from ..model.policy_model import Policy
+from ..model.trials import disagreement
 from .head import goes_without_logits, predictions_from_hidden
 from .masks import as_response_types
 from .packed import packed_predictions, packing_obstacle
 from .packing import responses_a_row, split_groups
-from .policy_model import Policy
 from .positions import accepts_positions, has_image_positions, text_positions
 from .predictions import FromLogits, Predictions, Values
-from .prompts import Inputs, extend_rows, first_with_images, select_rows
-from .trials import disagreement
 
 
 def completion_predictions(

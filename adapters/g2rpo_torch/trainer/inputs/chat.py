@@ -8,7 +8,7 @@ from g2rpo.data import PromptRecord
 from g2rpo.data.broken import BrokenRecord
 from g2rpo.tasks import Record
 
-from .policy_model import Policy
+from ..model.policy_model import Policy
 
 FORMAT_INSTRUCTION = (
     "Think first, then answer, exactly in this form: "

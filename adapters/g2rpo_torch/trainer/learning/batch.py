@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from .forward import completion_logprobs
-from .policy_model import Policy
-from .prompts import Inputs, select_rows, trim_padding
+from ..inputs.prompts import Inputs, select_rows, trim_padding
+from ..model.policy_model import Policy
+from ..passes.forward import completion_logprobs
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 
 from g2rpo_torch import linear_head
 
-from .policy_model import Policy
+from ..distributed.sharding import inside
+from ..inputs.prompts import Inputs, first_with_images, select_rows
+from ..model.policy_model import Policy
+from ..model.trials import disagreement
 from .predictions import FromHidden
-from .prompts import Inputs, first_with_images, select_rows
-from .sharding import inside
-from .trials import disagreement
 
 # Logits of fewer entries are computed at once in about the same time, or less. The number of tokens
 # has no say: it differs between processes, and all must go through the same layers.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ..inputs.prompts import Inputs, first_with_images, select_rows
+from ..model.policy_model import Policy
+from ..rollout.sampling import prefill_trial, trial_responses
 from .forward import packing_trial
 from .head import has_large_vocabulary, head_trial
-from .policy_model import Policy
-from .prompts import Inputs, first_with_images, select_rows
-from .rollout import prefill_trial, trial_responses
 
 
 def find_shortcuts(policy: Policy, prompts: Inputs) -> None:

@@ -14,14 +14,14 @@ from g2rpo.run.records import source_of
 from g2rpo.run.sections import Model
 from g2rpo_torch.policy import policy_path
 
+from ..distributed.processes import Processes
+from ..distributed.sharding import shall_shard, shard
+from ..inputs.prompts import prompt_fault
 from . import checkpointed, lora
 from .device import memory_advice, resolve_device
 from .freezing import freeze_vision
 from .policy_model import Policy, make_policy
-from .processes import Processes
 from .processors import load_processor
-from .prompts import prompt_fault
-from .sharding import shall_shard, shard
 from .trials import Trials
 
 BUILTIN = "builtin"

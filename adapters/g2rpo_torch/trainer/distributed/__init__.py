@@ -1,0 +1,1 @@
+"""Several processes that train one policy: replicas, or shares of it."""

@@ -1,0 +1,1 @@
+"""From records to model inputs: conversations, images, and batches of them."""
