@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = {
-    "rollout": ("rollout.py", "prefill.py", "prompts.py", "filtering.py"),
-    "scoring": ("scoring.py", "shaping.py", "metrics.py", "controllers.py"),
+    "rollout": ("sampling.py", "prefill.py", "prompts.py", "filtering.py"),
+    "scoring": ("scorer.py", "shaping.py", "metrics.py", "controllers.py"),
     "update": ("update.py", "batch.py", "forward.py", "packed.py", "optimizer.py", "equity.py"),
     "checkpoint": ("checkpoint.py", "checkpoints.py"),
     "log": ("files.py", "folder.py", "progress.py"),
@@ -95,8 +95,9 @@ def tracer(counted, stage, line):
 
 
 def stage_of(frame) -> str | None:
-    folder, _, name = frame.f_code.co_filename.rpartition("/")
-    return _STAGE_OF.get(name) if folder.endswith(("/trainer", "g2rpo/run")) else None
+    file = Path(frame.f_code.co_filename)
+    ours = "trainer" in file.parts or file.parent.parts[-2:] == ("g2rpo", "run")
+    return _STAGE_OF.get(file.name) if ours else None
 
 
 def limit_files_from(step: int) -> None:

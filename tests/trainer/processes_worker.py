@@ -20,13 +20,13 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
 from g2rpo_torch.trainer.distributed.processes import joined
 from g2rpo_torch.trainer.distributed.sharding import is_sharded, shard, whole_weights
-from g2rpo_torch.trainer.distributed.spare_passes import head
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts
 from g2rpo_torch.trainer.learning.batch import Batch
 from g2rpo_torch.trainer.learning.equity import gradient_equity
 from g2rpo_torch.trainer.learning.optimizer import make_optimizer, optimizer_tensors
 from g2rpo_torch.trainer.learning.update import update_policy, with_reference
 from g2rpo_torch.trainer.model.policy_model import make_policy
+from g2rpo_torch.trainer.passes import head
 from g2rpo_torch.trainer.rollout.sampling import sample
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

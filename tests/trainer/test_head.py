@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_torch.trainer.distributed.spare_passes import head
 from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes import head
 from g2rpo_torch.trainer.passes.forward import completion_logprobs, completion_predictions
 from g2rpo_torch.trainer.passes.predictions import FromHidden, FromLogits
 

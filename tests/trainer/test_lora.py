@@ -13,12 +13,12 @@ import transformers
 from g2rpo.run import RunError
 from g2rpo.run.sections import Lora, Model
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.distributed.spare_passes import head
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts
 from g2rpo_torch.trainer.model.export import export_merged
 from g2rpo_torch.trainer.model.freezing import count_parameters
 from g2rpo_torch.trainer.model.loading import load_policy
 from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes import head
 from g2rpo_torch.trainer.passes.forward import completion_logprobs
 
 from .one_update import describe, learn_once, rollouts

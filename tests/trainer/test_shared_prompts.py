@@ -12,11 +12,11 @@ import transformers
 
 from g2rpo_torch.policy.build import build_tokenizer
 from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.distributed.spare_passes import masks, packed
 from g2rpo_torch.trainer.inputs.prompts import Prompts, select_rows
 from g2rpo_torch.trainer.model.loading import load_policy
 from g2rpo_torch.trainer.model.policy_model import make_policy
 from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes import masks, packed
 from g2rpo_torch.trainer.passes.forward import (
     completion_logprobs,
     packing_trial,
@@ -514,7 +514,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
         for setting in ("auto", "off")
     )
     train(shared)
-    for place in ("rollout.expanded_prompts", "forward.packed_predictions"):
+    for place in ("rollout.sampling.expanded_prompts", "passes.forward.packed_predictions"):
         monkeypatch.setattr(f"g2rpo_torch.trainer.{place}", None)
     train(plain)
     for ours, expected in zip(metrics_of(shared), metrics_of(plain), strict=True):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo_torch.trainer.distributed.spare_passes import head, packed
 from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_torch.trainer.passes import head, packed
 from g2rpo_torch.trainer.passes.shortcuts import find_shortcuts
 from g2rpo_torch.trainer.rollout.sampling import sample
 

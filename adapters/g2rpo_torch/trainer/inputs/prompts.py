@@ -50,7 +50,7 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Prompts:
     -------
     Prompts
         ``input_ids`` and ``attention_mask`` (P, L) int64, and what the model takes besides, such as
-        ``pixel_values``: see :class:`~g2rpo_torch.trainer.batching.Prompts`.
+        ``pixel_values``: see :class:`~g2rpo_torch.trainer.inputs.batching.Prompts`.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """What samples; for example :class:`~g2rpo_torch.trainer.vllm_engine.VLLMEngine`."""
+    """What samples; for example :class:`~g2rpo_torch.trainer.rollout.vllm_engine.VLLMEngine`."""
 
     def load(self, policy: Policy) -> None:
         """Take over the policy's weights as they are now."""
@@ -72,7 +72,7 @@ class Sampler(Protocol):
         """Return responses to P prompts, those of one prompt next to each other.
 
         Of several processes each samples its share, as
-        :func:`~g2rpo_torch.trainer.rollout.sample` says.
+        :func:`~g2rpo_torch.trainer.rollout.sampling.sample` says.
         """
 
 
