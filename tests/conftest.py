@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 
 # A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,3 +34,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+WITHOUT = """
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != sys.argv[2]:
+            return self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+try:
+    __import__(sys.argv[1])
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def error_without() -> Callable[[str, str], str]:
+    """Return what a package says when it is imported where another one is missing."""
+
+    def run(package: str, missing: str) -> str:
+        command = [sys.executable, "-c", WITHOUT, package, missing]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return run

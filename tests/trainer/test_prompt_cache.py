@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, St
 
 from g2rpo_torch.trainer.rollout.prompt_cache import repeat_cache
 
-from .test_shared_prompts import make
+from .shared_prompt_models import make
 
 
 def states(rows, tokens, seed):

@@ -18,7 +18,7 @@ from g2rpo_torch.trainer.passes import head, packed
 from g2rpo_torch.trainer.passes.shortcuts import find_shortcuts
 from g2rpo_torch.trainer.rollout.sampling import sample
 
-from .test_shared_prompts import make, make_prompts
+from .shared_prompt_models import make, make_prompts
 
 WORKER = Path(__file__).with_name("trials_worker.py")
 
