@@ -30,7 +30,8 @@ class BatchTotals(NamedTuple):
     sequences : array or float
         Number of responses with at least one token.
     task_tokens : array, optional
-        Response tokens of each task, shape (num_tasks,); for the entropy term.
+        Response tokens of each task, shape (num_tasks,); for the entropy term and for metrics by
+        task.
     task_entropy : array, optional
         Mean token entropy of each task in nats, shape (num_tasks,); for the entropy term. It
         decides on which side of its band a task is.
@@ -56,19 +57,21 @@ def batch_totals(
     ----------
     mask : array
         bool or 0/1, shape (B, T).
-    entropies, tasks, num_tasks : optional
-        Token entropies (B, T) in nats, integer labels (B,) and the number of tasks, together, for
-        the entropy term.
+    entropies : array, optional
+        Token entropies (B, T) in nats, for the entropy term; with ``tasks`` and ``num_tasks``.
+    tasks, num_tasks : optional
+        Integer labels (B,) and the number of tasks, together.
 
     Returns
     -------
     BatchTotals
-        Scalars, and arrays (num_tasks,) if ``entropies`` are given.
+        Scalars; with tasks also their tokens, (num_tasks,), and with entropies their means.
 
     Raises
     ------
     TypeError
-        If ``entropies`` come without ``tasks`` and ``num_tasks``, or an argument has a wrong type.
+        If ``entropies`` come without ``tasks`` and ``num_tasks``, or these not together, or an
+        argument has a wrong type.
     ValueError
         If shapes differ.
 
@@ -85,10 +88,14 @@ def batch_totals(
     dtype = xp.float32 if entropies is None else wide_dtype(xp, entropies.dtype)
     tokens = xp.sum(xp.astype(mask, dtype))
     sequences = xp.sum(xp.astype(xp.any(mask, axis=1), dtype))
-    if entropies is None:
+    if entropies is None and tasks is None and num_tasks is None:
         return BatchTotals(tokens, sequences)
     if tasks is None or num_tasks is None:
-        raise TypeError("entropies need tasks and num_tasks")
+        raise TypeError("entropies need tasks and num_tasks, and these need each other")
+    if entropies is None:
+        require_labels(xp, "tasks", tasks, mask.shape[0])
+        task_tokens, _ = task_sums(xp, xp.astype(mask, dtype), mask, tasks, num_tasks)
+        return BatchTotals(tokens, sequences, task_tokens)
     check_entropies(xp, entropies, tasks, mask)
     sums, task_tokens = task_sums(xp, stop_gradient(entropies), mask, tasks, num_tasks)
     means = sums / as_divisor(xp, task_tokens, sums)

@@ -202,18 +202,23 @@ def task_sums(
     xp: Namespace, token_values: Array, mask: Array, tasks: Array, num_tasks: int
 ) -> tuple[Array, Array]:
     """Return per task the sum of the masked values and the number of tokens, at least float32."""
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
-        raise TypeError(f"num_tasks must be an int, got {type(num_tasks).__name__}")
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    member = membership(xp, tasks, num_tasks)
     values = widen(xp, token_values)
-    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(values))
-    member = xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
     of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)
     tokens_of_row = xp.sum(xp.astype(mask, values.dtype), axis=1, keepdims=True)
     # Selected, not multiplied by 0: an infinite row is its own task's affair.
     sums, tokens = (xp.sum(xp.where(member, each, 0.0), axis=0) for each in (of_row, tokens_of_row))
     return sums, tokens
+
+
+def membership(xp: Namespace, tasks: Array, num_tasks: int) -> Array:
+    """Return bool (B, num_tasks): which task each of the labels (B,) is of, or none."""
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
+        raise TypeError(f"num_tasks must be an int, got {type(num_tasks).__name__}")
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(tasks))
+    return xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
 
 
 def entropy_penalty(

@@ -10,14 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from g2rpo._aggregation import (
-    Aggregation,
-    aggregate,
-    at_least_one,
-    check_aggregation,
-    masked_max,
-    masked_mean,
-)
+from g2rpo._aggregation import Aggregation, aggregate, at_least_one, check_aggregation
 from g2rpo._checks import (
     as_mask,
     namespace_of,
@@ -29,6 +22,7 @@ from g2rpo._checks import (
     widen,
 )
 from g2rpo._libraries import stop_gradient
+from g2rpo._reported import ratio_values, reported
 from g2rpo._surrogates import Clip, clipped, soft_gate, weighted_likelihood
 from g2rpo._typing import Array, Namespace
 
@@ -64,6 +58,9 @@ def policy_loss(
     importance_cap: float = 2.0,
     temperature_positive: float = 1.0,
     temperature_negative: float = 1.05,
+    tasks: Array | None = None,
+    num_tasks: int | None = None,
+    task_tokens: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     r"""Return the surrogate loss of a batch of responses, and metrics of its ratios.
 
@@ -108,6 +105,12 @@ def policy_loss(
         Where the importance weights are truncated.
     temperature_positive, temperature_negative : float, optional
         Steepness of the sigmoid of ``"sapo"`` by the sign of the advantage.
+    tasks, num_tasks : optional
+        Integer task labels, shape (B,), and their number: adds the metrics of each task.
+    task_tokens : array, optional
+        What the sums of each task's metrics are divided by, shape (num_tasks,), in place of the
+        tokens of this call. With those of a whole mini-batch the metrics of its micro-batches add
+        up to its own.
 
     Returns
     -------
@@ -118,6 +121,8 @@ def policy_loss(
         ``clip_ratio/region_mean``, the shares of tokens (of responses' tokens for ``"gspo"``)
         whose ratio is out of range on the side where the clip acts, or on either; ``ratio/mean``
         and ``ratio/max``; ``kl/old``, the k3 estimate of the distance to the old policy in nats.
+        With ``num_tasks`` each of them also over the tokens of each task, under ``tasks/`` and its
+        name, shape (num_tasks,); 0 for a task without tokens.
 
     Raises
     ------
@@ -157,14 +162,15 @@ def policy_loss(
     advantages = xp.where(mask, _per_token(xp, advantages, logprobs), 0.0)
     log_ratio = masked_log_ratio(xp, logprobs, stop_gradient(old_logprobs), mask)
     # The tokens are samples of the old policy, so this is its distance to the new one.
-    metrics = {"kl/old": masked_mean(xp, _k3(xp, stop_gradient(log_ratio)), mask)}
+    values = {"kl/old": _k3(xp, stop_gradient(log_ratio))}
     if loss_type == "gspo":
         log_ratio = _of_response(xp, log_ratio, mask)
     losses = _SURROGATES[loss_type](xp, log_ratio, advantages, clip)
     if importance_weights is not None:
         losses = losses * _truncated(xp, importance_weights, mask, losses, importance_cap)
     loss = aggregate(xp, losses, mask, aggregation, denominator, max_completion_length)
-    return loss, metrics | _ratio_metrics(xp, stop_gradient(log_ratio), advantages, mask, clip)
+    values |= ratio_values(xp, stop_gradient(log_ratio), advantages, clip)
+    return loss, reported(xp, values, mask, tasks, num_tasks, task_tokens)
 
 
 def kl_penalty(logprobs: Array, ref_logprobs: Array, /, *, kind: KLKind = "k3") -> Array:
@@ -270,19 +276,3 @@ def _truncated(xp: Namespace, weights: Array, mask: Array, like: Array, cap: flo
     require_positive("importance_cap", cap)
     constant = xp.astype(stop_gradient(weights), like.dtype)
     return xp.clip(xp.where(mask, constant, 1.0), None, cap)
-
-
-def _ratio_metrics(
-    xp: Namespace, log_ratio: Array, advantages: Array, mask: Array, clip: Clip
-) -> dict[str, Array]:
-    ratio = xp.exp(log_ratio)
-    low = (ratio < 1.0 - clip.epsilon) & (advantages < 0)
-    high = (ratio > 1.0 + clip.epsilon_high) & (advantages > 0)
-    shares = {"low": low, "high": high, "region": low | high}
-    metrics = {
-        f"clip_ratio/{name}_mean": masked_mean(xp, xp.astype(flags, ratio.dtype), mask)
-        for name, flags in shares.items()
-    }
-    metrics["ratio/mean"] = masked_mean(xp, ratio, mask)
-    metrics["ratio/max"] = masked_max(xp, ratio, mask)
-    return metrics

@@ -16,6 +16,7 @@ from g2rpo._checks import (
     widen,
 )
 from g2rpo._libraries import stop_gradient
+from g2rpo._reported import reported
 from g2rpo._totals import BatchTotals, batch_totals, check_entropies
 from g2rpo._typing import Array
 from g2rpo.entropy import task_sums
@@ -43,6 +44,7 @@ def g2rpo_loss(
     *,
     entropies: Array | None = None,
     tasks: Array | None = None,
+    num_tasks: int | None = None,
     entropy_low: Array | None = None,
     entropy_high: Array | None = None,
     entropy_weight: Array | float = 0.02,
@@ -68,7 +70,9 @@ def g2rpo_loss(
     entropies : array, optional
         Exact token entropies, shape (B, T), in nats, differentiable; None for no entropy term.
     tasks : array, optional
-        Integer task labels 0 .. num_tasks - 1, shape (B,); with ``entropies``.
+        Integer task labels 0 .. num_tasks - 1, shape (B,); with ``entropies`` or ``num_tasks``.
+    num_tasks : int, optional
+        Number of tasks: adds the metrics of each.
     entropy_low, entropy_high : array, optional
         Each task's entropy band, shape (num_tasks,), in nats; with ``entropies``.
     entropy_weight : float or array, optional
@@ -97,7 +101,10 @@ def g2rpo_loss(
         Weighted scalars; a term that is not asked for is 0.
     metrics : dict of str to array
         Those of :func:`g2rpo.policy_loss`, and ``entropy`` and ``kl``, the token means in nats,
-        where given. Without gradient.
+        where given. With ``num_tasks`` also by task, under ``tasks/`` and the name, shape
+        (num_tasks,). All are of this call, but those by task are divided by the ``totals``, if
+        given, so that those of slices add up (of ``tasks/ratio/max`` take the largest). Without
+        gradient.
 
     Raises
     ------
@@ -138,8 +145,14 @@ def g2rpo_loss(
         "max_completion_length": max_completion_length,
         "denominator": denominator,
     }
-    policy, metrics = policy_loss(logprobs, old_logprobs, advantages, mask, **reduction, **options)
+    by_task: dict[str, Any] = {}
+    if num_tasks is not None:
+        by_task = {"tasks": tasks, "num_tasks": num_tasks, "task_tokens": _task_tokens(totals)}
+    policy, metrics = policy_loss(
+        logprobs, old_logprobs, advantages, mask, **reduction, **by_task, **options
+    )
     xp = namespace_of(logprobs=logprobs)
+    values: dict[str, Array] = {}
     length = entropy = kl = xp.zeros_like(policy)
     mask = as_mask(xp, mask, logprobs.shape)
     if length_advantages is not None:
@@ -151,12 +164,22 @@ def g2rpo_loss(
         if tasks is None or entropy_low is None or entropy_high is None:
             raise TypeError("entropies need tasks, entropy_low and entropy_high")
         band = (entropy_low, entropy_high)
-        entropy, metrics["entropy"] = _entropy_term(
-            entropies, tasks, mask, band, entropy_weight, totals
-        )
+        entropy = _entropy_term(entropies, tasks, mask, band, entropy_weight, totals)
+        values["entropy"] = stop_gradient(widen(xp, entropies))
     if ref_logprobs is not None:
-        kl, metrics["kl"] = _kl_term(logprobs, ref_logprobs, mask, beta, kl_kind, reduction)
+        penalty = _penalty(logprobs, ref_logprobs, mask, kl_kind)
+        kl = beta * aggregate(xp, penalty, mask, **reduction)
+        values["kl"] = stop_gradient(penalty)
+    metrics |= reported(xp, values, mask, **by_task)
     return LossTerms(policy + length + entropy + kl, policy, length, entropy, kl), metrics
+
+
+def _task_tokens(totals: BatchTotals | None) -> Array | None:
+    if totals is None:
+        return None
+    if totals.task_tokens is None:
+        raise TypeError("num_tasks needs totals with task_tokens")
+    return totals.task_tokens
 
 
 def _entropy_term(
@@ -166,8 +189,8 @@ def _entropy_term(
     band: tuple[Array, Array],
     weight: Array | float,
     totals: BatchTotals | None,
-) -> tuple[Array, Array]:
-    """Return the hinge of this slice and its mean entropy.
+) -> Array:
+    """Return the hinge of this slice.
 
     Outside the band the hinge is linear, so the slice's part of it is the sum of its tokens'
     distances to the bound, over the tokens of the whole batch.
@@ -196,24 +219,14 @@ def _entropy_term(
     if is_array_api_obj(weight):
         require_shape("entropy_weight", weight, (), (num_tasks,))
         weight = xp.astype(weight, sums.dtype)
-    all_tokens = xp.sum(xp.astype(mask, sums.dtype))
-    mean = xp.sum(xp.where(mask, stop_gradient(widen(xp, entropies)), 0.0))
-    return xp.sum(weight * excess), mean / as_divisor(xp, all_tokens, sums)
+    return xp.sum(weight * excess)
 
 
-def _kl_term(
-    logprobs: Array,
-    ref_logprobs: Array,
-    mask: Array,
-    beta: float,
-    kind: KLKind,
-    reduction: dict[str, Any],
-) -> tuple[Array, Array]:
+def _penalty(logprobs: Array, ref_logprobs: Array, mask: Array, kind: KLKind) -> Array:
+    """Return the distance to the reference, token by token (B, T)."""
     xp = namespace_of(logprobs=logprobs, ref_logprobs=ref_logprobs)
     require_choice("kl_kind", kind, ("k1", "k2", "k3"))
     require_floating(xp, "ref_logprobs", ref_logprobs)
     require_shape("ref_logprobs", ref_logprobs, logprobs.shape)
     log_ratio = masked_log_ratio(xp, logprobs, stop_gradient(ref_logprobs), mask)
-    penalty = kl_of_log_ratio(xp, log_ratio, kind)
-    mean = aggregate(xp, stop_gradient(penalty), mask, "token", None, None)
-    return beta * aggregate(xp, penalty, mask, **reduction), mean
+    return kl_of_log_ratio(xp, log_ratio, kind)

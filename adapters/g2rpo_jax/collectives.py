@@ -115,12 +115,13 @@ def reduce_totals(totals: BatchTotals, /, *, axis_name: AxisName) -> BatchTotals
     Array([3., 3.], dtype=float32)
     """
     tokens, sequences, task_tokens, task_entropy = totals
-    if task_tokens is None or task_entropy is None:
-        return BatchTotals(*lax.psum((tokens, sequences), axis_name))
-    parts = (tokens, sequences, task_tokens, task_entropy * task_tokens)
-    tokens, sequences, task_tokens, entropy = lax.psum(parts, axis_name)
-    # A task without tokens has a sum of 0 too.
-    return BatchTotals(tokens, sequences, task_tokens, entropy / jnp.maximum(task_tokens, 1.0))
+    entropy = None if task_entropy is None else task_entropy * task_tokens
+    counts = (tokens, sequences, task_tokens, entropy)
+    tokens, sequences, task_tokens, entropy = lax.psum(counts, axis_name)
+    if entropy is not None:
+        # A task without tokens has a sum of 0 too.
+        entropy = entropy / jnp.maximum(task_tokens, 1.0)
+    return BatchTotals(tokens, sequences, task_tokens, entropy)
 
 
 def _rows_of(arrays: tuple[Array, ...]) -> int:

@@ -45,14 +45,13 @@ class TokenLoss:
 
     def with_totals(self, entropy: Tensor | None) -> TokenLoss:
         """Return the loss with totals counted from this batch, given entropies (n,) if needed."""
-        counted = {}
+        counted: dict[str, Any] = {}
+        num_tasks = self._options.get("num_tasks")
         if entropy is not None:
-            low = self._options["entropy_low"]
-            counted = {
-                "entropies": self._unpacked(entropy[None])[0],
-                "tasks": self._inputs.get("tasks"),
-                "num_tasks": low.shape[0],
-            }
+            counted["entropies"] = self._unpacked(entropy[None])[0]
+            num_tasks = self._options["entropy_low"].shape[0]
+        if num_tasks is not None:
+            counted |= {"tasks": self._inputs.get("tasks"), "num_tasks": num_tasks}
         totals = batch_totals(self._mask, **counted)
         return TokenLoss(self._mask, dict(self._inputs), self._options | {"totals": totals})
 
@@ -114,19 +113,21 @@ class TokenLoss:
                 for name, x in self._inputs.items()
             }
             table = values[:, :, None]
-            return self._of(table, torch.ones_like(table[0], dtype=torch.bool), inputs)
+            mask = torch.ones_like(table[0], dtype=torch.bool)
+            return self._of(table, mask, inputs, num_tasks=None)
         first, last = (int(places[i]) // width for i in (0, -1))
         responses = slice(first, last + 1)
         mask = self._mask[responses]
         full = values.new_zeros(2, mask.numel()).index_copy(1, places - first * width, values)
         inputs = {name: x[responses] for name, x in self._inputs.items()}
-        return self._of(full.view(2, *mask.shape), mask, inputs)
+        return self._of(full.view(2, *mask.shape), mask, inputs, num_tasks=None)
 
     def _of(
-        self, table: Tensor, mask: Tensor, inputs: dict[str, Tensor]
+        self, table: Tensor, mask: Tensor, inputs: dict[str, Tensor], **changed: Any
     ) -> tuple[LossTerms, dict[str, Tensor]]:
         given: dict[str, Any] = dict(inputs)
         old, advantages = given.pop("old_logprobs"), given.pop("advantages")
         if self.has_entropy:
             given["entropies"] = table[1]
-        return g2rpo_loss(table[0], old, advantages, mask, **given, **self._options)
+        options = self._options | changed
+        return g2rpo_loss(table[0], old, advantages, mask, **given, **options)

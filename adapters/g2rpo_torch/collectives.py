@@ -119,17 +119,20 @@ def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = N
     if not _is_distributed():
         return totals
     parts = [torch.as_tensor(count).reshape(1) for count in totals[:2]]
-    if totals.task_tokens is not None and totals.task_entropy is not None:
-        parts += [totals.task_tokens, totals.task_entropy * totals.task_tokens]
+    if totals.task_tokens is not None:
+        parts.append(totals.task_tokens)
+        if totals.task_entropy is not None:
+            parts.append(totals.task_entropy * totals.task_tokens)
     sums = _carrier(torch.cat(parts), group)
     dist.all_reduce(sums, group=group)
     added = sums.to(parts[0].device).split([len(part) for part in parts])
-    if len(parts) == 2:
-        return BatchTotals(added[0][0], added[1][0])
-    task_tokens, task_entropies = added[2:]
+    (tokens,), (sequences,), *of_tasks = added
+    if len(of_tasks) < 2:
+        return BatchTotals(tokens, sequences, *of_tasks)
+    task_tokens, task_entropies = of_tasks
     # A task without tokens has a sum of 0 too.
     means = task_entropies / task_tokens.clamp(min=1)
-    return BatchTotals(added[0][0], added[1][0], task_tokens, means)
+    return BatchTotals(tokens, sequences, task_tokens, means)
 
 
 def _rows_of(arrays: tuple[torch.Tensor, ...]) -> int:
@@ -194,9 +197,11 @@ def _row_bytes(array: torch.Tensor) -> int:
 
 
 def _as_bytes(array: torch.Tensor) -> torch.Tensor:
-    rows = array.contiguous().reshape(array.shape[0], math.prod(array.shape[1:]))
-    return rows.view(torch.uint8)
+    # A copy: a single row that was cut out of columns counts as contiguous, whatever its stride.
+    rows = array.clone(memory_format=torch.contiguous_format)
+    return rows.reshape(array.shape[0], math.prod(array.shape[1:])).view(torch.uint8)
 
 
 def _from_bytes(column: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return column.contiguous().view(like.dtype).reshape(-1, *like.shape[1:])
+    own = column.clone(memory_format=torch.contiguous_format)
+    return own.view(like.dtype).reshape(-1, *like.shape[1:])

@@ -29,8 +29,9 @@ def logged_metrics(tasks: Sequence[str]) -> dict[str, Callable[..., Any]]:
     """
     names = [f"loss/{term}" for term in _TERMS]
     names += [*_RATIOS, "pg_clipfrac", "kl", "entropy"]
-    names += [f"entropy/{task}" for task in tasks]
-    return dict.fromkeys(names, np.sum) | {"ratio/max": np.max}
+    names += [f"{name}/{task}" for name in (*_RATIOS, "kl", "entropy") for task in tasks]
+    largest = ["ratio/max", *(f"ratio/max/{task}" for task in tasks)]
+    return dict.fromkeys(names, np.sum) | dict.fromkeys(largest, np.max)
 
 
 def token_statistics(
@@ -106,12 +107,14 @@ def _terms(
 ) -> tuple[LossTerms, dict[str, jax.Array]]:
     old = example.old_per_token_logps
     slices = getattr(example, "slices", None)
+    tasks = getattr(example, "tasks", None)
     options: dict[str, Any] = {}
+    if tasks is not None:
+        options = {"tasks": tasks, "num_tasks": len(config.task_names)}
     if any(config.weights):
         bounds = jnp.asarray(config.bounds, dtype=entropies.dtype)
-        options = {
+        options |= {
             "entropies": entropies,
-            "tasks": example.tasks,
             "entropy_low": bounds[:, 0],
             "entropy_high": bounds[:, 1],
             "entropy_weight": jnp.asarray(config.weights, dtype=entropies.dtype),
@@ -162,8 +165,13 @@ def _contributions(
     metrics["kl"] = share * ratios.get("kl", jnp.float32(0.0))
     summed = here.task_entropy * here.task_tokens
     metrics["entropy"] = jnp.sum(summed) / jnp.maximum(everywhere.tokens, 1.0)
-    # A task that the mini-batch lacks has no entropy: a gap in its curve, not a 0.
+    # A task that the mini-batch lacks has no values: gaps in its curves, not 0.
     present = everywhere.task_tokens > 0
-    means = jnp.where(present, summed / jnp.where(present, everywhere.task_tokens, 1.0), jnp.nan)
-    metrics |= {f"entropy/{task}": means[number] for number, task in enumerate(config.tasks)}
+    missing = jnp.full_like(summed, jnp.nan)
+    of_tasks = {"entropy": summed / jnp.where(present, everywhere.task_tokens, 1.0)}
+    of_tasks |= {name: ratios.get(f"tasks/{name}", missing) for name in (*_RATIOS, "ratio/max")}
+    of_tasks["kl"] = ratios.get("tasks/kl", jnp.zeros_like(summed))
+    for name, values in of_tasks.items():
+        values = jnp.where(present, values, jnp.nan)
+        metrics |= {f"{name}/{task}": values[number] for number, task in enumerate(config.tasks)}
     return jax.lax.stop_gradient(metrics)

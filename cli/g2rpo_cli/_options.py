@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from g2rpo.run import RunDescription
 
 __all__ = [
     "Data",
@@ -17,11 +20,12 @@ __all__ = [
     "given",
     "reward_functions",
     "search_working_folder",
+    "unused_rewards",
 ]
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", "-t", help="Name of a task; repeat it for several. Default: all six."),
+    typer.Option("--task", "-t", help="Name of a task; repeat it for several. Default: all."),
 ]
 Data = Annotated[
     str | None,
@@ -42,7 +46,12 @@ Rewards = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any value of the description."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Any value of the description, by its dotted key. Repeat it.",
+    ),
 ]
 
 
@@ -66,6 +75,24 @@ def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
             )
         functions[f"rewards.functions.{problem_type}"] = path
     return functions
+
+
+def unused_rewards(description: "RunDescription") -> list[str]:
+    """Return a line for each reward of the user's own whose problem type no record has."""
+    from g2rpo._suggest import did_you_mean
+    from g2rpo.rewards import find_type, with_own
+    from g2rpo.run.records import own_functions, source_of
+
+    summary = source_of(description.data).summary()
+    types = {kind for task in summary.tasks.values() for kind in task.problem_types}
+    functions = with_own(own_functions(description))
+    used = {find_type(kind, functions) for kind in types}
+    return [
+        f"rewards.functions: no record has problem type {name!r}{did_you_mean(name, sorted(types))}"
+        f" (there are: {', '.join(sorted(types))}); its function is not used"
+        for name in description.rewards.functions
+        if find_type(name, functions) not in used
+    ]
 
 
 def search_working_folder() -> None:

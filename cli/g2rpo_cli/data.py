@@ -69,11 +69,16 @@ def _in_short(task: str, records: "list[PromptRecord]") -> str:
     if not records:
         return f"{task}: no held-out record can be used"
     record = records[0]
-    images = "".join(f"[{image.width} × {image.height}] " for image in record["images"])
+    images = [f"[{image.width} × {image.height}] " for image in record["images"]]
+    videos = [
+        f"[{video.width} × {video.height}, {video.duration:.1f} s] "
+        for video in record.get("videos", [])
+    ]
+    shown = "".join([*images, *videos])
     answer: Any = record["answer"]
     # The answer of reasoning-gym is an entry, of which its own answer says most.
     answer = answer["answer"] if isinstance(answer, dict) else answer
-    return f"{task}: {images}{_line(record['problem'])} → {_line(answer)}"
+    return f"{task}: {shown}{_line(record['problem'])} → {_line(answer)}"
 
 
 def _line(text: object) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from g2rpo_cli._engines import ENGINES, load_engine, refuse_processes
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import (
     Data,
@@ -39,6 +40,12 @@ def evaluate(
     ] = None,
     data: Data = None,
     task: Tasks = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What loads the model: `reference` (PyTorch), `jax`, `tunix`; for a run its own."
+        ),
+    ] = None,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the description.")] = None,
     items: Annotated[int | None, typer.Option(help="Held-out items of each task.")] = None,
@@ -71,8 +78,11 @@ def evaluate(
     - `g2rpo eval runs/g2rpo --items 256 --samples answers.jsonl`
 
     - `g2rpo eval --model Qwen/Qwen2.5-0.5B-Instruct --data sums.jsonl -n 4 --output sums.json`
+
+    - `g2rpo eval --engine jax` (its own policy on its own tasks)
     """
-    need("g2rpo eval", "torch", "transformers", "safetensors", "pydantic", extra="torch")
+    extra = ENGINES[engine].extra if engine in ENGINES else "torch"
+    need("g2rpo eval", "pydantic", extra=extra)
     flags = {
         "model.device": device,
         "data.source": data,
@@ -84,34 +94,50 @@ def evaluate(
         "seed": seed,
     }
     with reported():
-        name, config = _find(model, model_option)
+        name, config, engine = _find(model, model_option, engine)
         from g2rpo.run import load_description
 
         search_working_folder()
-        overrides = given({**flags, "model.name": name}) | reward_functions(reward)
+        # A run's configuration says of what model its checkpoints are.
+        named = {} if config else {"model.name": name}
+        overrides = given({"engine": engine, **flags, **named}) | reward_functions(reward)
         description = load_description(config, overrides, _fresh_data(config, data, settings or []))
+        refuse_processes(description.engine)
         _evaluate(name, description, output, samples)
 
 
-def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
-    """Return the model to load, and the configuration if it was named by its run."""
+def _find(
+    argument: str | None, option: str | None, engine: str | None
+) -> tuple[str, Path | None, str | None]:
+    """Return the model to load, the configuration if it was named by its run, and the engine."""
     from g2rpo.run import RunError, RunFolder
 
     if argument and option and argument != option:
         raise RunError(f"MODEL is {argument!r} and --model is {option!r}; name one of them")
     name = argument or option or "builtin"
     if not (Path(name) / "config.yaml").is_file():
-        return name, None
+        return name, None, engine or _engine_of(Path(name))
     folder = RunFolder.open(name)
-    if folder.description.engine != "reference":
+    trained_by = folder.description.engine
+    if engine not in (None, trained_by):
         raise RunError(
-            f"the run in {name} was trained by the engine {folder.description.engine!r}, whose "
-            "checkpoints g2rpo eval cannot load; its held-out rewards are in its summary.json"
+            f"--engine is {engine!r}, but the run in {name} was trained by {trained_by!r}, which "
+            "alone can load it; leave out --engine"
         )
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise RunError(f"the run in {name} has no checkpoint yet; name another model")
-    return str(checkpoint.path), Path(name) / "config.yaml"
+    return str(checkpoint.path), Path(name) / "config.yaml", trained_by
+
+
+def _engine_of(checkpoint: Path) -> str | None:
+    """Return the engine of the run whose checkpoint this is; None for any other model."""
+    from g2rpo.run import RunFolder
+
+    run = checkpoint.absolute().parent.parent
+    if checkpoint.absolute().parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+        return None
+    return RunFolder.open(run).description.engine
 
 
 def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
@@ -139,8 +165,8 @@ def _evaluate(
     from g2rpo.run.launch import Launch
     from g2rpo.run.records import reward_kinds, with_tasks
     from g2rpo.run.report import results_table
-    from g2rpo_torch.trainer import evaluate as run_evaluation
 
+    engine = load_engine(description.engine, "eval")
     hide_foreign_bars()
     description = with_tasks(description)
     is_main = Launch.read().is_main
@@ -149,7 +175,7 @@ def _evaluate(
         _writer(samples if is_main else None) as on_samples,
         Display(0, description.data.tasks, console=console) as display,
     ):
-        result = run_evaluation(model, description, display, on_samples=on_samples)
+        result = engine.evaluate(model, description, display, on_samples=on_samples)
     if not is_main:
         return
     kinds = reward_kinds(description.data)

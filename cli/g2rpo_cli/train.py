@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from g2rpo_cli._engines import ENGINES, load_engine
+from g2rpo_cli._engines import ENGINES, load_engine, refuse_processes
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import (
     Data,
@@ -17,6 +17,7 @@ from g2rpo_cli._options import (
     given,
     reward_functions,
     search_working_folder,
+    unused_rewards,
 )
 from g2rpo_cli._quiet import hide_foreign_bars
 
@@ -51,7 +52,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data, sampling and order.")] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Folder of the run: `runs/g2rpo`.")
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Folder of the run. Default: `runs/g2rpo`."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the output folder.")
@@ -70,13 +72,19 @@ def train(
     `--set`, which wins over the file of `--config`.
 
     The run's folder holds the resolved configuration, metrics, TensorBoard events, checkpoints in
-    Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops.
+    Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops. `config.yaml` there
+    lists every key that `--config` and `--set` take.
+
+    The defaults suit the small policy of the package. With a pretrained model set at least
+    `optimization.learning_rate` (some 1e-6, adapters 1e-5) and `rollout.max_completion_length`.
 
     **Examples**
 
     - `g2rpo train`
 
     - `g2rpo train --engine jax`
+
+    - `g2rpo train --model Qwen/Qwen2.5-VL-3B-Instruct --data my-data.jsonl --config run.yaml`
 
     - `g2rpo train --estimator grpo --seed 1 -o runs/grpo-1`
 
@@ -106,21 +114,9 @@ def train(
             description = _resumed(flags, settings or [], config)
         else:
             description = _fresh(flags, settings or [], config)
-        _refuse_processes(description.engine)
+        refuse_processes(description.engine)
     with reported():
         _run(description, resume=resume)
-
-
-def _refuse_processes(engine: str) -> None:
-    from g2rpo.run import RunError
-    from g2rpo.run.launch import Launch
-
-    size = Launch.read().size
-    if size > 1 and engine != "reference":
-        raise RunError(
-            f"{size} processes were launched, but --engine {engine} trains in a single one; start "
-            "it without a launcher"
-        )
 
 
 def _fresh(
@@ -189,7 +185,7 @@ def _value(description: "RunDescription", key: str) -> Any:
 
 
 def _run(description: "RunDescription", *, resume: bool) -> None:
-    engine = load_engine(description.engine)
+    engine = load_engine(description.engine, "train")
     from rich.console import Console
 
     from g2rpo.run import Display, RunFolder
@@ -229,8 +225,9 @@ def _show_data(description: "RunDescription") -> None:
     console = Console()
     console.print(start_table(description))
     skipped = skipped_text(source_of(description.data).summary())
-    if skipped:
-        console.print(skipped, markup=False, highlight=False, soft_wrap=True)
+    for text in (skipped, *unused_rewards(description)):
+        if text:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_how_to_resume(path: Path, reason: str) -> None:
@@ -248,14 +245,7 @@ def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) ->
 
     from g2rpo.run.report import before_after_table
 
-    table = before_after_table(
-        kinds,
-        summary["before"],
-        summary["after"],
-        summary["length_before"],
-        summary["length_after"],
-    )
     console = Console()
-    console.print(table)
+    console.print(before_after_table(kinds, summary))
     text = f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {path}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)

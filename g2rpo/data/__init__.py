@@ -19,12 +19,15 @@ from .record import PromptRecord
 from .report import skipped_text, summary_table
 from .source import Source, open_source
 from .summary import Summary, TaskSummary
+from .videos import Clip, Video
 
 __all__ = [
+    "Clip",
     "PromptRecord",
     "Source",
     "Summary",
     "TaskSummary",
+    "Video",
     "open_source",
     "schedule",
     "shares",

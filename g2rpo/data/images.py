@@ -1,4 +1,4 @@
-"""Images and videos of a record: found inside one folder only, opened when they are used."""
+"""Images of a record: found inside one folder only, opened when they are used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
     folder : Path, optional
         Links and ``..`` are resolved before anything is compared. None allows no path at all.
     kind : str
-        ``"image"`` or ``"video"``, for the error.
+        ``"image"`` or ``"video"``, for the error, which names ``data.image_dir`` or
+        ``data.video_dir``.
 
     Returns
     -------
@@ -71,9 +72,10 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
     BrokenRecord
         If the path leads out of the folder, or to no file.
     """
+    setting = f"data.{kind}_dir"
     if folder is None:
         raise BrokenRecord(
-            f"{kind} {path!r} is a path, but the source has no folder; set data.image_dir"
+            f"{kind} {path!r} is a path, but the source has no folder; set {setting}"
         )
     if "://" in path:
         raise BrokenRecord(f"{kind} {path!r} is an address; save the file and name its path")
@@ -81,12 +83,12 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
         root = folder.resolve()
         found = (root / path).resolve()
         if not found.is_relative_to(root):
-            raise BrokenRecord(f"{kind} {path!r} lies outside data.image_dir {str(folder)!r}")
+            raise BrokenRecord(f"{kind} {path!r} lies outside {setting} {str(folder)!r}")
         if not found.is_file():
             reason = "is not a file" if found.exists() else "does not exist"
-            raise BrokenRecord(f"{kind} {path!r} {reason} in data.image_dir {str(folder)!r}")
+            raise BrokenRecord(f"{kind} {path!r} {reason} in {setting} {str(folder)!r}")
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long
-        raise BrokenRecord(f"{kind} {path!r} cannot be found ({_reason(error)})") from None
+        raise BrokenRecord(f"{kind} {path!r} cannot be found ({reason_of(error)})") from None
     except ValueError as error:
         if isinstance(error, BrokenRecord):
             raise
@@ -94,7 +96,7 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
     return found
 
 
-def open_image(source: ImageSource, folder: Path | None) -> Image:
+def open_image(source: ImageSource, folder: Path | None, kind: str = "image") -> Image:
     """Return an image as RGB, upright by its EXIF data, transparent parts white.
 
     Parameters
@@ -103,6 +105,8 @@ def open_image(source: ImageSource, folder: Path | None) -> Image:
         What :func:`image_source` returned.
     folder : Path, optional
         Of paths.
+    kind : str
+        Of :func:`locate`.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def open_image(source: ImageSource, folder: Path | None) -> Image:
     from PIL import Image, ImageOps
 
     place = source if isinstance(source, str) else None
-    opened = locate(source, folder) if isinstance(source, str) else source
+    opened = locate(source, folder, kind) if isinstance(source, str) else source
     try:
         if isinstance(opened, Image.Image):
             return _rgb(opened)
@@ -125,8 +129,8 @@ def open_image(source: ImageSource, folder: Path | None) -> Image:
             return _rgb(ImageOps.exif_transpose(image))
     # Pillow's plug-ins raise nearly everything on a damaged file.
     except Exception as error:
-        name = f"image {place!r}" if place else "an image"
-        reason = _reason(error).partition(" <_io.BytesIO")[0].partition(" '/")[0]
+        name = f"{kind} {place!r}" if place else "an image"
+        reason = reason_of(error).partition(" <_io.BytesIO")[0].partition(" '/")[0]
         raise BrokenRecord(f"{name} cannot be read ({reason})") from None
 
 
@@ -148,6 +152,8 @@ def _rgb(image: Image) -> Image:
     return Image.alpha_composite(white, coloured).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def reason_of(error: Exception) -> str:
+    """Return what an error says, on one line, or its kind if it says nothing."""
+    # Also FFmpeg's, which are no OSError all of them.
+    text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()) or type(error).__name__

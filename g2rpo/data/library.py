@@ -120,7 +120,7 @@ class Library:
         index, row = self._at(number)
         table, reading = self._tables[index], self._readings[index]
         try:
-            record = read_row(table.row(row), reading).record(table.place(row), reading.image_dir)
+            record = read_row(table.row(row), reading).record(table.place(row), reading)
             if fault := self.find_fault(record):
                 raise BrokenRecord(fault)
             return record
@@ -148,10 +148,26 @@ def table_of(rows: Any) -> Table:
 def _reading(
     table: Table, data: Data, videos: bool, check: Callable[[Mapping[str, Any]], None]
 ) -> Reading:
-    folder = Path(data.image_dir).expanduser() if data.image_dir is not None else table.folder
-    if data.image_dir is not None and not Path(data.image_dir).expanduser().is_dir():
-        raise RunError(f"data.image_dir is {data.image_dir!r}, which is not a folder")
-    return Reading(table.task, data.problem_type, folder, data.columns, videos, check)
+    images = _folder("image_dir", data.image_dir) or table.folder
+    return Reading(
+        task=table.task,
+        problem_type=data.problem_type,
+        columns=data.columns,
+        check=check,
+        image_dir=images,
+        video_dir=_folder("video_dir", data.video_dir) or images,
+        takes_videos=videos,
+        video_frames=data.video_frames,
+    )
+
+
+def _folder(setting: str, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise RunError(f"data.{setting} is {value!r}, which is not a folder")
+    return path
 
 
 def _all_broken(examples: Sequence[str], broken: int, total: int) -> str:

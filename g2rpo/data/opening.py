@@ -49,11 +49,11 @@ def open_tables(data: Data) -> list[Table]:
     return tables
 
 
-def need_library(module: str, purpose: str) -> Any:
+def need_library(module: str, purpose: str, extra: str = "data") -> Any:
     """Return a module, or say which extra brings it."""
     if find_spec(module) is None:
         name = module.replace("_", "-")
-        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[data]"')
+        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[{extra}]"')
     return import_module(module)
 
 

@@ -1,4 +1,4 @@
-"""The text of a prompt, a question or a conversation, and its images' places."""
+"""The text of a prompt, a question or a conversation, and the places of its images and videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from .broken import BrokenRecord, shown
 
-PLACEHOLDER = "<image>"
+MEDIA = ("image", "video")
+"""What may stand in a prompt beside text, in the order in which it stands before a question."""
 
 Message: TypeAlias = dict[str, Any]
 
@@ -15,14 +16,15 @@ _ROLES = ("system", "user", "assistant")
 _LETTERED = re.compile(r"\(?[A-Za-z][).:\s]")
 
 
-def from_problem(problem: Any, images: int) -> tuple[str, list[Message] | None]:
-    """Return a question's text, and its message if images stand in the middle of it.
+def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
+    """Return a question's text, and its message if images or videos stand in the middle of it.
 
     Parameters
     ----------
     problem : str
-        With one ``<image>`` for each image, or with none: then images stand before the text.
-    images : int
+        With one ``<image>`` for each image, or with none: then images stand before the text. The
+        same holds for ``<video>``.
+    images, videos : int
         How many the record has.
 
     Returns
@@ -30,12 +32,12 @@ def from_problem(problem: Any, images: int) -> tuple[str, list[Message] | None]:
     text : str
         Without placeholders.
     messages : list of dict, optional
-        Only if the images do not all stand before the text.
+        Only if they do not all stand before the text, images first.
 
     Raises
     ------
     BrokenRecord
-        If there is no text, or another number of placeholders than of images.
+        If there is no text, or another number of placeholders than of images or videos.
 
     Examples
     --------
@@ -44,25 +46,30 @@ def from_problem(problem: Any, images: int) -> tuple[str, list[Message] | None]:
     """
     if not isinstance(problem, str) or not problem.strip():
         raise BrokenRecord(f"problem is {shown(problem)}; it must be a text")
-    if not images or PLACEHOLDER not in problem:  # without images the word is just a word
+    # Without images the word is just a word.
+    counts = {kind: count for kind, count in _counts(images, videos).items() if count}
+    placed = [kind for kind in counts if f"<{kind}>" in problem]
+    if not placed:
         return problem.strip(), None
-    _check_count(problem.count(PLACEHOLDER), images)
-    parts = _split(problem)
+    for kind in placed:
+        _check_count(kind, problem.count(f"<{kind}>"), counts.pop(kind))
+    parts = [*_leading(counts), *_split(problem, placed)]
     text = " ".join(part["text"] for part in parts if part["type"] == "text")
     if not text:
-        raise BrokenRecord(f"problem is {shown(problem)}; it must have a text beside its images")
-    return text, None if _images_lead(parts) else [{"role": "user", "content": parts}]
+        beside = " and ".join(f"{kind}s" for kind in placed)
+        raise BrokenRecord(f"problem is {shown(problem)}; it must have a text beside its {beside}")
+    return text, None if _media_lead(parts) else [{"role": "user", "content": parts}]
 
 
-def from_messages(prompt: Any, images: int) -> tuple[str, list[Message] | None]:
+def from_messages(prompt: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
     """Return the last question of a conversation, and the whole if it is more than that.
 
     Parameters
     ----------
     prompt : list of dict
-        ``role`` and ``content``: a text, or parts ``{"type": "image"}`` and ``{"type": "text",
-        "text": …}``.
-    images : int
+        ``role`` and ``content``: a text, or parts ``{"type": "image"}``, ``{"type": "video"}`` and
+        ``{"type": "text", "text": …}``.
+    images, videos : int
         How many the record has. If no part stands for them, they open the first question.
 
     Returns
@@ -70,7 +77,7 @@ def from_messages(prompt: Any, images: int) -> tuple[str, list[Message] | None]:
     text : str
         Of the last message.
     messages : list of dict, optional
-        Contents as parts; None for a single question with its images before it.
+        Contents as parts; None for a single question with its images and videos before it.
 
     Raises
     ------
@@ -87,17 +94,18 @@ def from_messages(prompt: Any, images: int) -> tuple[str, list[Message] | None]:
     messages = [_message(message, number) for number, message in enumerate(prompt, 1)]
     if messages[-1]["role"] != "user":
         raise BrokenRecord(f"prompt ends with role {messages[-1]['role']!r}; it must end with user")
-    places = [part for message in messages for part in message["content"] if part["type"] != "text"]
-    if places:
-        _check_count(len(places), images)
-    else:
-        first = next(message for message in messages if message["role"] == "user")
-        first["content"] = [*({"type": "image"} for _ in range(images)), *first["content"]]
+    kinds = [part["type"] for message in messages for part in message["content"]]
+    counts = _counts(images, videos)
+    for kind in MEDIA:
+        if kind in kinds:
+            _check_count(kind, kinds.count(kind), counts.pop(kind))
+    first = next(message for message in messages if message["role"] == "user")
+    first["content"] = [*_leading(counts), *first["content"]]
     last = messages[-1]["content"]
     text = " ".join(part["text"] for part in last if part["type"] == "text").strip()
     if not text:
         raise BrokenRecord("the last message has no text; it must ask something")
-    return text, None if len(messages) == 1 and _images_lead(last) else messages
+    return text, None if len(messages) == 1 and _media_lead(last) else messages
 
 
 def with_options(text: str, options: list[str]) -> str:
@@ -151,33 +159,40 @@ def _message(message: Any, number: int) -> Message:
 
 
 def _part(part: Any, number: int) -> Message:
-    if isinstance(part, dict) and part.get("type") == "image":
-        return {"type": "image"}
+    if isinstance(part, dict) and part.get("type") in MEDIA:
+        return {"type": part["type"]}
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     raise BrokenRecord(
-        f"message {number} has part {shown(part)}; its type must be image, or text with a text"
+        f"message {number} has part {shown(part)}; its type must be image, video, or text "
+        "with a text"
     )
 
 
-def _split(problem: str) -> list[Message]:
+def _split(problem: str, placed: list[str]) -> list[Message]:
     parts: list[Message] = []
-    for index, text in enumerate(problem.split(PLACEHOLDER)):
-        if index:
-            parts.append({"type": "image"})
-        if text.strip():
-            parts.append({"type": "text", "text": text.strip()})
+    for number, piece in enumerate(re.split(f"<({'|'.join(placed)})>", problem)):
+        if number % 2:  # texts and what stands between them take turns
+            parts.append({"type": piece})
+        elif piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
     return parts
 
 
-def _images_lead(parts: list[Message]) -> bool:
+def _counts(images: int, videos: int) -> dict[str, int]:
+    return dict(zip(MEDIA, (images, videos), strict=True))
+
+
+def _leading(counts: dict[str, int]) -> list[Message]:
+    return [{"type": kind} for kind, count in counts.items() for _ in range(count)]
+
+
+def _media_lead(parts: list[Message]) -> bool:
     kinds = [part["type"] for part in parts]
-    return kinds == sorted(kinds) and kinds.count("text") == 1
+    return kinds == sorted(kinds, key=(*MEDIA, "text").index) and kinds.count("text") == 1
 
 
-def _check_count(places: int, images: int) -> None:
-    if places != images:
-        noun = "image" if places == 1 else "images"
-        raise BrokenRecord(
-            f"the prompt has places for {places} {noun}, but the record has {images}"
-        )
+def _check_count(kind: str, places: int, count: int) -> None:
+    if places != count:
+        noun = kind if places == 1 else f"{kind}s"
+        raise BrokenRecord(f"the prompt has places for {places} {noun}, but the record has {count}")

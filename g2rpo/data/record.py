@@ -14,7 +14,9 @@ from g2rpo.tasks.base import Record
 
 from .broken import BrokenRecord, shown
 from .images import ImageSource, fingerprint, image_source, locate, open_image
+from .opening import need_library
 from .prompt import Message, from_messages, from_problem, lettered, with_options
+from .videos import Frames, Video, VideoSource, open_video, paths_of, video_source
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
@@ -38,15 +40,16 @@ class PromptRecord(Record, total=False):
     Attributes
     ----------
     messages : list of dict
-        The conversation, contents as parts, if a prompt is more than images and one question.
-    videos : list of str
-        Paths, only if the caller takes videos.
+        The conversation, contents as parts, if a prompt is more than images, videos and one
+        question.
+    videos : list of Video
+        Looked at, and decoded when they are read; only if there are any.
     place : str
         Where the record stands, such as ``"train.jsonl, line 7"``, for errors and samples.
     """
 
     messages: list[Message]
-    videos: list[str]
+    videos: list[Video]
     place: str
 
 
@@ -60,32 +63,36 @@ class Reading:
         Task of rows that name none.
     problem_type : str, optional
         Problem type of rows that name none.
-    image_dir : Path, optional
-        Folder of images and videos.
     columns : mapping
         What a record is made of -> the column in which it stands, in place of the usual ones.
-    videos : bool
-        Whether the caller takes videos.
     check : callable
         Raises ValueError if a record cannot be scored.
+    image_dir, video_dir : Path, optional
+        Folders of images and of videos.
+    takes_videos : bool
+        Whether the caller does.
+    video_frames : int
+        Most frames of a video.
     """
 
     task: str
     problem_type: str | None
-    image_dir: Path | None
     columns: Mapping[str, str]
-    videos: bool
     check: Callable[[Mapping[str, Any]], None]
+    image_dir: Path | None = None
+    video_dir: Path | None = None
+    takes_videos: bool = True
+    video_frames: int = 16
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that was checked, its images found and not yet opened."""
+    """A row that was checked, its images and videos found and not yet opened."""
 
     problem: str
     messages: list[Message] | None
     images: list[ImageSource]
-    videos: list[str]
+    videos: list[VideoSource]
     answer: str
     problem_type: str
     data_type: str
@@ -94,15 +101,18 @@ class Row:
 
     def digest(self) -> int:
         """Return 64 bits that follow from what is asked, so that equal prompts have equal ones."""
-        asked = [self.messages or self.problem, self.options, self.videos]
+        videos = [
+            fingerprint(video) if isinstance(video, bytes) else video for video in self.videos
+        ]
+        asked = [self.messages or self.problem, self.options, videos]
         text = json.dumps([asked, [fingerprint(image) for image in self.images]])
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
-    def record(self, place: str, image_dir: Path | None) -> PromptRecord:
-        """Return the record, its images opened."""
+    def record(self, place: str, reading: Reading) -> PromptRecord:
+        """Return the record, its images opened and its videos looked at."""
         record = PromptRecord(
             problem=self.problem,
-            images=[open_image(image, image_dir) for image in self.images],
+            images=[open_image(image, reading.image_dir) for image in self.images],
             answer=self.answer,
             problem_type=self.problem_type,
             data_type=self.data_type,
@@ -112,8 +122,9 @@ class Row:
         )
         if self.messages is not None:
             record["messages"] = self.messages
-        if self.videos and image_dir is not None:
-            record["videos"] = [str(locate(video, image_dir, "video")) for video in self.videos]
+        if self.videos:
+            folder, most = reading.video_dir, reading.video_frames
+            record["videos"] = [open_video(video, folder, most) for video in self.videos]
         return record
 
 
@@ -138,7 +149,7 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
 
     Examples
     --------
-    >>> reading = Reading("sums", "numerical", None, {}, False, lambda record: None)
+    >>> reading = Reading("sums", "numerical", {}, lambda record: None)
     >>> row = read_row({"prompt": [{"role": "user", "content": "2+2?"}], "solution": 4}, reading)
     >>> row.problem, row.answer, row.task
     ('2+2?', '4', 'sums')
@@ -148,7 +159,7 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
         if isinstance(image, str):
             locate(image, reading.image_dir)
     videos = _videos(values, reading)
-    problem, messages = _question(values, len(images), reading)
+    problem, messages = _question(values, len(images), len(videos), reading)
     options = _options(values, reading)
     problem_type = _named(values, "problem_type", reading.problem_type, reading)
     row = Row(
@@ -196,7 +207,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _question(
-    values: Mapping[str, Any], images: int, reading: Reading
+    values: Mapping[str, Any], images: int, videos: int, reading: Reading
 ) -> tuple[str, list[Message] | None]:
     problem, prompt = (_cell(values, name, reading) for name in ("problem", "prompt"))
     if problem is None and prompt is None:
@@ -205,8 +216,8 @@ def _question(
             "name the right one by data.columns.problem"
         )
     if problem is None and not isinstance(prompt, str):
-        return from_messages(prompt, images)
-    return from_problem(prompt if problem is None else problem, images)
+        return from_messages(prompt, images, videos)
+    return from_problem(prompt if problem is None else problem, images, videos)
 
 
 def _offer(problem: str, options: list[str], problem_type: str) -> str:
@@ -258,19 +269,23 @@ def _named(values: Mapping[str, Any], name: str, default: str | None, reading: R
     return value.strip()
 
 
-def _videos(values: Mapping[str, Any], reading: Reading) -> list[str]:
-    videos = _list(_cell(values, "videos", reading))
+def _videos(values: Mapping[str, Any], reading: Reading) -> list[VideoSource]:
+    videos = [video_source(video) for video in _list(_cell(values, "videos", reading))]
+    if videos and not reading.takes_videos:
+        raise BrokenRecord("has a video, but this engine takes none; train with engine: reference")
     for video in videos:
-        if not isinstance(video, str):
-            raise BrokenRecord(f"a video is {shown(video)}; it must be a path")
-        if not reading.videos:
-            raise BrokenRecord("has a video, but the model's processor takes none")
-        locate(video, reading.image_dir, "video")
+        if not isinstance(video, Frames):
+            need_library("av", "a record with a video", extra="video")
+        for path in paths_of(video):
+            locate(path, reading.video_dir, "video")
     return videos
 
 
 def _data_type(
-    values: Mapping[str, Any], images: list[ImageSource], videos: list[str], reading: Reading
+    values: Mapping[str, Any],
+    images: list[ImageSource],
+    videos: list[VideoSource],
+    reading: Reading,
 ) -> str:
     found = "video" if videos else "image" if images else "text"
     stated = _cell(values, "data_type", reading)

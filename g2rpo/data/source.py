@@ -142,7 +142,7 @@ def open_source(
     data: Data = Data(),  # noqa: B008 - it does not change
     *,
     rows: Sequence[Mapping[str, Any]] | None = None,
-    videos: bool = False,
+    videos: bool = True,
     check: Callable[[Mapping[str, Any]], None] = check_record,
 ) -> Source:
     """Open the source of a run's prompts and check every record of it.
@@ -155,7 +155,7 @@ def open_source(
         Records in place of ``data.source``: a list of dictionaries, or a data set of datasets.
         All of their tasks are taken; one that names none is of the task ``"rows"``.
     videos : bool
-        Whether the model's processor takes videos.
+        Whether the caller takes videos; if not, a record that has one is broken.
     check : callable
         Raises ValueError if a record, of which it gets ``problem_type`` and ``answer``, cannot be
         scored; by default :func:`g2rpo.rewards.check_record`.
@@ -163,7 +163,8 @@ def open_source(
     Returns
     -------
     Source
-        Files are read once, from beginning to end; images are looked for, and opened when used.
+        Files are read once, from beginning to end; images and videos are looked for,
+        and opened when used.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import Any
 
 from .truth import bad_truth, truth_text
 
-COORDINATE = r"\s*(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*"
+COORDINATE = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 """Pattern of one number in a list, with the white space around it."""
 
 _BOX = re.compile(r"\[" + ",".join([COORDINATE] * 4) + r"\]")

@@ -11,6 +11,10 @@ from types import FrameType
 
 _left_to_pool = False
 
+# The alarm goes off again after so many seconds: Python ignores what is raised in a finaliser, and
+# a block that happened to be in one would otherwise go on for ever.
+_AGAIN = 0.5
+
 
 class OutOfTime(BaseException):
     """The time of :func:`time_limit` is over; no ``except Exception`` on the way stops it."""
@@ -47,7 +51,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, _ring)
-    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    outer, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     finally:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
+from traceback import extract_tb
 from typing import Any
 
 from g2rpo._suggest import did_you_mean
 
-from .registry import ACCURACY, RewardFunction
+from .registry import ACCURACY, RewardFunction, plain_name
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -66,7 +68,8 @@ def with_own(
     Parameters
     ----------
     functions : mapping, optional
-        Problem type -> function, or its import path. A name that exists is replaced.
+        Problem type -> function, or its import path. A built-in type of that name is replaced;
+        letter case and spaces do not matter.
 
     Returns
     -------
@@ -86,7 +89,10 @@ def with_own(
     'choice_match'
     """
     own = {}
-    for problem_type, function in (functions or {}).items():
+    builtin = {plain_name(name): name for name in ACCURACY}
+    for name, function in (functions or {}).items():
+        # Beside the built-in type, an "ocr" of the user's would lose to "OCR" in some records.
+        problem_type = builtin.get(plain_name(name), name)
         if isinstance(function, str):
             own[problem_type] = load_function(function)
         elif callable(function):
@@ -94,7 +100,7 @@ def with_own(
         else:
             kind = type(function).__name__
             raise TypeError(
-                f"reward function of {problem_type!r} is of type {kind}; it must be a function "
+                f"reward function of {name!r} is of type {kind}; it must be a function "
                 "or its import path 'module:function'"
             )
     return ACCURACY | own
@@ -111,6 +117,37 @@ def function_name(function: Callable[..., Any]) -> str:
     """
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or '?'}:{name}"
+
+
+def raised_at(error: BaseException, function: Callable[..., Any]) -> str:
+    """Return where a function raised an error, such as ``"colours.py, line 7"``.
+
+    Parameters
+    ----------
+    error : BaseException
+        As it was caught.
+    function : callable
+        What was called.
+
+    Returns
+    -------
+    str
+        The last line of the function's own file on the way to the error, since that is what its
+        author can change; of an error that did not pass there, the last line of all.
+
+    Examples
+    --------
+    >>> import json
+    >>> try:
+    ...     json.loads("{")
+    ... except ValueError as error:
+    ...     print(raised_at(error, json.loads).partition(",")[0])
+    __init__.py
+    """
+    frames = extract_tb(error.__traceback__)
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    own = [frame for frame in frames if frame.filename == file] or frames
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else "no known place"
 
 
 def _module(name: str, path: str) -> Any:

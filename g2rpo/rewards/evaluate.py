@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from .custom import function_name
+from .custom import function_name, raised_at
 from .libraries import MissingLibraryError
 from .registry import RewardFunction
 from .score import BadRewardError, Components, components
@@ -54,6 +54,7 @@ def evaluate(job: Job, functions: Mapping[str, RewardFunction]) -> Outcome:
         return Outcome(None, "error", str(error))
     # A function of the user's may raise anything; sys.exit() in it must not end the run.
     except (Exception, SystemExit) as error:
-        name, kind = function_name(functions[job.problem_type]), type(error).__name__
-        message = f"reward function {name} raised {kind}: {error}"
+        function = functions[job.problem_type]
+        what = f"{type(error).__name__}: {error} ({raised_at(error, function)})"
+        message = f"reward function {function_name(function)} raised {what}"
         return Outcome(None, "error", message, traceback.format_exc())

@@ -19,7 +19,8 @@ def number_match(answer: str, truth: Any) -> float:
     Parameters
     ----------
     answer : str
-        A text that is one number; thousands separators are fine.
+        A text that is one number; thousands separators and the minus sign of typesetters (−) are
+        fine.
     truth : str or number
         The right number.
 
@@ -87,8 +88,10 @@ def parse_number(text: str) -> float | None:
     --------
     >>> parse_number(" 1,250.5 "), parse_number("about 3"), parse_number("1e999")
     (1250.5, None, None)
+    >>> parse_number("\N{MINUS SIGN}5")
+    -5.0
     """
-    match = _NUMBER.fullmatch(text.strip())
+    match = _NUMBER.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-"))
     if match is None:
         return None
     number = float(match[0].replace(",", ""))

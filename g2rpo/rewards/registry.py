@@ -109,8 +109,8 @@ def find_type(name: object, known: Mapping[str, Any]) -> str:
     if isinstance(name, str):
         if name in known:
             return name
-        plain = _plain(name)
-        by_plain = {_plain(key): key for key in known}
+        plain = plain_name(name)
+        by_plain = {plain_name(key): key for key in known}
         for candidate in (plain, ALIASES.get(plain, plain)):
             if candidate in by_plain:
                 return by_plain[candidate]
@@ -118,5 +118,12 @@ def find_type(name: object, known: Mapping[str, Any]) -> str:
     raise ValueError(f"problem_type is {name!r}; it must be one of {sorted(known)}{hint}")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a problem type without what does not matter in its name.
+
+    Examples
+    --------
+    >>> plain_name(" Multiple  Choice")
+    'multiple choice'
+    """
     return " ".join(name.lower().split())

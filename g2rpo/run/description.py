@@ -83,10 +83,17 @@ class RunDescription(Section):
                 f"than rollout.prompts_per_step {self.rollout.prompts_per_step}; "
                 "an update needs at least one prompt"
             )
-        self._check_targets_are_reachable()
+        self.require_reachable_targets()
         return self
 
-    def _check_targets_are_reachable(self) -> None:
+    def require_reachable_targets(self) -> None:
+        """Raise if the longest response allowed to a task is too short for its length target.
+
+        Raises
+        ------
+        RunError
+            Of the tasks that are named; those of a data file may be known only once it was read.
+        """
         if self.length.mode == "off":
             return
         for task in self.data.tasks:
@@ -94,7 +101,7 @@ class RunDescription(Section):
             target = self.length.target_of(task, longest)
             key = f"limits.{task}" if task in self.rollout.limits else "max_completion_length"
             if target is not None and target.minimum >= longest:
-                raise ValueError(
+                raise RunError(
                     f"length.targets.{task} rewards nothing up to {target.minimum:g} tokens, but "
                     f"rollout.{key} is {longest}; lower the target or raise that"
                 )

@@ -29,6 +29,14 @@ _LINE_STEPS = 10
 _LINE_SECONDS = 20.0
 _SHOWN_RESPONSES = 4
 
+# Metric of scoring that failed -> what it means. Else a reward function that never ends in time
+# would look like a policy that is never right.
+_FAILURES = {
+    "timeouts": "took longer to score than rewards.timeout, and are worth 0",
+    "crashes": "ended the process that scored them, and are worth 0",
+    "errors": "made their reward function fail, and have no reward",
+}
+
 
 class Display:
     """Progress of a run; an engine enters it as a context manager.
@@ -65,6 +73,7 @@ class Display:
         self._console = console or Console(stderr=True)
         self._metrics: Mapping[str, float] = {}
         self._printed = (-math.inf, -math.inf)  # step and time of the last plain line
+        self._told: set[str] = set()  # what went wrong with scoring, once each
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -100,6 +109,7 @@ class Display:
         self._metrics = metrics
         self._progress.start_task(self._steps)
         self._progress.update(self._steps, completed=step)
+        self._tell_failures(step)
         if not self._console.is_terminal:
             self._print_line(step)
 
@@ -123,6 +133,16 @@ class Display:
         yield lambda items: self._progress.advance(bar, items)
         self._progress.remove_task(bar)
         self.message(f"{name}: {total} items in {time.monotonic() - started:.0f} s")
+
+    def _tell_failures(self, step: int) -> None:
+        for name, meaning in _FAILURES.items():
+            count = self._metrics.get(f"rewards/{name}", 0)
+            if count and name not in self._told:
+                self._told.add(name)
+                self.message(
+                    f"step {step}: {count:g} responses {meaning}; metrics.jsonl counts on in "
+                    f"rewards/{name}"
+                )
 
     def _print_line(self, step: int) -> None:
         printed_step, printed_at = self._printed

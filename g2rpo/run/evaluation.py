@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
+from g2rpo.run.answers import Answers, Sample
+from g2rpo.run.description import RunDescription
 from g2rpo.run.scorer import Rewards
+
+SAMPLING_SEED = 260_408_539
+"""Seed of the random numbers of every evaluation, so that models compare."""
+
+# So cold that the most probable token is drawn for certain, which a temperature of 0 asks for.
+_GREEDY = 1e-6
 
 
 class Evaluation(NamedTuple):
@@ -31,31 +39,46 @@ class Evaluation(NamedTuple):
     length: dict[str, float]
     detail: dict[str, dict[str, Any]]
 
+    @property
+    def interval(self) -> dict[str, list[float]]:
+        """Ends of the 95 % confidence interval of each mean reward."""
+        return {task: [of["low"], of["high"]] for task, of in self.detail.items()}
 
-class Answers(NamedTuple):
-    """Some items of one task with all responses to them.
+    @property
+    def items(self) -> dict[str, int]:
+        """Number of items that each mean reward rests on."""
+        return {task: of["items"] for task, of in self.detail.items()}
 
-    Attributes
-    ----------
-    items : int
-    rewards : Rewards
-        Of n responses to each item, those of one item next to each other.
-    lengths : array (N,), integer
-        Tokens.
+
+def sampling_temperature(description: RunDescription) -> float:
+    """Return the temperature of evaluations, by default that of the rollouts; never 0.
+
+    Examples
+    --------
+    >>> from g2rpo.run.description import load_description
+    >>> sampling_temperature(load_description(settings=["data.eval_temperature=0"]))
+    1e-06
     """
-
-    items: int
-    rewards: Rewards
-    lengths: npt.NDArray[np.integer[Any]]
+    own = description.data.eval_temperature
+    return max(description.rollout.temperature if own is None else own, _GREEDY)
 
 
-def summarised(answers: Mapping[str, Sequence[Answers]]) -> Evaluation:
-    """Return the evaluation of all tasks.
+def evaluated(
+    answers: Mapping[str, Iterable[Answers]],
+    advance: Callable[[int], None] = lambda items: None,
+    on_samples: Callable[[list[Sample]], None] | None = None,
+) -> Evaluation:
+    """Go through the answers to the items of all tasks, and return what came out.
 
     Parameters
     ----------
-    answers : mapping of str to sequence of Answers
-        Task -> its items, in parts; no part if it has none.
+    answers : mapping of str to iterable of Answers
+        Task -> its items, in parts; no part if it has none. They may be sampled on the way.
+    advance : callable
+        Called with the number of items done since its last call.
+    on_samples : callable, optional
+        Called with the responses of every part, as :meth:`~g2rpo.run.answers.Answers.samples`
+        makes them.
 
     Returns
     -------
@@ -65,11 +88,25 @@ def summarised(answers: Mapping[str, Sequence[Answers]]) -> Evaluation:
     --------
     >>> ones, zeros = np.ones(4), np.zeros(4)
     >>> rewards = Rewards(np.asarray([1.0, 0.0, 1.0, 1.0]), ones, ones, zeros)
-    >>> found = summarised({"ocr": [Answers(2, rewards, np.full(4, 7))]})
+    >>> part = Answers(0, [{}, {}], ["yes"] * 4, rewards, np.full(4, 7), ones > 0)
+    >>> found = evaluated({"ocr": [part]})
     >>> found.reward, found.length, found.detail["mean"]["best"]
     ({'ocr': 0.75, 'mean': 0.75}, {'ocr': 7.0}, 1.0)
     """
-    measured = {task: _Measured(parts) for task, parts in answers.items()}
+    measured = {}
+    for task, parts in answers.items():
+        numbers = []
+        for part in parts:
+            # Texts and pictures are not kept.
+            numbers.append(_Numbers(len(part.records), part.rewards, part.lengths))
+            if on_samples:
+                on_samples(part.samples(task))
+            advance(len(part.records))
+        measured[task] = _Measured(numbers)
+    return _summarised(measured)
+
+
+def _summarised(measured: Mapping[str, _Measured]) -> Evaluation:
     reward = {task: of.mean.mean for task, of in measured.items()}
     detail = {
         task: {**_summary(of.mean, of.best_of_all), **of.detail()} for task, of in measured.items()
@@ -83,10 +120,16 @@ def summarised(answers: Mapping[str, Sequence[Answers]]) -> Evaluation:
     )
 
 
+class _Numbers(NamedTuple):
+    items: int
+    rewards: Rewards
+    lengths: npt.NDArray[np.integer[Any]]
+
+
 class _Measured:
     """All responses to the items of one task."""
 
-    def __init__(self, parts: Sequence[Answers]) -> None:
+    def __init__(self, parts: Sequence[_Numbers]) -> None:
         empty = np.zeros(0, np.float32)
         self._components = {
             name: np.concatenate([empty, *(getattr(part.rewards, name) for part in parts)])

@@ -207,6 +207,11 @@ class RunFolder:
             write_text(path, json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
         return path
 
+    def read_summary(self) -> dict[str, Any]:
+        """Return ``summary.json``, or nothing before the run has ended."""
+        path = self.path / "summary.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
     def close(self) -> None:
         """End the session with the trackers."""
         if self._trackers is not None:

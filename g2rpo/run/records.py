@@ -15,11 +15,13 @@ from g2rpo.run.sections import BUILTIN_SOURCES, Data
 from g2rpo.tasks import TASKS_BY_SOURCE
 
 # By the text of a description's section, which holds lists and cannot be a key itself: the
-# source, and the functions with which its records were checked.
-_opened: dict[str, tuple[Source, dict[str, str]]] = {}
+# source, and the functions with which its records were checked and whether they may have videos.
+_opened: dict[str, tuple[Source, tuple[dict[str, str], bool]]] = {}
 
 
-def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
+def source_of(
+    data: Data, functions: Mapping[str, str] | None = None, *, videos: bool = True
+) -> Source:
     """Return the source that a description names, opened and checked once a process.
 
     Parameters
@@ -28,7 +30,9 @@ def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
         What the policy is asked.
     functions : mapping, optional
         Problem type -> import path of a reward of the user's own, which a record may then name.
-        Left out, it is those with which the source was opened before.
+        Left out, the source is the one that was opened before.
+    videos : bool
+        Whether records may have videos, for a source that is opened now.
 
     Raises
     ------
@@ -36,11 +40,12 @@ def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
         If the source cannot be used, or an import path leads nowhere.
     """
     key = data.model_dump_json()
-    source, known = _opened.get(key, (None, {}))
-    if source is None or (functions is not None and dict(functions) != known):
-        known = dict(functions or {})
-        source = open_source(data, check=partial(check_record, functions=_loaded(known)))
-        _opened[key] = source, known
+    wanted = dict(functions or {}), videos
+    source, known = _opened.get(key, (None, wanted))
+    if source is None or (functions is not None and wanted != known):
+        check = partial(check_record, functions=_loaded(wanted[0]))
+        source = open_source(data, videos=videos, check=check)
+        _opened[key] = source, wanted
     return source
 
 
@@ -52,10 +57,13 @@ def with_tasks(description: RunDescription) -> RunDescription:
     Raises
     ------
     RunError
-        If the source cannot be used, or the description shapes a task that the source lacks.
+        If the source cannot be used, or the description shapes a task that the source lacks, or in
+        a way that no response can meet.
     """
     functions = description.rewards.functions
-    source = source_of(description.data, functions)
+    # The other engines read text alone, and would not see that there is a video.
+    videos = description.engine == "reference"
+    source = source_of(description.data, functions, videos=videos)
     if description.data.source in BUILTIN_SOURCES:
         # A few of them may be trained, the defaults shape them all.
         _refuse_unknown_tasks(description, list(chain(*BUILTIN_SOURCES.values())))
@@ -64,8 +72,10 @@ def with_tasks(description: RunDescription) -> RunDescription:
     _refuse_unknown_tasks(description, source.tasks)
     data = description.data.model_copy(update={"tasks": list(source.tasks)})
     # The same records, checked already.
-    _opened[data.model_dump_json()] = source, dict(functions)
-    return description.model_copy(update={"data": data})
+    _opened[data.model_dump_json()] = source, (dict(functions), videos)
+    named = description.model_copy(update={"data": data})
+    named.require_reachable_targets()
+    return named
 
 
 def _refuse_unknown_tasks(description: RunDescription, tasks: Sequence[str]) -> None:

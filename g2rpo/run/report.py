@@ -1,32 +1,19 @@
-"""What a run leaves for people: the table of before and after, and pictures of its course."""
+"""Tables for people: what a run begins with, what came of it, and what an evaluation found."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from g2rpo.data import summary_table
 from g2rpo.run.description import RunDescription
-from g2rpo.run.equity_plot import draw_equity
-from g2rpo.run.folder import RunFolder
 from g2rpo.run.records import source_of
 from g2rpo.run.sections import Length
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["before_after_table", "draw_plots", "results_table", "start_table"]
-
-Series = list[tuple[float, float, float]]
-"""A band over the steps: step, lower and upper end; empty for none."""
-
-BandOf = Callable[[RunDescription, str, Sequence[Mapping[str, float]]], Series]
+__all__ = ["before_after_table", "results_table", "start_table"]
 
 
 def start_table(description: RunDescription) -> Table:
@@ -58,51 +45,52 @@ def _target_text(length: Length, task: str, longest: int) -> str:
     return f"{'from ' if length.calibrate else ''}{target.low:g}–{target.high:g}"
 
 
-def before_after_table(
-    kinds: Mapping[str, str],
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    lengths_before: Mapping[str, float],
-    lengths_after: Mapping[str, float],
-) -> Table:
+def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> Table:
     """Return the table that ends a run: one row a task and a row of means.
 
     Parameters
     ----------
     kinds : mapping of str to str
         Task to the kind of its reward, in the order of the rows.
-    before, after : mapping of str to float
-        Task to its mean reward on the held-out items.
-    lengths_before, lengths_after : mapping of str to float
-        Task to the mean length of its responses in tokens.
+    summary : mapping of str to object
+        What ``summary.json`` holds, of which ``before``, ``after``, ``length_before`` and
+        ``length_after`` are shown; also ``interval_before`` and ``interval_after``, which runs of
+        older versions do not have.
     """
-    table = Table(title="Held-out reward before and after", title_justify="left")
+    columns = ("before", "after", "length_before", "length_after")
+    known = ", ± 95 % interval" if "interval_after" in summary else ""
+    table = Table(title=f"Held-out reward before and after{known}", title_justify="left")
     table.add_column("task")
     table.add_column("reward kind", style="dim")
-    for heading in ("before", "after", "change"):
+    for heading in ("before", "after", "change", "length"):
         table.add_column(heading, justify="right")
-    table.add_column("length", justify="right")
     for task, kind in kinds.items():
-        table.add_row(
-            escape(task),
-            escape(kind),
-            _number(before[task]),
-            _number(after[task]),
-            _change(after[task] - before[task]),
-            f"{_number(lengths_before[task], 1)} → {_number(lengths_after[task], 1)}",
-        )
-    mean_before, mean_after = _mean(before, kinds), _mean(after, kinds)
+        values = [summary[column][task] for column in columns]
+        table.add_row(escape(task), escape(kind), *_compared(values, summary, task))
     table.add_section()
-    table.add_row(
-        "mean",
-        "",
-        _number(mean_before),
-        _number(mean_after),
-        _change(mean_after - mean_before),
-        f"{_number(_mean(lengths_before, kinds), 1)} → {_number(_mean(lengths_after, kinds), 1)}",
-        style="bold",
-    )
+    means = [_mean(summary[column], kinds) for column in columns]
+    table.add_row("mean", "", *_compared(means, summary, "mean"), style="bold")
     return table
+
+
+def _compared(values: Sequence[float], summary: Mapping[str, Any], task: str) -> list[Text]:
+    """Return the cells of before, after, change and length."""
+    before, after, length_before, length_after = values
+    return [
+        _with_interval(before, summary.get("interval_before", {}).get(task)),
+        _with_interval(after, summary.get("interval_after", {}).get(task)),
+        _change(after - before),
+        Text(f"{_number(length_before, 1)} → {_number(length_after, 1)}"),
+    ]
+
+
+def _with_interval(value: float, ends: Sequence[float] | None) -> Text:
+    """Return a number with half of its interval, in two digits: a row has 80 columns."""
+    text = Text(_number(value))
+    if ends is not None and not math.isnan(ends[0]):
+        half = f"{(ends[1] - ends[0]) / 2:.2f}"
+        text.append(f"±{half.removeprefix('0')}", style="dim")
+    return text
 
 
 def results_table(
@@ -153,110 +141,6 @@ def _result(reward: float, detail: Mapping[str, Any]) -> list[str]:
         interval if known else "–",
         _number(detail["best"]),
     ]
-
-
-def draw_plots(folder: RunFolder) -> list[Path]:
-    """Draw ``reward.png``, ``length.png``, ``entropy.png`` and ``equity.png`` from the metrics.
-
-    The first three have one panel a task: thin the value of every step, thick a moving average,
-    shaded the band that the description asks for. The last shows the tasks' own gradients, where
-    they were measured. Without metrics nothing is drawn.
-    """
-    records = folder.read_metrics()
-    if not records:
-        return []
-    description = folder.description
-    folder.plots_path.mkdir(exist_ok=True)
-    figures: list[tuple[str, str, str, BandOf]] = [
-        ("reward", "reward/{}", "mean reward", lambda *_: []),
-        (
-            "length",
-            "completions/mean_length/{}",
-            "mean length [tokens], target shaded",
-            _length_band,
-        ),
-        (
-            "entropy",
-            "entropy/{}",
-            "mean entropy [nats], bounds shaded",
-            _entropy_band,
-        ),
-    ]
-    pictures = [
-        _draw(folder.plots_path / f"{name}.png", records, description, metric, label, of)
-        for name, metric, label, of in figures
-    ]
-    equity = draw_equity(folder.plots_path / "equity.png", records, description.data.tasks)
-    return [*pictures, equity] if equity else pictures
-
-
-def _draw(
-    path: Path,
-    records: Sequence[Mapping[str, float]],
-    description: RunDescription,
-    metric: str,
-    label: str,
-    band_of: BandOf,
-) -> Path:
-    # Figure itself, not pyplot: no window, no global state, whatever backend the user has set.
-    from matplotlib.figure import Figure
-
-    tasks = description.data.tasks
-    columns = min(3, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for task, panel in zip(tasks, panels, strict=False):
-        name = metric.format(task)
-        points = [(record["step"], record[name]) for record in records if name in record]
-        _draw_panel(panel, points, band_of(description, task, records))
-        panel.set_title(task, loc="left", fontsize="medium")
-    for panel in list(panels)[len(tasks) :]:
-        panel.set_axis_off()
-    figure.supxlabel("step", fontsize="medium")
-    figure.supylabel(label, fontsize="medium")
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _draw_panel(panel: "Axes", points: Sequence[tuple[float, float]], band: Series) -> None:
-    if band:
-        steps, low, high = np.asarray(band, dtype=float).T
-        panel.fill_between(steps, low, high, color="tab:green", alpha=0.12, linewidth=0)
-    if points:
-        steps, values = np.asarray(points, dtype=float).T
-        panel.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=0.7)
-        panel.plot(steps, _smooth(values), color="tab:blue", linewidth=1.8)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25, linewidth=0.5)
-
-
-def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the centred moving average over a tenth of the run; NaN counts as absent."""
-    window = np.ones(2 * (len(values) // 20) + 1)
-    present = np.isfinite(values)
-    total = np.convolve(np.where(present, values, 0.0), window, mode="same")
-    count = np.convolve(present, window, mode="same")
-    smooth: NDArray[np.float64] = np.full_like(total, np.nan)
-    np.divide(total, count, out=smooth, where=count > 0)
-    return smooth
-
-
-def _length_band(
-    description: RunDescription, task: str, records: Sequence[Mapping[str, float]]
-) -> Series:
-    """Return the target's course: as logged, for it may have been calibrated."""
-    low, high = (f"length_target/{end}/{task}" for end in ("low", "high"))
-    return [(each["step"], each[low], each[high]) for each in records if low in each]
-
-
-def _entropy_band(
-    description: RunDescription, task: str, records: Sequence[Mapping[str, float]]
-) -> Series:
-    entropy = description.entropy
-    if not entropy.weight_of(task) and entropy.control == "fixed":
-        return []
-    return [(record["step"], *entropy.of(task)) for record in records]
 
 
 def _mean(values: Mapping[str, float], tasks: Mapping[str, str]) -> float:

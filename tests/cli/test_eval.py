@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -77,13 +78,63 @@ def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, traine
     assert trainer.calls[-1][1].data.level == 2
 
 
-def test_a_run_of_another_engine_is_refused(run, trainer, tmp_path):
+@pytest.fixture
+def jax_trainer(monkeypatch, trainer):
+    """The same stand-in as the engine jax."""
+    monkeypatch.setitem(sys.modules, "g2rpo_jax.trainer", trainer)
+    return trainer
+
+
+def test_a_run_is_evaluated_by_the_engine_that_trained_it(run, jax_trainer):
+    run("train", "--engine", "jax", "-t", "sorting", "--steps", "1", "-o", "a")
+    code, out, err = run("eval", "a", "--samples", "samples.jsonl")
+    assert code == 0, err
+    model, description = jax_trainer.calls[-1]
+    assert (model, description.engine) == ("a/checkpoints/step-000001", "jax")
+    assert description.data.source == "builtin-text"
+    assert description.model.name == "builtin"  # as the run says, whatever was trained since
+    assert "0.250–0.750" in out
+
+
+def test_a_checkpoint_is_evaluated_by_the_engine_of_its_run(run, jax_trainer, monkeypatch):
+    run("train", "--engine", "jax", "-t", "sorting", "--steps", "1", "-o", "a")
+    for folder, name in ((".", "a/checkpoints/step-000001"), ("a/checkpoints", "step-000001")):
+        monkeypatch.chdir(folder)
+        code, _, err = run("eval", name)
+        assert code == 0, err
+        model, description = jax_trainer.calls[-1]
+        assert (model, description.engine) == (name, "jax")
+    assert description.model.name == name
+    assert len(description.data.tasks) == 4  # the run's own choice is that of its folder
+
+
+def test_an_engine_brings_its_defaults(run, jax_trainer):
+    code, _, err = run("eval", "--engine", "jax", "--items", "3")
+    assert code == 0, err
+    model, description = jax_trainer.calls[-1]
+    assert (model, description.model.name, description.engine) == ("builtin", "builtin", "jax")
+    assert description.data.source == "builtin-text"
+
+
+def test_another_engine_than_the_one_of_the_run_is_refused(run, trainer):
     run("train", "-t", "maths", "--steps", "1", "-o", "a")
-    config = tmp_path / "a" / "config.yaml"
-    config.write_text(config.read_text().replace("engine: reference", "engine: jax"))
-    code, _, err = run("eval", "a")
+    code, _, err = run("eval", "a", "--engine", "jax")
     assert code == 2
-    assert "engine 'jax'" in err
+    assert err.startswith("error: --engine is 'jax', but the run in a was trained by 'reference'")
+
+
+def test_several_processes_for_an_engine_of_one_are_refused(run, jax_trainer, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, _, err = run("eval", "--engine", "jax")
+    assert code == 2
+    assert "2 processes were launched, but --engine jax works in a single one" in err
+
+
+def test_an_unknown_engine_is_told(run, trainer):
+    code, _, err = run("eval", "--engine", "jaxx")
+    assert code == 2
+    assert "engine is 'jaxx'" in err
 
 
 @pytest.mark.parametrize("text", ["colour", "colour=", "=a:b", "colour=module", "a.b=module:f"])

@@ -151,6 +151,17 @@ def test_a_reward_of_ones_own_reaches_the_description(run, trainer, tmp_path):
     assert description.rewards.functions == {"colour": "colours_of_mine:match"}
 
 
+def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
+    (tmp_path / "rewards_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
+    _, out, _ = run("train", "-t", "ocr", "--reward", "Character  ocr=rewards_of_mine:match")
+    assert "is not used" not in out
+    _, out, _ = run(
+        *["train", "-t", "ocr", "-o", "b", "--reward", "character OCT=rewards_of_mine:match"]
+    )
+    said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
+    assert said in out
+
+
 def test_a_missing_tracker_is_named_before_anything_is_loaded(run, trainer, monkeypatch):
     monkeypatch.setattr("g2rpo.run.trackers.find_spec", lambda name: None)
     code, _, err = run("train", "--set", "output.trackers=[wandb]")

@@ -189,6 +189,22 @@ CASES = [
         ValueError,
         "dual_clip must be None or at least 1, got 0.5",
     ),
+    (g2rpo.policy_loss, (T, T, A, M), {"num_tasks": 2}, TypeError, "num_tasks needs tasks"),
+    (
+        g2rpo.policy_loss,
+        (T, T, A, M),
+        {"num_tasks": 2, "tasks": G[:2], "task_tokens": R},
+        ValueError,
+        "task_tokens must have shape (2,), got (4,)",
+    ),
+    (
+        g2rpo.g2rpo_loss,
+        (T, T, A, M),
+        {"num_tasks": 2, "tasks": G[:2], "totals": g2rpo.BatchTotals(3, 2)},
+        TypeError,
+        "num_tasks needs totals with task_tokens",
+    ),
+    (g2rpo.batch_totals, (M,), {"tasks": G[:2]}, TypeError, "and these need each other"),
     (
         g2rpo.kl_penalty,
         (T, T),

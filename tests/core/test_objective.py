@@ -75,6 +75,69 @@ def test_terms(library, rng):
     assert float(metrics["entropy"]) == pytest.approx(batch["entropies"][mask].mean(), rel=1e-5)
 
 
+def by_hand(batch, tasks):
+    """Return each task's own metrics: of the tokens of its own rows and nothing else."""
+    logprobs, old, advantages, mask = batch["positional"]
+    found = {}
+    for task in range(tasks):
+        rows = mask & (batch["tasks"] == task)[:, None]
+        change, away = ((logprobs - other)[rows] for other in (old, batch["ref_logprobs"]))
+        ratio = np.exp(change)
+        signs = np.broadcast_to(advantages[:, None], mask.shape)[rows]
+        low, high = (ratio < 0.8) & (signs < 0), (ratio > 1.3) & (signs > 0)
+        columns = {
+            "kl/old": ratio - 1 - change,
+            "clip_ratio/low_mean": low,
+            "clip_ratio/high_mean": high,
+            "clip_ratio/region_mean": low | high,
+            "ratio/mean": ratio,
+            "ratio/max": ratio,
+            "entropy": batch["entropies"][rows],
+            "kl": np.exp(-away) + away - 1,
+        }
+        for name, values in columns.items():
+            value = values.max(initial=0) if name.endswith("/max") else values.sum()
+            if not name.endswith("/max"):
+                value = value / max(rows.sum(), 1)
+            found.setdefault(f"tasks/{name}", []).append(value)
+    return found
+
+
+def test_metrics_of_each_task(library, rng):
+    """Three tasks of four have responses, one of which has no token."""
+    batch = make(rng, size=24)
+    _, plain = loss_of(library.array, batch)
+    _, metrics = loss_of(library.array, batch, num_tasks=4)
+    expected = by_hand(batch, 4)
+    assert set(metrics) == {*plain, *expected}
+    for name, values in expected.items():
+        assert np.ptp(values[:3]) > 0, name
+        found = library.numpy(metrics[name])
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, value in plain.items():
+        assert float(metrics[name]) == float(value)
+
+
+@pytest.mark.parametrize("with_entropies", [True, False])
+def test_metrics_of_tasks_add_up_over_slices(library, rng, with_entropies):
+    """And those of a slice without responses are 0."""
+    batch = make(rng, size=24)
+    if not with_entropies:
+        del batch["entropies"]
+    _, whole = loss_of(library.array, batch, num_tasks=4)
+    of_tasks = {"tasks": library.array(batch["tasks"]), "num_tasks": 4}
+    if with_entropies:
+        of_tasks["entropies"] = library.array(batch["entropies"])
+    totals = batch_totals(library.array(batch["positional"][3]), **of_tasks)
+    slices = [slice(0, 3), slice(3, 4), slice(4, 4), slice(4, 24)]
+    parts = [loss_of(library.array, batch, rows, totals=totals, num_tasks=4)[1] for rows in slices]
+    for name in (name for name in whole if name.startswith("tasks/")):
+        found = np.stack([library.numpy(part[name]) for part in parts])
+        assert not found[2].any()
+        joined = found.max(0) if name.endswith("/max") else found.sum(0)
+        np.testing.assert_allclose(joined, library.numpy(whole[name]), rtol=1e-5, atol=1e-6)
+
+
 def test_terms_that_are_not_asked_for_are_zero(library, rng):
     terms, metrics = g2rpo_loss(*map(library.array, make(rng)["positional"]))
     assert float(terms.total) == float(terms.policy) != 0

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +13,7 @@ from g2rpo.data import open_source
 from g2rpo.rewards import check_record
 from g2rpo.run.sections import Data
 
+from ..films import film
 from .conftest import opened, records_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,11 +44,13 @@ def test_the_smallest_file(tmp_path):
 @pytest.mark.parametrize("block", blocks("json")[1:])
 def test_the_formats(block, write, tmp_path):
     Image.new("RGB", (60, 50)).save(tmp_path / "pets.png")
+    (tmp_path / "dog.mp4").write_bytes(film(2, size=(60, 50)))
     (row,) = objects(block)
-    other = json.loads(json.dumps(row).replace("cat", "lizard"))
+    other = json.loads(json.dumps(row).replace("cat", "lizard").replace("dog ", "cow "))
     record = records_of(opened(write([row, other])))[0]
     check_record(record)
-    assert record["images"][0].size == (60, 50)
+    (shown,) = record.get("videos") or record["images"]
+    assert (shown.width, shown.height) == (60, 50)
 
 
 def test_the_example_in_python():
@@ -55,6 +59,18 @@ def test_the_example_in_python():
     assert len(names["records"]) == 8
     assert names["records"][0]["problem"].endswith(" + 4?")
     assert 5 < len(names["held_out"]) <= 16
+
+
+def test_the_example_of_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = blocks("python")[1].splitlines()
+    names = {}
+    exec(compile("\n".join(lines[:-1]), "data.md", "exec"), names)
+    code, _, result = lines[-1].partition("  # ")
+    shape, times = eval(code, names)
+    assert str((shape, times)) == result
+    # It gets darker indeed.
+    assert np.all(np.diff(names["clip"].frames.mean((1, 2, 3))) < -50)
 
 
 def test_the_example_of_broken_records_has_the_words_of_the_program(write):

@@ -212,8 +212,26 @@ MESSAGE = {"role": "user", "content": "2+2?"}
             "data_type is 'image', but by its columns the record is 'text'",
         ),
         ({**QUESTION, "data_type": "sound"}, "data_type is 'sound'; it must be text, image, video"),
-        ({**QUESTION, "video": "a.mp4"}, "has a video, but the model's processor takes none"),
-        ({**QUESTION, "videos": [3]}, "a video is 3; it must be a path"),
+        (
+            {**QUESTION, "video": "a.mp4"},
+            "video 'a.mp4' is a path, but the source has no folder; set data.video_dir",
+        ),
+        (
+            {**QUESTION, "videos": [3]},
+            "a video is 3; it must be a path, {bytes, path}, or {frames, fps}",
+        ),
+        (
+            {**QUESTION, "videos": {"frames": [], "fps": 1}},
+            "frames is []; it must be a list of paths",
+        ),
+        (
+            {**QUESTION, "videos": {"frames": ["0.png"], "fps": 0}},
+            "fps is 0; it must be a number of frames a second above 0",
+        ),
+        (
+            {**QUESTION, "videos": {"frames": ["0.png"]}},
+            "fps is None; it must be a number of frames a second above 0",
+        ),
         (
             {**QUESTION, "images": [3]},
             "an image is 3; it must be a path, a Pillow image, or {bytes, path}",
@@ -238,7 +256,8 @@ MESSAGE = {"role": "user", "content": "2+2?"}
         ),
         (
             {"prompt": [{**MESSAGE, "content": [{"type": "audio"}]}], "answer": 4},
-            "message 1 has part {'type': 'audio'}; its type must be image, or text with a text",
+            "message 1 has part {'type': 'audio'}; its type must be image, video, or text "
+            "with a text",
         ),
         (
             {"prompt": [MESSAGE, {**MESSAGE, "role": "assistant"}], "answer": 4},
@@ -247,6 +266,10 @@ MESSAGE = {"role": "user", "content": "2+2?"}
         (
             {"prompt": [{**MESSAGE, "content": [{"type": "image"}]}], "answer": 4},
             "the prompt has places for 1 image, but the record has 0",
+        ),
+        (
+            {"prompt": [{**MESSAGE, "content": [{"type": "video"}] * 2}], "answer": 4},
+            "the prompt has places for 2 videos, but the record has 0",
         ),
         (
             {"prompt": [{**MESSAGE, "content": " "}], "answer": 4},
@@ -262,7 +285,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=9),
     lambda children: (
         st.lists(children, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "bytes"]), children)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "bytes", "frames", "fps"]), children
+        )
     ),
     max_leaves=6,
 )
@@ -271,7 +296,7 @@ TYPE = st.sampled_from([*EXAMPLES, "user"])
 
 @given(st.dictionaries(st.sampled_from([*RECORD_COLUMNS, "image", "solution"]), JSON | TYPE))
 def test_whatever_a_row_holds_it_is_read_or_broken(values):
-    reading = Reading("rows", "open-ended", Path(), {}, True, check_record)
+    reading = Reading("rows", "open-ended", {}, check_record, Path(), Path())
     for row in (values, {**QUESTION, **values}, {**values, **QUESTION}):
         try:
             read = read_row(row, reading)

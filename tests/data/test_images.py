@@ -187,20 +187,6 @@ def test_a_bomb_is_refused(monkeypatch):
         open_image(encoded(), None)
 
 
-def test_videos_are_paths_and_only_for_who_takes_them(write, tmp_path):
-    (tmp_path / "a.mp4").write_bytes(b"")
-    path = write([{**row, "videos": ["a.mp4"], "data_type": "video"} for row in sums(3)])
-    with pytest.raises(RunError, match="line 1: has a video, but the model's processor takes none"):
-        opened(path)
-    source = open_source(Data(source=str(path)), videos=True)
-    record = source.training_records(seed=0, position=0, prompts=1)[0]
-    assert record["videos"] == [str((tmp_path / "a.mp4").resolve())]
-    assert (record["data_type"], record["images"]) == ("video", [])
-    (tmp_path / "a.mp4").unlink()
-    with pytest.raises(RunError, match=r"video 'a.mp4' does not exist in data.image_dir"):
-        open_source(Data(source=str(path)), videos=True)
-
-
 def test_fingerprints_tell_contents_apart():
     images = [
         "a",

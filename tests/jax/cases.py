@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from g2rpo._checks import namespace_of
+
 TASKS = 3
 
 
@@ -97,6 +99,7 @@ def _loss(g, logprobs, old, advantages, mask, entropies, tasks, length, low, hig
         mask,
         entropies=entropies,
         tasks=tasks,
+        num_tasks=TASKS,
         entropy_low=low,
         entropy_high=high,
         length_advantages=length,
@@ -114,6 +117,13 @@ def _loss_inputs(rng, n):
 def _state_of(g, rewards, groups, tasks, means):
     state = g.EMAState(means, means * means, means > 0)
     return g.ema_grpo_advantages(rewards, groups, tasks, state, outliers="group")
+
+
+def _target_of_each(g, lengths, right, tasks):
+    of_task = {"a": g.LengthTarget(5, 20, 60, 90), "b": g.LengthTarget(30, 90, 120, 220)}
+    table = g.LengthTargets(of_task).table("abc")
+    targets = namespace_of(lengths=lengths).asarray(table, dtype=lengths.dtype)
+    return g.length_reward(lengths, targets[tasks], right=right)
 
 
 def _from_json(g, rewards):
@@ -168,6 +178,7 @@ def _cases() -> list[Case]:
             lengths,
             r,
         ),
+        Case("length_reward", _target_of_each, lengths, r),
         Case("length_quantiles", lambda g, *a: g.length_quantiles(*a, num_tasks=TASKS), lengths, r),
         Case(
             "calibrate_lengths",

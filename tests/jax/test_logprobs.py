@@ -66,22 +66,25 @@ def test_float32_at_a_model_s_size():
     assert_close(got, exact_results(inputs), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize("options", [{}, slow({"temperature": 0.7, "softcap": 3.0, "bias": True})])
-def test_the_same_numbers_as_on_pytorch(options):
+def test_the_same_numbers_as_on_pytorch(options, dtype, tolerance):
     inputs = make_inputs(tokens=(40,), width=16, entries=300, scale=0.5)
-    got = results(inputs, "float32", logprobs_and_entropy, tile=(16, 64), **options)
-    leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in inputs.leaves("float32")]
+    with jax.enable_x64(dtype == "float64"):
+        got = results(inputs, dtype, logprobs_and_entropy, tile=(16, 64), **options)
+        leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in inputs.leaves(dtype)]
     given = options | ({"bias": leaves[2]} if options else {})
     leaves = leaves if options else leaves[:2]
     values = g2rpo_torch.logprobs_and_entropy(
         *leaves[:2], torch.tensor(inputs.labels), tile=(16, 64), **given
     )
     loss = sum(
-        (v * torch.tensor(p).float()).sum() for v, p in zip(values, inputs.pulls, strict=True)
+        (v * torch.tensor(p).to(v.dtype)).sum() for v, p in zip(values, inputs.pulls, strict=True)
     )
+    assert {str(v.dtype) for v in values} == {f"torch.{dtype}"}
     theirs = [x.detach().numpy() for x in (*values, *torch.autograd.grad(loss, leaves))]
     for a, b in zip(got, theirs, strict=True):
-        assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 @pytest.mark.slow

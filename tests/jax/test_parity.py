@@ -26,6 +26,20 @@ FLAT = {"match_gaussian", "gaussian_advantages", "gaussian", "batch_totals"}
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 # They take no arrays: the bindings offer the very same objects.
 WITHOUT_ARRAYS = {"encode_labels", "register_estimator"}
+STATES = {"EMAState", "EntropyControl", "LengthCalibration"}
+# Numbers and arrays under names, which the functions above take and return.
+RECORDS = {"BatchTotals", "EntropyBounds", "LengthTarget", "LengthTargets", "LossTerms"}
+COMPARED_ELSEWHERE = {
+    "GatheredRollouts": "test_parity_of_bindings.py",
+    "gather_rollouts": "test_parity_of_bindings.py",
+    "logprobs_and_entropy": "test_logprobs.py",
+    "reduce_totals": "test_parity_of_bindings.py",
+}
+ONLY_ON_PYTORCH = {
+    "LinearHead": "takes a module of PyTorch apart",
+    "linear_head": "takes a module of PyTorch apart",
+    "fused_g2rpo_loss": "compared with what it fuses in test_parity_of_bindings.py",
+}
 
 every_traceable = pytest.mark.parametrize("case", TRACEABLE, ids=lambda case: case.name)
 
@@ -43,25 +57,26 @@ def in_both_precisions() -> list[Any]:
     return found
 
 
-def test_every_public_function_has_a_case():
-    public = {name for name in g2rpo.__all__ if inspect.isfunction(getattr(g2rpo, name))}
-    assert public - WITHOUT_ARRAYS == {case.name for case in CASES} & public
-    states = {name for name in g2rpo.__all__ if hasattr(getattr(g2rpo, name), "from_json")}
-    assert states == {"EMAState", "EntropyControl", "LengthCalibration"}
-    module = g2rpo.diagnostics
+def test_every_public_name_is_compared():
+    """A new name fails here until it has a case above, or a line that says where it is compared."""
+    functions = {name for name in g2rpo.__all__ if inspect.isfunction(getattr(g2rpo, name))}
+    assert functions - WITHOUT_ARRAYS == {case.name for case in CASES} & functions
+    assert {name for name in g2rpo.__all__ if hasattr(getattr(g2rpo, name), "from_json")} == STATES
+    rest = set(g2rpo.__all__) - functions - STATES
+    assert rest == {"ESTIMATORS", "diagnostics"} | RECORDS
     measures = {
         name
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+        for name, value in vars(g2rpo.diagnostics).items()
+        if inspect.isfunction(value) and value.__module__ == "g2rpo.diagnostics" and name[0] != "_"
     }
     assert measures == {"equity", "normality", "outlier_influence", "squared_shares"}
-    # What only a binding has is compared in tests of its own.
-    assert set(g2rpo_jax.__all__) - set(g2rpo.__all__) == {
-        "GatheredRollouts",
-        "gather_rollouts",
-        "logprobs_and_entropy",
-        "reduce_totals",
-    }
+    assert set(g2rpo_jax.__all__) - set(g2rpo.__all__) == set(COMPARED_ELSEWHERE)
+    assert set(g2rpo_torch.__all__) - set(g2rpo.__all__) == {*COMPARED_ELSEWHERE, *ONLY_ON_PYTORCH}
+
+
+def test_the_core_is_offered_as_it_is():
+    for name in g2rpo.__all__:
+        assert getattr(g2rpo_jax, name) is getattr(g2rpo_torch, name) is getattr(g2rpo, name)
 
 
 @contextmanager

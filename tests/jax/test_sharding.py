@@ -20,6 +20,7 @@ def test_gaussian_advantages():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_estimator():
     run(WORKER, "advantages")
 

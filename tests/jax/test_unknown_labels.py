@@ -5,12 +5,16 @@ Whatever they are, every other task gets what it gets without them, to the last 
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import g2rpo
 from g2rpo_jax import (
+    ESTIMATORS,
     EMAState,
     LengthCalibration,
     batch_totals,
@@ -19,6 +23,7 @@ from g2rpo_jax import (
     g2rpo_loss,
     length_quantiles,
     length_reward,
+    policy_loss,
     task_means,
 )
 
@@ -59,6 +64,76 @@ def test_task_means_and_totals(labels, tokens):
         both(entropies, mask, tasks),
         both(entropies, mask & known[:, None], jnp.where(known, tasks, 0)),
     )
+
+
+def test_every_function_that_takes_tasks_is_called_here():
+    functions = {name: getattr(g2rpo, name) for name in g2rpo.__all__}
+    taking = {
+        name
+        for name, function in functions.items()
+        if inspect.isfunction(function) and "tasks" in inspect.signature(function).parameters
+    }
+    assert taking == {
+        "batch_totals",
+        "calibrate_lengths",
+        "ema_grpo_advantages",
+        "g2rpo_loss",
+        "gaussian_advantages",  # among the estimators
+        "length_quantiles",
+        "policy_loss",
+        "task_means",
+    }
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_in_an_estimator_any_integer_is_a_task_of_its_own(name, labels, rng):
+    tasks, known = labels
+    rewards = jnp.asarray(rng.random(24), jnp.float32)
+    groups = jnp.where(known, jnp.arange(24) // 6, 10 + jnp.arange(24) // 12)
+    estimate = jax.jit(ESTIMATORS[name])
+    advantages = estimate(rewards, groups, tasks)
+    assert advantages[known].any()
+    assert np.isfinite(advantages).all()
+    numbers = jnp.where(known, tasks, 0)
+    for number, label in enumerate(WRONG):
+        numbers = jnp.where(tasks == label, TASKS + number, numbers)
+    equal(advantages, estimate(rewards, groups, numbers))
+    # Other tasks do not know of them. What is standardised over the batch has no tasks.
+    absent = estimate(jnp.where(known, rewards, jnp.nan), groups, jnp.where(known, tasks, 0))
+    if name not in ("grpo-batch", "gdpo"):
+        equal(advantages[known], absent[known])
+
+
+def test_metrics_of_tasks(labels, tokens, rng):
+    (tasks, known), (entropies, mask) = labels, tokens
+    logprobs = jnp.asarray(rng.standard_normal((24, 5)), jnp.float32)
+    advantages = jnp.asarray(rng.standard_normal(24), jnp.float32)
+
+    @jax.jit
+    def metrics(mask, tasks):
+        terms, found = g2rpo_loss(
+            logprobs,
+            0.9 * logprobs,
+            advantages,
+            mask,
+            entropies=entropies,
+            tasks=tasks,
+            num_tasks=TASKS,
+            entropy_low=LOW,
+            entropy_high=HIGH,
+        )
+        _, of_ratios = policy_loss(
+            logprobs, 0.9 * logprobs, advantages, mask, tasks=tasks, num_tasks=TASKS
+        )
+        by_task = {
+            name: value for name, value in {**found, **of_ratios}.items() if "tasks/" in name
+        }
+        return terms.entropy, by_task
+
+    found = metrics(mask, tasks)
+    equal(found, metrics(mask & known[:, None], jnp.where(known, tasks, 0)))
+    assert {"tasks/entropy", "tasks/ratio/max", "tasks/kl/old"} <= set(found[1])
+    assert all(value.shape == (TASKS,) for value in found[1].values())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

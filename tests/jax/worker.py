@@ -6,6 +6,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python worker.py advantages|l
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -44,14 +45,53 @@ def rollouts(size: int = 320) -> list[Array]:
     ]
 
 
+def padded(arrays: list[Array], size: int) -> list[Array]:
+    """Fill up with rollouts of no reward, in groups and tasks of the others."""
+    rows = size - len(arrays[0])
+    fills = (jnp.nan, arrays[1][0], arrays[2][0])
+    return [
+        jnp.concatenate([x, jnp.full((rows, *x.shape[1:]), fill, x.dtype)])
+        for x, fill in zip(arrays, fills, strict=True)
+    ]
+
+
+def with_state(rewards: Array, groups: Array, tasks: Array) -> Array:
+    """Return EMA-GRPO's advantages on what it remembers of a batch before."""
+    _, state = g2rpo.ema_grpo_advantages(
+        rewards * 2.0, groups, tasks, g2rpo.EMAState.start(TASKS, rewards)
+    )
+    return g2rpo.ema_grpo_advantages(rewards, groups, tasks, state)[0]
+
+
+def variants() -> dict[str, tuple[Callable[..., Array], list[Array]]]:
+    """Return every estimator and its inputs, those with components and a state too."""
+    dense = rollouts()
+    rng = np.random.default_rng(5)
+    second = jnp.asarray(rng.standard_normal(len(dense[0])), jnp.float32)
+    components = [jnp.stack([dense[0], second], axis=1), *dense[1:]]
+    found = {name: (each, dense) for name, each in g2rpo.ESTIMATORS.items()}
+    gaussian = g2rpo.gaussian_advantages
+    return found | {
+        "gaussian-decoupled": (
+            partial(gaussian, decoupled=True, component_weights=[0.7, 0.3]),
+            components,
+        ),
+        "gaussian-match": (partial(gaussian, task_stage="match"), dense),
+        "gaussian-barycentre": (partial(gaussian, ties="barycentre"), dense),
+        "gdpo-components": (lambda r, g, _: g2rpo.gdpo_advantages(r, g), components),
+        "ema-grpo-state": (with_state, dense),
+    }
+
+
 def check_advantages(*names: str) -> None:
     """Compare one device with shard_map over one axis and two, and with global arrays.
 
     Without names, all estimators; what does not depend on the estimator is checked then, too.
     """
     arrays = rollouts()
-    for name in names or tuple(g2rpo.ESTIMATORS):
-        estimator = g2rpo.ESTIMATORS[name]
+    found = variants()
+    for name in names or tuple(found):
+        estimator, arrays = found[name]
         expected = jax.jit(estimator)(*arrays)
         assert expected.any()
         for axes in (("data", "model"), "data") if not names else ("data",):
@@ -69,14 +109,33 @@ def check_advantages(*names: str) -> None:
             same_bits(ours, expected)
         # Under jit arrays are global: nothing is to be done, and nothing changes.
         same_bits(jax.jit(estimator)(*placed), expected)
+        check_uneven(estimator, arrays)
     if names:
         return
+    arrays = rollouts()
     check_explicit_axes(arrays)
     (whole,), own = jax.vmap(
         lambda x: g2rpo.gather_rollouts(x, axis_name="data"), axis_name="data"
     )(jnp.asarray([[True, False], [True, True]]))
     assert whole.tolist() == [[True, False, True, True]] * 2
     assert own.tolist() == [[0, 1], [2, 3]]
+
+
+def check_uneven(estimator: Callable[..., Array], arrays: list[Array]) -> None:
+    """Spread a batch that eight does not divide: padded, in shards that are not equally full."""
+    few = [x[:317] for x in arrays]
+    expected = jax.jit(estimator)(*few)
+    filled = padded(few, 328)
+
+    def local(*arrays):
+        gathered, own = g2rpo.gather_rollouts(*arrays, axis_name="data")
+        return estimator(*gathered)[own]
+
+    sharded = jax.shard_map(local, mesh=mesh_of(), in_specs=(ROWS,) * 3, out_specs=ROWS)
+    placed = [jax.device_put(x, NamedSharding(mesh_of(), ROWS)) for x in filled]
+    for ours in (jax.jit(sharded)(*placed), jax.jit(estimator)(*placed)):
+        same_bits(ours[:317], expected)
+        assert not ours[317:].any()
 
 
 def check_explicit_axes(arrays: list[Array]) -> None:

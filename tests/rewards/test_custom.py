@@ -1,5 +1,7 @@
 """Reward functions of one's own, and the names of problem types."""
 
+import json
+
 import pytest
 
 from g2rpo.rewards import (
@@ -12,6 +14,7 @@ from g2rpo.rewards import (
     with_own,
 )
 from g2rpo.rewards.custom import function_name
+from g2rpo.rewards.evaluate import Job, evaluate
 
 
 def test_load_function(own_rewards):
@@ -66,6 +69,29 @@ def test_own_functions_come_in_addition_or_instead():
     assert components(record, "<answer>blue</answer>", functions) == (0, 0, 0)
     with pytest.raises(TypeError, match="'colour' is of type int; it must be a function or its"):
         with_own({"colour": 3})
+
+
+@pytest.mark.parametrize("name", ["ocr", " Ocr", "OCR"])
+def test_a_built_in_type_is_replaced_however_it_is_written(name):
+    functions = with_own({name: lambda answer, truth: 0.5})
+    assert functions.keys() == ACCURACY.keys()
+    for written in ("OCR", "ocr", "Ocr "):
+        record = {"problem_type": written, "answer": "a"}
+        assert components(record, "<answer>a</answer>", functions).accuracy == 0.5
+
+
+def raises_in_a_library(answer, truth):
+    return json.loads(answer)
+
+
+def test_an_error_is_placed_in_the_file_of_its_function():
+    line = raises_in_a_library.__code__.co_firstlineno + 1
+    job = Job("own", "", "<answer>{</answer>")
+    outcome = evaluate(job, with_own({"own": raises_in_a_library}))
+    assert outcome.message.endswith(f"(test_custom.py, line {line})")
+    # A built-in function of Python has no lines: the last one is that of its call.
+    outcome = evaluate(job, with_own({"own": str.lower}))
+    assert "(score.py, line " in outcome.message
 
 
 def test_a_function_that_replaces_a_built_in_one_has_its_own_answers():

@@ -82,6 +82,25 @@ def test_no_response_is_written_to_the_log(caplog):
     assert caplog.records == []
 
 
+class Finalised:
+    """Something whose finaliser takes a while; Python ignores what is raised in there."""
+
+    def __del__(self):
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_time_limit_holds_after_an_alarm_in_a_finaliser():
+    def work():
+        Finalised()
+        time.sleep(5)
+
+    with pytest.raises(OutOfTime), time_limit(0.02):
+        work()
+
+
 def test_time_limit_leaves_an_earlier_alarm_alone():
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))

@@ -24,6 +24,9 @@ from g2rpo.rewards import (
         ("[10,10,0,0]", 0.0),
         ("[0,0,10]", 0.0),
         ('{"boxes": [0, 0, 1e1, 5.0]}', 0.5),
+        ("[0., +0, 10., 5]", 0.5),
+        ("[.0, 0, 10, 5.]", 0.5),
+        ("[., 0, 10, 5]", 0.0),
         ("", 0.0),
     ],
 )
@@ -46,6 +49,12 @@ def test_box_iou(answer, expected):
 )
 def test_number_match(answer, expected):
     assert number_match(answer, "7") == expected
+
+
+def test_a_minus_may_be_the_sign_of_typesetters():
+    assert number_match("\N{MINUS SIGN}7", "-7") == 1
+    assert number_match("\N{MINUS SIGN}7", "7") == 0
+    assert number_match("7\N{MINUS SIGN}", "7") == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from pydantic import BaseModel
 
 from g2rpo.run import RunDescription, RunError, dump_description, load_description
 from g2rpo.run.presets import ENGINE_DEFAULTS
+from g2rpo.run.records import with_tasks
 from g2rpo.run.sections import BUILTIN_TASKS
 from g2rpo.tasks import TASKS, TEXT_TASKS
 
@@ -27,6 +28,35 @@ def test_every_field_is_described(name, field):
 
 def test_names_of_the_tasks_are_those_of_the_tasks():
     assert tuple(TASKS) == BUILTIN_TASKS
+
+
+UNREACHABLE = (
+    "length.targets.sums rewards nothing up to 40 tokens, but rollout.max_completion_length is 40; "
+    "lower the target or raise that"
+)
+
+
+def test_a_length_target_that_no_response_can_reach():
+    settings = ["rollout.max_completion_length=40", "length.targets={sums: [40, 50, 60, 70]}"]
+    named = ["data.source=own.jsonl", "data.tasks=[sums]"]
+    assert error_of(settings=[*settings, *named]) == UNREACHABLE
+    load_description(settings=[*settings, *named, "length.mode=off"])
+    own_limit = ["rollout.max_completion_length=99", "rollout.limits={sums: 40}"]
+    text = error_of(settings=[*settings, *named, *own_limit])
+    assert "but rollout.limits.sums is 40" in text
+
+
+def test_a_task_that_the_data_name_has_a_target_in_reach(tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [f'{{"problem": "{n}+1?", "answer": {n + 1}, "task_type": "sums"}}\n' for n in range(9)]
+    path.write_text("".join(rows))
+    settings = [f"data.source={path}", "data.problem_type=numerical", "data.eval_items=2"]
+    settings.append("rollout.max_completion_length=40")
+    low, high = "length.targets={sums: [39, 50, 60, 70]}", "length.targets={sums: [40, 50, 60, 70]}"
+    assert with_tasks(load_description(settings=[*settings, low])).data.tasks == ["sums"]
+    with pytest.raises(RunError) as refused:
+        with_tasks(load_description(settings=[*settings, high]))
+    assert str(refused.value) == UNREACHABLE
 
 
 def test_defaults_alone_are_valid():

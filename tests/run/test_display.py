@@ -29,6 +29,17 @@ def test_plain_lines_do_not_wrap(plain):
     assert len(plain.file.getvalue().splitlines()) == 1
 
 
+def test_scoring_that_fails_is_told_once_for_each_reason(plain):
+    with Display(3, ["ocr"], console=plain) as display:
+        display.step(1, {**METRICS, "rewards/timeouts": 0.0, "rewards/errors": 0.0})
+        display.step(2, {**METRICS, "rewards/timeouts": 8.0, "rewards/errors": 0.0})
+        display.step(3, {**METRICS, "rewards/timeouts": 9.0, "rewards/errors": 1.0})
+    lines = [line for line in plain.file.getvalue().splitlines() if "responses" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("step 2: 8 responses took longer to score than rewards.timeout")
+    assert lines[1].startswith("step 3: 1 responses made their reward function fail")
+
+
 def test_table_on_a_terminal_shows_every_task():
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     with Display(3, ["ocr", "maths"], 1, console=console) as display:

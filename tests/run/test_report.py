@@ -1,18 +1,25 @@
 import io
 import math
 
-import numpy as np
-import pytest
-from PIL import Image
 from rich.console import Console
 
-from g2rpo.run import RunFolder, load_description
-from g2rpo.run.report import _smooth, before_after_table, draw_plots, results_table, start_table
+from g2rpo.run import load_description
+from g2rpo.run.report import before_after_table, results_table, start_table
+from g2rpo.tasks import TASKS
 
 KINDS = {"grounding": "dense (IoU)", "ocr": "dense (1 - CER)", "maths": "binary"}
 BEFORE = {"grounding": 0.25, "ocr": 0.5, "maths": 0.75, "mean": 0.5}
 AFTER = {"grounding": 0.75, "ocr": 0.5001, "maths": 0.5, "mean": 0.58}
 LENGTHS = {"grounding": 18.0, "ocr": 12.25, "maths": 40.0}
+SUMMARY = {
+    "before": BEFORE,
+    "after": AFTER,
+    "interval_before": {task: [value - 0.041, value + 0.041] for task, value in BEFORE.items()},
+    "interval_after": {task: [value - 1.25, value + 1.25] for task, value in AFTER.items()},
+    "length_before": LENGTHS,
+    "length_after": LENGTHS,
+}
+OLDER = {name: values for name, values in SUMMARY.items() if "interval" not in name}
 
 
 def text_of(table, **options) -> str:
@@ -21,17 +28,41 @@ def text_of(table, **options) -> str:
     return console.file.getvalue()
 
 
+def cells_of(table) -> list[list[str]]:
+    lines = [line for line in text_of(table).splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
 def test_before_after_table():
-    text = text_of(before_after_table(KINDS, BEFORE, AFTER, LENGTHS, LENGTHS))
-    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in row] for row in rows]
+    cells = cells_of(before_after_table(KINDS, OLDER))
     assert cells[0] == ["grounding", "dense (IoU)", "0.250", "0.750", "+0.500", "18.0 → 18.0"]
     assert cells[-1] == ["mean", "", "0.500", "0.583", "+0.083", "23.4 → 23.4"]
-    assert "…" not in text
+
+
+def test_before_after_table_says_how_sure_it_is():
+    cells = cells_of(before_after_table(KINDS, SUMMARY))
+    assert cells[0][2:4] == ["0.250±.04", "0.750±1.25"]
+    assert cells[-1][2:4] == ["0.500±.04", "0.583±1.25"]
+
+
+def test_the_table_of_the_builtin_tasks_fits_a_terminal():
+    kinds = {task: each.reward_kind for task, each in TASKS.items()}
+    rewards, ends = dict.fromkeys([*kinds, "mean"], 0.5), [0.45, 0.55]
+    summary = {
+        "before": rewards,
+        "after": rewards,
+        "interval_before": dict.fromkeys(rewards, ends),
+        "interval_after": dict.fromkeys(rewards, ends),
+        "length_before": dict.fromkeys(kinds, 12.0),
+        "length_after": dict.fromkeys(kinds, 12.0),
+    }
+    cells = cells_of(before_after_table(kinds, summary))
+    assert [row[0] for row in cells] == [*kinds, "mean"]  # no row takes two lines
+    assert [row[1] for row in cells] == [*kinds.values(), ""]
 
 
 def test_change_has_a_colour_unless_it_rounds_to_nothing():
-    table = before_after_table(KINDS, BEFORE, AFTER, LENGTHS, LENGTHS)
+    table = before_after_table(KINDS, SUMMARY)
     text = text_of(table, force_terminal=True, color_system="standard")
     assert "\x1b[32m+0.500" in text
     assert "\x1b[31m-0.250" in text
@@ -52,9 +83,11 @@ def test_a_task_without_items_has_a_dash_and_no_part_in_the_mean():
     nan = math.nan
     rewards, lengths = {**AFTER, "ocr": nan}, {**LENGTHS, "ocr": nan}
     detail = {**dict.fromkeys(AFTER, detail_of(5, 0.4, 0.6)), "ocr": detail_of(0, nan, nan)}
+    same = {"before": rewards, "after": rewards, "length_before": lengths, "length_after": lengths}
+    unsure = {"interval_after": {**SUMMARY["interval_after"], "ocr": [nan, nan]}}
     texts = [
         text_of(results_table(KINDS, rewards, lengths, detail)),
-        text_of(before_after_table(KINDS, rewards, rewards, lengths, lengths)),
+        text_of(before_after_table(KINDS, same | unsure)),
     ]
     for text in texts:
         assert "nan" not in text
@@ -73,42 +106,3 @@ def test_start_table_says_what_is_trained_and_how_it_is_shaped():
     assert all(part in text_of(start_table(calibrated)) for part in ("from 0–10", "calibrated"))
     plain = load_description(settings=[*settings, "length.mode=off", "entropy.weight=0"])
     assert "tokens" not in text_of(start_table(plain))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    description = load_description(
-        settings=["output.trackers=[]", "data.tasks=[grounding, maths, ocr, vqa]"]
-    )
-    return RunFolder.create(tmp_path, description)
-
-
-@pytest.mark.parametrize("steps", [1, 50])
-def test_plots(folder, steps):
-    for step in range(1, steps + 1):
-        metrics = {}
-        for task in ("grounding", "maths"):  # the others have no rollouts, as in a tiny run
-            metrics[f"reward/{task}"] = math.nan if step == 3 else step / 100
-            metrics[f"completions/mean_length/{task}"] = 20.0
-            metrics[f"entropy/{task}"] = 0.4
-        folder.log(step, metrics)
-    paths = draw_plots(folder)
-    assert [path.name for path in paths] == ["reward.png", "length.png", "entropy.png"]
-    for path in paths:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L"))
-        assert pixels.std() > 5  # something is drawn
-
-
-def test_without_metrics_nothing_is_drawn(folder):
-    assert draw_plots(folder) == []
-    assert not folder.plots_path.exists()
-
-
-def test_smoothing_ignores_what_is_absent():
-    values = np.array([1.0, np.nan, 3.0, *[2.0] * 37])
-    smooth = _smooth(values)
-    assert smooth.shape == values.shape
-    assert smooth[0] == pytest.approx((1 + 3) / 2)
-    assert smooth[-1] == 2
-    assert np.isnan(_smooth(np.array([np.nan]))).all()

@@ -80,3 +80,20 @@ def test_without_processes():
 def test_bad_input(arrays, error, message):
     with pytest.raises(error, match=message):
         gather_rollouts(*arrays)
+
+
+def test_a_single_row_of_columns_travels(tmp_path):
+    """Its stride is that of the row, though it counts as contiguous; also in a group of one."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        table = torch.arange(6.0).reshape(2, 3)
+        (flag, column, number), _ = gather_rollouts(
+            torch.tensor([True]), table[:1, 1], torch.tensor([7])
+        )
+        assert [flag.tolist(), column.tolist(), number.tolist()] == [[True], [1.0], [7]]
+        (turned,), _ = gather_rollouts(table.T)
+        assert torch.equal(turned, table.T)
+    finally:
+        torch.distributed.destroy_process_group()

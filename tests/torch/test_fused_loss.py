@@ -71,7 +71,7 @@ class Case:
             self.old,
             self.advantages,
             self.mask,
-            self.tasks if band else None,
+            self.tasks if band or "num_tasks" in options else None,
             **self.options,
             **options,
         )
@@ -135,6 +135,21 @@ def test_logits_computed_twice_give_the_same(loss_type):
     case = Case()
     options = {"band": True, "loss_type": loss_type}
     assert_same(case, case.fused(**options, recompute_logits=True), case.plain(**options))
+
+
+@pytest.mark.parametrize("band", [False, True])
+@pytest.mark.parametrize("totals", [False, True])
+def test_metrics_of_tasks_are_the_core_s(band, totals):
+    case = Case()
+    options = {"num_tasks": 3}
+    if totals:
+        options["totals"] = batch_totals(
+            case.mask, entropies=case.plain_values()[1].detach(), tasks=TASKS, num_tasks=3
+        )
+    ours = case.fused(band=band, chunk_tokens=5, **options)
+    assert ours[1]["tasks/clip_ratio/region_mean"].shape == (3,)
+    plain = options if band else options | {"tasks": TASKS}
+    assert_same(case, ours, case.plain(band=band, **plain))
 
 
 def test_slices_of_a_batch_add_up():

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from g2rpo.run import load_description
 from g2rpo.run.errors import RunError
@@ -23,8 +24,13 @@ from g2rpo_torch.trainer.distributed.sharding import is_sharded, shard, whole_we
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts
 from g2rpo_torch.trainer.learning.batch import Batch
 from g2rpo_torch.trainer.learning.equity import gradient_equity
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_torch.trainer.learning.optimizer import (
+    make_optimizer,
+    optimizer_tensors,
+    trained_parameters,
+)
 from g2rpo_torch.trainer.learning.update import update_policy, with_reference
+from g2rpo_torch.trainer.model import lora
 from g2rpo_torch.trainer.model.policy_model import make_policy
 from g2rpo_torch.trainer.passes import head
 from g2rpo_torch.trainer.rollout.sampling import sample
@@ -32,6 +38,9 @@ from g2rpo_torch.trainer.rollout.sampling import sample
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models
 
+_TWICE = ["optimization.beta=0.1", "optimization.updates_per_batch=2"]
+# An adapter begins at nothing: it must move for the distance to its base to be worth comparing.
+_FAST = ["optimization.learning_rate=0.02"]
 # Family, what the run is like, and how many of the four prompts take part.
 CASES = {
     "text": ("llama", [], 4),
@@ -41,7 +50,13 @@ CASES = {
     "one prompt": ("llama", ["optimization.updates_per_batch=2"], 1),
     "bfloat16": ("llama", ["model.dtype=bfloat16"], 4),
     "from hidden states": ("llama", [], 4),
-    "reference": ("llama", ["optimization.beta=0.1", "optimization.updates_per_batch=2"], 3),
+    "reference": ("llama", _TWICE, 3),
+    "adapter": ("qwen2_5_vl", ["model.lora.rank=4", "optimization.beta=0.1", *_FAST], 3),
+    "adapter everywhere": (
+        "llava",
+        ["model.lora.rank=2", "model.lora.target_modules=[q_proj, lm_head]", *_TWICE, *_FAST],
+        4,
+    ),
 }
 STEPS = 3
 
@@ -89,23 +104,34 @@ def own_part(batch, processes):
     return batch.rows(torch.isin(batch.numbers, own).nonzero()[:, 0])
 
 
-def learn(case, sharded, processes):
-    family, settings, prompts = CASES[case]
-    description = describe(settings)
+def prepared(case, description, sharded, processes):
+    """Return a policy, its reference, and this process's part of a batch."""
+    family, _, prompts = CASES[case]
     head._LARGE_VOCABULARY = 0 if case == "from hidden states" else 8192
     processor = tiny_models.build_processor(family)
     model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
     model = model.to(getattr(torch, description.model.dtype))
-    policy = make_policy(model, processor)
+    lora.attach(model, description.model, None)
+    policy = make_policy(model.eval(), processor)
     batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), processes)
-    reference = replace(policy, model=copy.deepcopy(model))
+    # Of an adapter the base is the reference.
+    reference = policy
+    if not policy.has_adapter:
+        reference = replace(policy, model=copy.deepcopy(model))
     for each in (policy, reference):
         if processes.size > 1:
             each.trials._verdicts.update(head=True, forward=True)
     if sharded:
         shard(model, torch.device("cpu"), processes.size)
-        shard(reference.model, torch.device("cpu"), processes.size)
+        if reference is not policy:
+            shard(reference.model, torch.device("cpu"), processes.size)
         assert is_sharded(model)
+    return policy, reference, batch
+
+
+def learn(case, sharded, processes):
+    description = describe(CASES[case][1])
+    policy, reference, batch = prepared(case, description, sharded, processes)
     optimizer, progress = make_optimizer(policy, description.optimization), Progress()
     losses = []
     for _ in range(STEPS):
@@ -115,9 +141,44 @@ def learn(case, sharded, processes):
         metrics = gradient_equity(policy, part, description, 1)
         metrics |= update_policy(policy, optimizer, part, description, progress)
         losses.append(metrics)
-    weights = whole_weights(model) if sharded else model.state_dict()
-    state = {**weights, **optimizer_tensors(policy, optimizer)}
+    state = {**saved_weights(policy, sharded), **optimizer_tensors(policy, optimizer)}
     return losses, {name: value.float().clone() for name, value in state.items()}
+
+
+def saved_weights(policy, sharded):
+    """Return what a checkpoint holds."""
+    weights = whole_weights(policy.model) if sharded else policy.model.state_dict()
+    if not policy.has_adapter:
+        return weights
+    weights = {name: weight for name, weight in weights.items() if "lora_" in name}
+    assert len(weights) % 2 == 0
+    return weights
+
+
+def skips(case, sharded, processes):
+    """Return what each process does about a gradient that is not finite on the last one alone."""
+    description = describe(["optimization.max_skipped_steps=1"])
+    policy, _, batch = prepared(case, description, sharded, processes)
+    optimizer, progress = make_optimizer(policy, description.optimization), Progress()
+    advantages = batch.advantages.clone()
+    if processes.rank == processes.size - 1:
+        advantages[0] = torch.nan
+    broken = replace(batch, advantages=advantages)
+
+    def own_weights():
+        weights = [weight for _, weight in trained_parameters(policy)]
+        return [getattr(weight, "_local_tensor", weight).detach().clone() for weight in weights]
+
+    found, before = [], own_weights()
+    for given in (broken, batch, broken, broken):
+        try:
+            update_policy(policy, optimizer, given, description, progress)
+        except RunError as caught:
+            found.append(f"{type(caught).__name__}: {caught}")
+        after = own_weights()
+        found.append([progress.skipped_steps, all(map(torch.equal, before, after))])
+        before = after
+    return processes.gather_objects(found)
 
 
 def errors(processes):
@@ -147,9 +208,15 @@ def main(output, mode, *cases):
         tensors = {}
         for case in cases:
             found[case], tensors[case] = learn(case, mode == "sharded", processes)
+        found["skips"] = skips("text", mode == "sharded", processes)
         found["errors"] = errors(processes)
         if processes.is_main:
-            torch.save(tensors, f"{output}.pt")
+            flat = {
+                f"{case}/{name}": tensor
+                for case, part in tensors.items()
+                for name, tensor in part.items()
+            }
+            save_file(flat, f"{output}.safetensors")
             Path(f"{output}.json").write_text(json.dumps(found))
 
 

@@ -3,6 +3,7 @@
 import copy
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,42 +13,67 @@ import g2rpo
 from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
 from g2rpo.run.scorer import Scorer
+from g2rpo.run.sections import Model
 from g2rpo.run.shaping import Shaping
+from g2rpo_torch.trainer.distributed.processes import Share
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_torch.trainer.learning.batch import Batch
 from g2rpo_torch.trainer.learning.optimizer import make_optimizer
 from g2rpo_torch.trainer.learning.update import batch_loss
-from g2rpo_torch.trainer.rollout.engine import (
-    EngineSampler,
-    Sampled,
-    importance_weights,
-    open_sampler,
-    sampler_metrics,
-)
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.model.policy_model import make_policy
+from g2rpo_torch.trainer.rollout.engine import EngineSampler, importance_weights, sampler_metrics
+from g2rpo_torch.trainer.rollout.opening import close_sampler, open_sampler
+from g2rpo_torch.trainer.rollout.requests import Request, Sampled, make_requests
 from g2rpo_torch.trainer.rollout.sampling import concatenated, sample_as_described
-from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine
+from g2rpo_torch.trainer.rollout.synchronised import save_whole, weights_of
+from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, require_same_prompt
 from g2rpo_torch.trainer.step import training_step
+
+from . import tiny_models
+
+STAND_IN = Path(__file__).parent / "stand_in"
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Put a stand-in in the place of vLLM."""
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    yield
+    sys.modules.pop("vllm", None)
+
+
+def options(model, **changes):
+    given = VLLMOptions(str(model), "float32", False, 0.3, None, 0, False, False)
+    return given._replace(**changes)
 
 
 class Skewed:
     """An engine that thinks of every other token that it is much less, or more, likely."""
 
-    def __init__(self):
-        self.loads = 0
+    def __init__(self, folder):
+        self.engine = VLLMEngine(options(folder))
+        self.loads, self.closed = 0, False
 
-    def load(self, policy):
+    def load(self, weights):
         self.loads += 1
+        self.engine.load(weights)
 
-    def generate(self, policy, prompts, records, options):
-        found = sample_as_described(policy, prompts, records, options)
-        self.exact = found
-        sampled = []
-        for row, length in enumerate(found.lengths.tolist()):
-            skew = [-1.5 if (row + place) % 2 else 0.25 for place in range(length)]
-            logprobs = (found.logprobs[row, :length] + torch.tensor(skew)).tolist()
-            tokens = found.tokens[row, :length].tolist()
-            sampled.append(Sampled(tokens, logprobs, bool(found.ended[row])))
-        each = options.num_generations
-        return [sampled[start : start + each] for start in range(0, len(sampled), each)]
+    def generate(self, requests):
+        self.requests = list(requests)
+        self.exact = self.engine.generate(requests)
+        return [[skewed(response) for response in group] for group in self.exact]
+
+    def close(self):
+        self.closed = True
+
+
+def skewed(response):
+    logprobs = [
+        value + (-1.5 if place % 2 else 0.25) for place, value in enumerate(response.logprobs)
+    ]
+    return response._replace(logprobs=logprobs)
 
 
 @pytest.fixture
@@ -56,29 +82,43 @@ def policy(random_policy):
 
 
 @pytest.fixture
-def drawn(policy, prompts, records, tiny_run):
-    description, engine = tiny_run("optimization.micro_batch_tokens=200"), Skewed()
+def engine(random_policy_folder, stand_in):
+    return Skewed(random_policy_folder)
+
+
+@pytest.fixture
+def drawn(policy, prompts, records, tiny_run, engine):
+    description = tiny_run("optimization.micro_batch_tokens=200", "rollout.limits={ocr: 3}")
     torch.manual_seed(0)
     sampler = EngineSampler(engine, description)
     return sampler(policy, prompts, records, description.rollout), engine
 
 
-def test_the_policy_says_what_it_thinks_of_the_tokens(drawn):
+def expected_ratios(found):
+    places = found.mask.nonzero(as_tuple=True)[1]
+    return torch.where(places % 2 == 1, 1.5, -0.25).exp()
+
+
+def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     found, engine = drawn
-    for name in ("tokens", "logprobs", "entropies"):
-        ours, exact = getattr(found, name), getattr(engine.exact, name)
-        torch.testing.assert_close(ours[found.mask], exact[found.mask], rtol=0, atol=2e-5)
-    assert torch.equal(found.mask, engine.exact.mask[:, : found.mask.shape[1]])
-    assert found.texts == engine.exact.texts
-    assert torch.equal(found.ended, engine.exact.ended)
-    rows, places = found.mask.nonzero(as_tuple=True)
-    expected = torch.where((rows + places) % 2 == 1, 1.5, -0.25).exp()
+    responses = [response for group in engine.exact for response in group]
+    assert [row[mask].tolist() for row, mask in zip(found.tokens, found.mask, strict=True)] == [
+        response.tokens for response in responses
+    ]
+    flat = torch.tensor([value for response in responses for value in response.logprobs])
+    torch.testing.assert_close(found.logprobs[found.mask], flat, rtol=0, atol=2e-5)
+    assert found.ended.tolist() == [response.ended for response in responses]
+    limits = [3 if record["task_type"] == "ocr" else 8 for record in records for _ in range(2)]
+    assert all(length <= limit for length, limit in zip(found.lengths, limits, strict=True))
+    assert (found.entropies[found.mask] > 0).all()
+    expected = expected_ratios(found)
     weights = importance_weights(found)[found.mask]
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
     metrics = sampler_metrics(found, 2.0)
     assert metrics["sampler/ratio_max"] == pytest.approx(4.4817, rel=1e-4)
     assert metrics["sampler/ratio_mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
     assert metrics["sampler/capped_ratio"] == pytest.approx(float((expected > 2).float().mean()))
+    assert metrics["sampler/kl"] == pytest.approx(-float(expected.log().mean()), rel=1e-3)
     assert sampler_metrics(found._replace(sampler_logprobs=None), 2.0) == {}
 
 
@@ -93,16 +133,15 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
     )
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
     terms, metrics = batch_loss(policy, batch, totals, description)
-    rows, places = found.mask.nonzero(as_tuple=True)
-    weights = torch.where((rows + places) % 2 == 1, 1.5, -0.25).exp().clamp(max=cap)
+    weights = expected_ratios(found).clamp(max=cap)
     # On policy the ratio to the old log-probabilities is 1.
-    expected = -(weights * advantages[rows]).mean()
+    expected = -(weights * advantages[found.mask.nonzero(as_tuple=True)[0]]).mean()
     assert float(terms.policy.detach()) == pytest.approx(float(expected), rel=1e-4)
     assert float(metrics["ratio/max"]) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_run):
-    description, engine = tiny_run("length.mode=off"), Skewed()
+def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_run, engine):
+    description = tiny_run("length.mode=off", "optimization.learning_rate=0.01")
     sampler = EngineSampler(engine, description)
     optimizer = make_optimizer(policy, description.optimization)
     shaping, progress = Shaping(description), Progress()
@@ -112,11 +151,12 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
                 policy, optimizer, shaping, description, progress, scorer, sampler=sampler
             )
             assert engine.loads == step
-            assert result.metrics["sampler/ratio_max"] > 4
+            # With weights from before the update other ratios would come out.
+            assert result.metrics["sampler/ratio_max"] == pytest.approx(4.4817, rel=1e-3)
 
 
-def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run):
-    description, engine = tiny_run(), Skewed()
+def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run, engine):
+    description = tiny_run()
     sampler = EngineSampler(engine, description)
 
     def loads_after_sampling():
@@ -127,6 +167,31 @@ def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records
     with torch.no_grad():
         next(policy.model.parameters()).mul_(1.5)
     assert [loads_after_sampling(), loads_after_sampling()] == [2, 2]
+    close_sampler(sampler)
+    assert engine.closed
+    close_sampler(sample_as_described)
+
+
+def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
+    policy, prompts, records, tiny_run, engine
+):
+    description = tiny_run()
+    sampler = EngineSampler(engine, description)
+
+    def seeds(*share):
+        torch.manual_seed(5)
+        share = Share(6, *share)
+        rows = list(share.padded)
+        some = select_rows(prompts, torch.tensor(rows))
+        asked = [records[row] for row in rows]
+        found = sampler(policy, some, asked, description.rollout, share)
+        # Repeats are left out.
+        assert len(found.tokens) == 2 * len(share.own)
+        return [request.seed for request in engine.requests]
+
+    whole = seeds(tuple(range(6)), tuple(range(6)))
+    assert len(set(whole)) == 6
+    assert seeds((1, 4), (1, 4, 4)) == [whole[1], whole[4], whole[4]]
 
 
 def test_parts_of_responses_keep_what_the_sampler_thought(drawn):
@@ -137,15 +202,18 @@ def test_parts_of_responses_keep_what_the_sampler_thought(drawn):
     assert torch.equal(both.sampler_logprobs[len(found.tokens) :], found.sampler_logprobs)
 
 
-def test_an_engine_that_is_missing_or_does_not_fit_is_named(policy, tiny_run, monkeypatch):
-    description = tiny_run("rollout.engine=vllm")
+def test_an_engine_that_is_missing_is_named(policy, tiny_run, monkeypatch):
     assert open_sampler(tiny_run(), policy) is sample_as_described
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(RunError, match="not installed; pip install vllm"):
-        open_sampler(description, policy)
-    monkeypatch.setattr(policy.model, "_hf_peft_config_loaded", True, raising=False)
-    with pytest.raises(RunError, match="takes no low-rank adapter"):
-        open_sampler(description, policy)
+    with pytest.raises(RunError, match=r"cannot be imported .*; pip install vllm"):
+        open_sampler(tiny_run("rollout.engine=vllm"), policy)
+
+
+def test_an_engine_that_cannot_start_says_what_to_change(policy, tiny_run, stand_in, monkeypatch):
+    monkeypatch.setenv("STAND_IN", "refuse")
+    message = r"\(No available memory .*\); change rollout.vllm_memory \(it is 0.3\)"
+    with pytest.raises(RunError, match=message):
+        open_sampler(tiny_run("rollout.engine=vllm"), policy)
 
 
 def test_a_limit_for_no_task_is_an_error(policy, tiny_run):
@@ -153,11 +221,22 @@ def test_a_limit_for_no_task_is_an_error(policy, tiny_run):
         open_sampler(tiny_run("rollout.limits={orc: 4}"), policy)
 
 
+def test_random_numbers_of_the_run_stay_its_own(policy, records, prompts, tiny_run, engine):
+    requests = make_requests(policy, prompts, records, tiny_run().rollout, range(6))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    engine.load(weights_of(policy))
+    engine.generate(requests)
+    assert torch.equal(torch.rand(2), expected)
+
+
 class FakeLLM:
-    """Answers "7 8 end" to every request, and writes down what it is asked."""
+    """Answers "7 8" to every request, and writes down what it is asked."""
 
     def __init__(self, **options):
         self.options, self.calls, self.loaded = options, [], {}
+        self.llm_engine = self.engine_core = self
 
     def sleep(self, level):
         self.calls.append(f"sleep {level}")
@@ -165,52 +244,144 @@ class FakeLLM:
     def wake_up(self, tags):
         self.calls.append(f"wake {tags[0]}")
 
-    def load_weights(self, weights):
-        self.loaded = dict(weights)
+    def collective_rpc(self, method, kwargs):
+        self.calls.append(method)
+        self.loaded = dict(kwargs["weights_iterator"])
 
-    def apply_model(self, function):
-        self.calls.append("load")
-        function(self)
+    def shutdown(self):
+        self.calls.append("shutdown")
 
     def reset_prefix_cache(self):
-        self.calls.append("reset")
+        self.calls.append("reset prefixes")
+
+    def reset_mm_cache(self):
+        self.calls.append("reset inputs")
+
+    def reset_encoder_cache(self):
+        self.calls.append("reset images")
 
     def generate(self, prompts, parameters, use_tqdm):
         self.calls.append("generate")
         self.asked = list(zip(prompts, parameters, strict=True))
         logprobs = [{7: SimpleNamespace(logprob=-0.5)}, {8: SimpleNamespace(logprob=-1.0)}]
         one = SimpleNamespace(token_ids=(7, 8), logprobs=logprobs, finish_reason="length")
-        return [SimpleNamespace(outputs=[one] * p["n"]) for p in parameters]
+        return [
+            SimpleNamespace(outputs=[one] * p["n"], prompt_token_ids=self.reads(prompt))
+            for prompt, p in self.asked
+        ]
 
 
 def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    description = tiny_run("rollout.engine=vllm", "rollout.limits={ocr: 3}", "rollout.stop=</a>")
-    engine = VLLMEngine(description)
+    description = tiny_run("rollout.limits={ocr: 3}", "rollout.stop=</a>")
+    requests = make_requests(policy, prompts, records, description.rollout, range(6))
+    engine = VLLMEngine(options("folder", sleeps=True, max_model_len=64))
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
-    engine.load(policy)
+    assert llm.options["enable_sleep_mode"]
+    assert llm.options["max_model_len"] == 64
+    assert llm.options["distributed_executor_backend"] == "uni"
+    read = iter([request.tokens for request in requests] * 2)
+    llm.reads = lambda prompt: next(read)
+    engine.load(weights_of(policy))
     for _ in range(2):
-        answers = engine.generate(policy, prompts, records, description.rollout)
+        answers = engine.generate(requests)
     # The second time the weights are what they were, but asleep.
-    asked = ["sleep 1", "wake weights", "load", "reset", "wake kv_cache", "generate", "sleep 1"]
-    assert llm.calls == [*asked, "wake weights", "wake kv_cache", "generate", "sleep 1"]
-    assert torch.equal(llm.loaded["lm_head.weight"], policy.model.lm_head.weight)
+    load = ["wake weights", "reload_weights", "reset prefixes", "reset inputs", "reset images"]
+    first, second = ["wake kv_cache"], ["wake weights", "wake kv_cache"]
+    sampled = ["generate", "sleep 1"]
+    assert llm.calls == ["sleep 1", *load, *first, *sampled, *second, *sampled]
+    assert llm.loaded.keys() == dict(weights_of(policy)).keys()
     assert answers == [[Sampled([7, 8], [-0.5, -1.0], False)] * 2] * 6
+    engine.close()
+    assert llm.calls[-1] == "shutdown"
     limits = [parameters["max_tokens"] for _, parameters in llm.asked]
     assert limits == [3 if record["task_type"] == "ocr" else 8 for record in records]
     prompt, parameters = llm.asked[0]
-    assert prompt["multi_modal_data"]["image"] is records[0]["images"][0]
-    assert "<image>" in prompt["prompt"]
+    assert prompt["multi_modal_data"]["image"] == records[0]["images"]
+    image = policy.tokenizer.convert_tokens_to_ids("<image>")
+    assert prompt["prompt_token_ids"].count(image) == 1 < requests[0].tokens.count(image)
     assert parameters["stop"] == ["</a>"]
+    assert parameters["detokenize"]
     assert set(parameters["logit_bias"]) == set(policy.banned_ids.tolist())
+    assert parameters["seed"] == 0
 
 
-def test_a_prompt_of_text_goes_as_tokens(policy, records, tiny_run):
-    from g2rpo_torch.trainer.rollout.vllm_engine import requests
+def test_a_prompt_that_is_read_otherwise_is_an_error():
+    request = Request([5, 9, 6], [], [5, 9, 9, 6], 1, 1, 1.0, 0, None, [2], [8, 9])
+    # The placeholder's own number means nothing.
+    require_same_prompt(request, [5, 8, 9, 6])
+    for other in ([5, 9, 6], [5, 9, 9, 9, 6], [5, 9, 9, 7], [1, 5, 9, 9, 6]):
+        with pytest.raises(RunError, match=r"as [345] tokens, unlike the policy"):
+            require_same_prompt(request, other)
 
-    mask = torch.tensor([[0, 1, 1]])
-    inputs = {"input_ids": torch.tensor([[0, 11, 12]]), "attention_mask": mask}
-    (request,) = requests(policy, inputs, [{**records[0], "images": []}])
-    assert request == {"prompt_token_ids": [11, 12]}
+
+def test_a_video_is_refused(policy, prompts, records, tiny_run):
+    asked = [{**record, "videos": ["a.mp4"]} for record in records]
+    with pytest.raises(RunError, match="takes no videos"):
+        make_requests(policy, prompts, asked, tiny_run().rollout, range(6))
+
+
+def test_a_request_travels_as_json(policy, prompts, records, tiny_run):
+    import json
+
+    for request in make_requests(policy, prompts, records, tiny_run().rollout, range(6)):
+        other = Request.from_json(json.loads(json.dumps(request.to_json())))
+        assert other._replace(images=[]) == request._replace(images=[])
+        for ours, theirs in zip(request.images, other.images, strict=True):
+            assert (ours.mode, ours.tobytes()) == (theirs.mode, theirs.tobytes())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl"])
+def test_weights_with_an_adapter_are_merged(folders, family, tmp_path):
+    folder = folders(family)
+    policy = load_policy(str(folder), device="cpu", model=Model(lora={"rank": 2}))
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
+    before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
+    save_whole(policy, tmp_path)
+    merged = load_policy(str(tmp_path), device="cpu", model=Model())
+    prompts = encode_prompts(policy, tiny_models.make_records(family))
+    with torch.no_grad():
+        logits = policy.model(**prompts).logits
+        torch.testing.assert_close(merged.model(**prompts).logits, logits, rtol=1e-4, atol=1e-4)
+    plain = dict(weights_of(load_policy(str(folder), device="cpu", model=Model())))
+    found = dict(weights_of(policy))
+    assert found.keys() == plain.keys()
+    assert any(not torch.equal(found[name], plain[name]) for name in plain)
+    for name, weight in policy.model.named_parameters():
+        assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_weights_have_the_names_of_the_files(folders, family):
+    from safetensors.torch import load_file
+
+    folder = folders(family)
+    stored = load_file(folder / "model.safetensors")
+    found = dict(weights_of(load_policy(str(folder), device="cpu", model=Model())))
+    assert found.keys() == stored.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in stored.items())
+
+
+def test_the_built_in_policy_is_refused(random_policy, tiny_run):
+    with pytest.raises(RunError, match="the built-in policy by other names"):
+        open_sampler(tiny_run("model.name=builtin", "rollout.engine=vllm"), random_policy)
+
+
+def test_a_gguf_is_given_as_a_folder(policy, prompts, records, tiny_run, stand_in):
+    # The stand-in could not read this name: what it reads is what was written for it.
+    described = tiny_run("model.name=nowhere", "model.gguf_file=a.gguf", "rollout.engine=vllm")
+    sampler = open_sampler(described, policy)
+    found = sampler(policy, prompts, records, described.rollout)
+    ratios = importance_weights(found)[found.mask]
+    torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0, atol=1e-4)
+
+
+def test_an_engine_of_a_policy_that_was_made_in_memory(random_policy, tmp_path):
+    policy = make_policy(random_policy.model, random_policy.processor)
+    save_whole(policy, tmp_path)
+    assert load_policy(str(tmp_path), device="cpu", model=Model()).eos_ids == policy.eos_ids

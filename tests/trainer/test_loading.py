@@ -76,13 +76,20 @@ def test_attention_is_a_choice(attention, folders):
 
 
 def test_flash_attention_that_is_missing_is_named(folders):
-    with pytest.raises(RunError, match=r"cannot be loaded.*[Ff]lash"):
+    must = r"model.attention is 'flash_attention_2', which .* name another, or leave it out .*Flash"
+    with pytest.raises(RunError, match=must):
         load(folders("llama"), attention="flash_attention_2")
+
+
+@pytest.mark.parametrize("name", ["./models/none", "/models/none", "~/none", "runs/g2rpo/final"])
+def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(RunError, match=rf"--model is '{name}', but there is no such folder"):
+        load_policy(name, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("/no/such/model", "--model is '/no/such/model'"), ("{tmp}", "config.json")],
+    [("no/model", "--model is 'no/model'"), ("{tmp}", "config.json")],
 )
 def test_a_missing_model_is_named(name, reason, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

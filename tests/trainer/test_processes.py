@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.launch import Launch
@@ -17,7 +18,7 @@ from g2rpo.run.scorer import Scorer
 from g2rpo.run.scoring import open_pool
 from g2rpo.run.sections import Model
 from g2rpo_torch.trainer.distributed.processes import Processes
-from g2rpo_torch.trainer.distributed.sharding import shall_shard, shard
+from g2rpo_torch.trainer.distributed.sharding import shall_shard
 from g2rpo_torch.trainer.model.device import resolve_device
 from g2rpo_torch.trainer.rollout.sampling import sample
 
@@ -43,7 +44,11 @@ def updates(folder: Path, mode: str, *cases: str) -> tuple[dict, dict]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(output.with_suffix(".json").read_text())
-    return found, torch.load(output.with_suffix(".pt"))
+    tensors: dict = {case: {} for case in cases}
+    for key, tensor in load_file(output.with_suffix(".safetensors")).items():
+        case, _, name = key.partition("/")
+        tensors[case][name] = tensor
+    return found, tensors
 
 
 def assert_equal(one, other, case: str) -> None:
@@ -72,6 +77,13 @@ def test_the_same_update_however_the_batch_is_spread(tmp_path):
     moved = alone[0]["text"]
     assert min(step["grad_norm"] for step in moved) > 0.1
     assert abs(moved[0]["loss/total"] - moved[-1]["loss/total"]) > 1e-3
+    assert min(alone[0][case][-1]["kl"] for case in CASES if "adapter" in case) > 1e-3
+    for found, _ in (alone, replicas, shards):
+        for skipped in found["skips"]:
+            one, two, three, text, four = skipped
+            assert (one, two, three, four) == ([1, True], [1, False], [2, True], [3, True])
+            kind = "RunError" if found is alone[0] else "SharedError"
+            assert text.startswith(f"{kind}: step 1: the gradient is not finite (nan), 2 times")
     for found, _ in (replicas, shards):
         main, other = found["errors"]
         assert main[0] == other[0] == "SharedError: line 7: no answer"
@@ -195,13 +207,3 @@ def test_workers_are_divided(launched, tiny_run, monkeypatch):
     for workers in (5, 1, 0):
         open_pool(tiny_run(f"rewards.workers={workers}"))
     assert made == [5, 1, 0, 2, 1, 0]
-
-
-def test_adapters_are_not_divided(random_policy):
-    model = random_policy.model
-    model._hf_peft_config_loaded = True
-    try:
-        with pytest.raises(RunError, match=r"model.lora.rank is set, but an adapter is not"):
-            shard(model, torch.device("cpu"), 2)
-    finally:
-        del model._hf_peft_config_loaded

@@ -41,14 +41,20 @@ def assert_equal_runs(one: Path, other: Path, steps: int) -> None:
     last = Path("checkpoints") / f"step-{steps:06d}"
     names = [sorted(path.name for path in (run / last).iterdir()) for run in (one, other)]
     assert names[0] == names[1]
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        ours, theirs = (load_file(run / last / name) for run in (one, other))
-        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
-            k: (v.shape, v.dtype) for k, v in theirs.items()
-        }
-        for key, tensor in ours.items():
-            # Half of what a weight may move: some have no gradient but rounding.
-            assert float((tensor - theirs[key]).abs().max()) < 5e-4, key
+    tensors = [name for name in names[0] if name.endswith(".safetensors")]
+    assert len(tensors) == 2
+    for name in tensors:
+        assert_equal_tensors(one / last / name, other / last / name)
+
+
+def assert_equal_tensors(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one), load_file(other)
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.items()
+    }
+    for key, tensor in ours.items():
+        # Half of what a weight may move: some have no gradient but rounding.
+        assert float((tensor - theirs[key]).abs().max()) < 5e-4, key
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,43 @@ def test_a_run_goes_on_in_another_number_of_processes(alone, tmp_path, launchers
     code, output = run(second, "--resume", "-o", str(folder))
     assert code == 0, output
     assert_equal_runs(folder, alone, 4)
+
+
+def test_an_adapter_and_a_divided_base(tmp_path):
+    """The run of one process in parts of the model, half of it anew in replicas.
+
+    What a step learns from, and the weights of its entropy terms, follow from all responses.
+    """
+    more = [
+        "model.lora.rank=4",
+        "optimization.beta=0.1",
+        "output.equity_steps=0",
+        "rollout.dynamic_sampling.mode=signal",
+        "rollout.dynamic_sampling.max_tries=2",
+        "entropy.control=adaptive",
+        "entropy.control_rate=0.5",
+        "entropy.low=0",
+        "entropy.high=0.001",
+    ]
+    folders = {name: tmp_path / name for name in ("alone", "shards")}
+    for name, launcher in (("alone", ()), ("shards", SHARDS)):
+        arguments = settings(folders[name], "builtin", *more)
+        code, output = run(launcher, *arguments, "--steps", "4")
+        assert code == 0, output
+    lines = lines_of(folders["alone"], "metrics.jsonl")
+    assert max(line.get("kl", 0) for line in lines) > 1e-5
+    assert any(line["sampling/dropped"] > 0 for line in lines)
+    assert lines[-1]["entropy_weight/ocr"] != lines[0]["entropy_weight/ocr"]
+    checkpoint = folders["alone"] / "checkpoints" / "step-000004"
+    assert (checkpoint / "adapter_model.safetensors").is_file()
+    folders["back"] = go_back(folders["shards"], tmp_path / "back", 2)
+    shutil.rmtree(folders["back"] / "final")
+    code, output = run(REPLICAS, "--resume", "-o", str(folders["back"]))
+    assert code == 0, output
+    for name in ("shards", "back"):
+        assert_equal_runs(folders[name], folders["alone"], 4)
+        merged = (folders[each] / "final" / "model.safetensors" for each in (name, "alone"))
+        assert_equal_tensors(*merged)
 
 
 def test_a_process_without_prompts_and_sixteen_bits(random_policy_folder, tmp_path):

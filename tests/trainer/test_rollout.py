@@ -8,6 +8,7 @@ import torch
 import g2rpo
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_torch.trainer.passes.forward import completion_logprobs
+from g2rpo_torch.trainer.rollout import stopping
 from g2rpo_torch.trainer.rollout.drawing import draw
 from g2rpo_torch.trainer.rollout.sampling import sample
 
@@ -217,6 +218,39 @@ def test_a_response_ends_where_a_text_is_complete(
             assert found.ended[row] == long_completions.ended[row]
     assert 0 < stopped < len(found.tokens)
     assert int(found.lengths[2]) <= 7
+
+
+@pytest.mark.parametrize("tokens_a_look", [3, 7, 100])
+def test_tokens_seen_late_end_a_response_at_the_same_place(
+    random_policy, prompts, long_completions, monkeypatch, tokens_a_look
+):
+    """What a device that must not be waited for samples beyond the end is cut off."""
+    decode = random_policy.tokenizer.decode
+    stop = decode(long_completions.tokens[2, 4:7]).strip()
+    expected = drawn(random_policy, prompts, stop=stop)
+    monkeypatch.setattr(stopping, "_tokens_a_look", lambda device: tokens_a_look)
+    found = drawn(random_policy, prompts, stop=stop)
+    assert not torch.equal(found.lengths, long_completions.lengths)
+    assert torch.equal(found.lengths, expected.lengths)
+    assert torch.equal(found.ended, expected.ended)
+    assert torch.equal(found.logprobs, expected.logprobs)
+    assert found.texts == expected.texts
+
+
+def test_tokens_after_the_last_end_are_cut_off(random_policy, prompts, monkeypatch):
+    free = drawn(random_policy, select_rows(prompts, slice(1)))
+    stop = random_policy.tokenizer.decode(free.tokens[0, 2])
+    monkeypatch.setattr(stopping, "_tokens_a_look", lambda device: 8)
+    torch.manual_seed(5)
+    one = sample(
+        random_policy,
+        select_rows(prompts, slice(1)),
+        num_generations=1,
+        max_completion_length=20,
+        stop=stop,
+    )
+    assert one.ended.all()
+    assert one.tokens.shape[1] == int(one.lengths.max()) == one.logprobs.shape[1] <= 3
 
 
 def test_a_text_of_the_prompt_does_not_count(random_policy, records):

@@ -87,6 +87,43 @@ def test_metrics_do_not_depend_on_the_budget(policy, batch, tiny_run):
     assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
+def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_run):
+    """Counted on the whole batch by hand; the update takes it in parts of several tasks."""
+    generator = torch.Generator().manual_seed(3)
+    shape = batch.logprobs.shape
+    old, ref = (batch.logprobs + 0.4 * torch.randn(shape, generator=generator) for _ in range(2))
+    shifted = replace(batch, logprobs=old, ref_logprobs=ref)
+    description = tiny_run(
+        "optimization.micro_batch_tokens=250",
+        "optimization.beta=0.1",
+        "data.tasks=[ocr, maths, chart]",
+    )
+    shifted = replace(shifted, tasks=(batch.groups > 3).long())
+    optimizer = make_optimizer(policy, description.optimization)
+    metrics = update_policy(policy, optimizer, shifted, description, Progress())
+    for number, task in enumerate(("ocr", "maths")):
+        tokens = batch.mask & (shifted.tasks == number)[:, None]
+        change, away = (batch.logprobs - old)[tokens], (batch.logprobs - ref)[tokens]
+        signs = batch.advantages[:, None].expand(shape)[tokens]
+        ratio = change.exp()
+        low, high = (ratio < 0.8) & (signs < 0), (ratio > 1.3) & (signs > 0)
+        expected = {
+            "kl": (away.neg().exp() + away - 1).mean(),
+            "kl/old": (ratio - 1 - change).mean(),
+            "clip_ratio/low_mean": low.float().mean(),
+            "clip_ratio/high_mean": high.float().mean(),
+            "clip_ratio/region_mean": (low | high).float().mean(),
+            "ratio/mean": ratio.mean(),
+            "ratio/max": ratio.max(),
+        }
+        for name, value in expected.items():
+            assert value > 0
+            found = metrics[f"{name}/{task}"]
+            assert found == pytest.approx(float(value), rel=1e-3, abs=1e-4), (name, task)
+    assert metrics["kl/ocr"] != pytest.approx(metrics["kl/maths"], rel=1e-2)
+    assert not any(name.endswith("/chart") for name in metrics)
+
+
 def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, tiny_run):
     description = tiny_run("optimization.micro_batch_tokens=100")
     logprobs, entropies = evaluated(batch, random_policy, description)

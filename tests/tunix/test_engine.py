@@ -13,13 +13,14 @@ import pytest
 from flax import nnx
 
 from g2rpo.run import RunError, RunFolder, load_description
+from g2rpo.run.supported import refuse_unsupported
 from g2rpo_jax.policy.decoder import Decoder, DecoderConfig
 from g2rpo_jax.policy.files import save_sizes, save_weights
 from g2rpo_jax.policy.reading import next_token_states, pad_left
 from g2rpo_jax.policy.tokenizer import SPECIAL, Tokenizer
-from g2rpo_tunix.engine import Interrupted, train
+from g2rpo_tunix.engine import Interrupted, evaluate, train
 from g2rpo_tunix.engine.cluster import divisor, make_mesh
-from g2rpo_tunix.engine.options import SUPPORTED, learner_config, refuse_unsupported
+from g2rpo_tunix.engine.options import SUPPORTED, learner_config
 from g2rpo_tunix.engine.policy import as_qwen2, load_policy
 
 TASKS = ["arithmetic", "sorting"]
@@ -93,11 +94,12 @@ def finished(folder, tmp_path_factory):
 def test_a_run_leaves_what_every_engine_leaves(finished):
     path, summary = finished
     assert set(summary) == {
-        "before", "after", "length_before", "length_after", "steps", "seconds", "seed", "estimator",
+        "before", "after", "interval_before", "interval_after", "items",
+        "length_before", "length_after", "steps", "seconds", "seed", "estimator",
     }  # fmt: skip
     assert summary == json.loads((path / "summary.json").read_text())
     for part in ("before", "after"):
-        assert set(summary[part]) == {*TASKS, "mean"}
+        assert set(summary[part]) == set(summary[f"interval_{part}"]) == {*TASKS, "mean"}
         assert set(summary[f"length_{part}"]) == set(TASKS)
     assert summary["steps"] == 3
     assert [line["step"] for line in lines(path)] == [1, 2, 3]
@@ -110,6 +112,28 @@ def test_a_run_leaves_what_every_engine_leaves(finished):
     assert [each.step for each in RunFolder.open(path).checkpoints()] == [2, 3]
     rows = (path / "completions.jsonl").read_text().splitlines()
     assert {json.loads(row)["task"] for row in rows} == set(TASKS)
+
+
+def test_a_checkpoint_can_be_evaluated(finished, folder):
+    path, summary = finished
+    description = load_description(path / "config.yaml")
+    newest = str(path / "checkpoints" / "step-000003")
+    samples: list[dict] = []
+    result = evaluate(newest, description, on_samples=samples.extend)
+    for task, reward in summary["after"].items():
+        assert result["reward"][task] == pytest.approx(reward, abs=1e-6)
+    for task, length in summary["length_after"].items():
+        own = [each for each in samples if each["task"] == task]
+        assert [each["item"] for each in own] == [0, 0, 1, 1, 2, 2]
+        assert np.mean([each["length"] for each in own]) == pytest.approx(length)
+    # What was not cut off at the limit of 8 tokens has ended.
+    assert all(each["ended"] for each in samples if each["length"] < 8)
+    cold = load_description(path / "config.yaml", {"data.eval_temperature": 0})
+    evaluate(str(folder), cold, on_samples=samples.extend)
+    likeliest = [each["response"] for each in samples[12:]]
+    assert likeliest[::2] == likeliest[1::2]
+    with pytest.raises(RunError, match="a checkpoint that holds weights alone; name the folder"):
+        evaluate(newest, load_description(path / "config.yaml", {"model.name": newest}))
 
 
 def test_a_resumed_run_repeats_what_it_would_have_done(finished, folder, tmp_path):
@@ -177,7 +201,7 @@ def test_the_configuration_says_what_the_description_says(folder, tmp_path):
             "optimization.beta": 0.25,
         },
     )
-    refuse_unsupported(description)
+    refuse_unsupported(description, SUPPORTED)
     config = learner_config(description)
     assert config.task_names == tuple(TASKS)
     assert config.bounds == ((0.05, 0.6), (0.1, 0.2))

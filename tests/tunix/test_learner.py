@@ -81,7 +81,13 @@ def test_metrics_of_every_task_are_logged(train):
 def test_a_batch_that_lacks_tasks_trains(train):
     record = train(data=batches(2, tasks=TASKS[:1]), steps=2)
     assert np.isfinite(record.losses).all()
-    assert np.isnan(history(record, "actor", f"entropy/{TASKS[1]}")).all()
+    for name in ("entropy", "kl", "ratio/mean", "ratio/max", "clip_ratio/region_mean"):
+        assert np.isnan(history(record, "actor", f"{name}/{TASKS[1]}")).all()
+        np.testing.assert_allclose(
+            history(record, "actor", f"{name}/{TASKS[0]}"),
+            history(record, "actor", name),
+            rtol=1e-5,
+        )
 
 
 def parameters(record):
@@ -111,7 +117,10 @@ def test_micro_batches_change_nothing(train):
     assert (len(whole.trained), len(parts.trained)) == (2, 2 * PROMPTS)
     for one, other in zip(parameters(whole), parameters(parts), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
-    for name in ("loss/policy", "loss/length", "loss/entropy", "entropy", "entropy/tail", "loss"):
+    names = ["loss/policy", "loss/length", "loss/entropy", "entropy", "loss", "ratio/max"]
+    for task in TASKS:
+        names += [f"{name}/{task}" for name in ("entropy", "ratio/mean", "ratio/max", "kl")]
+    for name in names:
         np.testing.assert_allclose(
             history(whole, "actor", name), history(parts, "actor", name), atol=2e-5, err_msg=name
         )

@@ -64,10 +64,14 @@ def main() -> None:
     """Train, and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--skill-steps", type=int, default=SKILL_STEPS)
-    parser.add_argument("--habit-steps", type=int, default=HABIT_STEPS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skill-steps", type=_count, default=SKILL_STEPS)
+    parser.add_argument("--habit-steps", type=_count, default=HABIT_STEPS)
+    parser.add_argument("--seed", type=_count, default=0)
     arguments = parser.parse_args()
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder that can be written ({error})")
 
     tokenizer = build_tokenizer()
     config = DecoderConfig(vocab_size=len(tokenizer))
@@ -89,10 +93,15 @@ def main() -> None:
         thinks=HABIT_THINKS,
         seed=arguments.seed + 1,
     )
-    arguments.output.mkdir(parents=True, exist_ok=True)
     save_sizes(arguments.output, config, tokenizer)
     save_weights(arguments.output, params)
     print(f"wrote {arguments.output}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text!r}")
+    return int(text)
 
 
 def imitate(
@@ -107,6 +116,8 @@ def imitate(
     seed: int,
 ) -> Params:
     """Minimise the imitation loss over ``steps``, and return the new weights."""
+    if not steps:
+        return params
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, decay_steps // 20, decay_steps
     )

@@ -1,13 +1,11 @@
 """The JAX trainer: one step from prompt to update, file by file.
 
 ====================  =======================================================================
-``loop.py``           a run: evaluate, step, save, report
+``loop.py``           what a run loads and saves; its course is in ``g2rpo.run.loop``
 ``options.py``        what of a run's description this engine honours
 ``step.py``           one step, in the order in which it happens
 ``prompts.py``        records to padded tokens
 ``rollout.py``        the compiled sampling loop, with log-probabilities and entropies
-``scoring.py``        responses to rewards
-``shaping.py``        rewards and lengths to advantages
 ``update.py``         mini-batches, micro-batches, loss
 ``forward.py``        the differentiable pass
 ``optimizer.py``      AdamW behind a clipped gradient

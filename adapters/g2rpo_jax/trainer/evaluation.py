@@ -6,44 +6,55 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from g2rpo.run.answers import Answers, Sample
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
-from g2rpo.run.evaluation import Answers, Evaluation, summarised
+from g2rpo.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
 from g2rpo.run.records import heldout_records, with_tasks
 from g2rpo.run.scorer import Scorer
+from g2rpo.run.supported import refuse_unsupported
 
 from .device import resolve_device
+from .options import SUPPORTED
 from .policy_model import Policy, load_policy
 from .prompts import encode_prompts
 from .rollout import sample
 
-_SAMPLING_SEED = 260_408_539
-
-# So cold that the most probable token is drawn for certain, which a temperature of 0 asks for.
-_GREEDY = 1e-6
-
 
 def evaluate(
-    model: str, description: RunDescription, display: Display | None = None
+    model: str,
+    description: RunDescription,
+    display: Display | None = None,
+    *,
+    on_samples: Callable[[list[Sample]], None] | None = None,
 ) -> dict[str, Any]:
     """Load a model and evaluate it on the held-out items.
 
     Parameters
     ----------
     model : str
-        ``"builtin"`` or a folder.
+        ``"builtin"`` or a folder, such as a checkpoint.
     description : RunDescription
         Its model, data, rollout and rewards sections.
     display : Display, optional
         Shows the progress.
+    on_samples : callable, optional
+        As in :func:`evaluate_policy`.
 
     Returns
     -------
     dict
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
         :class:`~g2rpo.run.evaluation.Evaluation` says.
+
+    Raises
+    ------
+    RunError
+        If the model cannot be loaded, or the description asks for what this engine does not do.
     """
+    refuse_unsupported(description, SUPPORTED)
     description = with_tasks(description)
     data = description.data
     display = display or Display(0, data.tasks)
@@ -52,7 +63,10 @@ def evaluate(
         Scorer(description) as scorer,
         display.phase("held-out items", len(data.tasks) * data.eval_items) as advance,
     ):
-        return evaluate_policy(policy, description, scorer, advance=advance)._asdict()
+        evaluation = evaluate_policy(
+            policy, description, scorer, advance=advance, on_samples=on_samples
+        )
+    return evaluation._asdict()
 
 
 def evaluate_policy(
@@ -61,6 +75,7 @@ def evaluate_policy(
     scorer: Scorer,
     *,
     advance: Callable[[int], None] = lambda items: None,
+    on_samples: Callable[[list[Sample]], None] | None = None,
 ) -> Evaluation:
     """Sample answers to the held-out items of every task and score them.
 
@@ -74,6 +89,9 @@ def evaluate_policy(
         Says what responses are worth.
     advance : callable
         Called with the number of items done since its last call.
+    on_samples : callable, optional
+        Called with every batch of responses, as :meth:`g2rpo.run.answers.Answers.samples`
+        makes them.
 
     Returns
     -------
@@ -81,23 +99,17 @@ def evaluate_policy(
     """
     answers = {}
     for number, task in enumerate(description.data.tasks):
-        key = jax.random.fold_in(jax.random.key(_SAMPLING_SEED), number)
-        answers[task] = list(_answers(policy, description, scorer, task, key, advance))
-    return summarised(answers)
+        key = jax.random.fold_in(jax.random.key(SAMPLING_SEED), number)
+        answers[task] = _answers(policy, description, scorer, task, key)
+    return evaluated(answers, advance, on_samples)
 
 
 def _answers(
-    policy: Policy,
-    description: RunDescription,
-    scorer: Scorer,
-    task: str,
-    key: jax.Array,
-    advance: Callable[[int], None],
+    policy: Policy, description: RunDescription, scorer: Scorer, task: str, key: jax.Array
 ) -> Iterator[Answers]:
     data, rollout = description.data, description.rollout
     records = heldout_records(data, task)
     size = min(data.eval_batch_size, data.eval_items)
-    temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
     limit = rollout.limit_of(task)
     for start in range(0, len(records), size):
         part = records[start : start + size]
@@ -109,10 +121,10 @@ def _answers(
             jax.random.fold_in(key, start),
             num_generations=data.eval_generations,
             max_completion_length=rollout.max_completion_length,
-            temperature=max(temperature, _GREEDY),
+            temperature=sampling_temperature(description),
             limits=[limit] * size,
         )
         count = len(part) * data.eval_generations
-        rewards = scorer(part, completions.texts(policy)[:count])
-        yield Answers(len(part), rewards, completions.lengths()[:count])
-        advance(len(part))
+        texts, ended = completions.texts(policy)[:count], np.asarray(completions.ended).reshape(-1)
+        rewards, lengths = scorer(part, texts), completions.lengths()[:count]
+        yield Answers(start, part, texts, rewards, lengths, ended[:count])

@@ -34,7 +34,9 @@ class AdamW(NamedTuple):
 
     def start(self, params: Params) -> Any:
         """Return moments of 0, placed as the weights are."""
-        return self._transformation().init(params)
+        # The counter too lies where a step leaves it: otherwise the second step is compiled anew.
+        everywhere = jax.tree.leaves(params)[0].sharding
+        return jax.device_put(self._transformation().init(params), everywhere)
 
     def step(
         self, params: Params, moments: Any, gradient: Params, learning_rate: float

@@ -1,15 +1,5 @@
 """Which keys of a run's description this engine honours; it refuses the others by name."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
-from pydantic import BaseModel
-
-from g2rpo.run.description import RunDescription, load_description
-from g2rpo.run.errors import RunError
-
 SUPPORTED = (
     "engine",
     "seed",
@@ -67,47 +57,3 @@ SUPPORTED = (
     "output.plots",
 )
 """Keys, or sections as a whole, that a run of this engine follows."""
-
-
-def refuse_unsupported(description: RunDescription) -> None:
-    """Raise if a description sets something that this engine would have to ignore.
-
-    A key that is not supported must have the engine's default; so a new key of the description is
-    refused until it is honoured here.
-
-    Raises
-    ------
-    RunError
-        One line for each such key, with what to do.
-
-    Examples
-    --------
-    >>> refuse_unsupported(load_description(settings=["engine=jax"]))
-    >>> refuse_unsupported(load_description(settings=["engine=jax", "model.dtype=bfloat16"]))
-    Traceback (most recent call last):
-        ...
-    g2rpo.run.errors.RunError: model.dtype is 'bfloat16', which the engine jax does not support;
-    leave it at 'float32', or train with the engine reference
-    """
-    defaults = dict(_flat(load_description(overrides={"engine": "jax"})))
-    lines = [
-        f"{key} is {value!r}, which the engine jax does not support; leave it at "
-        f"{defaults[key]!r}, or train with the engine reference"
-        for key, value in _flat(description)
-        if value != defaults[key] and not _is_supported(key)
-    ]
-    if lines:
-        raise RunError("\n".join(lines))
-
-
-def _is_supported(key: str) -> bool:
-    return any(key == known or key.startswith(f"{known}.") for known in SUPPORTED)
-
-
-def _flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -22,12 +22,15 @@ from g2rpo.run.schedule import learning_rate_factor
 from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.run.sections import Optimization
 from g2rpo.run.shaping import Advantages, Shaping
+from g2rpo.run.update_metrics import Update, update_metrics
 
 from .forward import completion_logprobs
 from .policy_model import Policy
 from .prompts import encode_prompts
 from .rollout import sample
-from .update import Batch, Metrics, Trained, update_policy
+from .update import Batch, Trained, update_policy
+
+Metrics = dict[str, float]
 
 
 class StepResult(NamedTuple):
@@ -141,7 +144,8 @@ def training_step(
         **rollout_metrics(rewards, outcomes, groups, tasks, names, advantages.length_reward),
         **scorer.metrics(),
         **shaping.metrics(),
-        **_means(learned),
+        **update_metrics(learned, names),
+        "optimization/skipped_steps": float(progress.skipped_steps),
         "learning_rate": rate,
         "time/rollout": sampled - started,
         "time/scoring": scored - sampled,
@@ -164,25 +168,22 @@ def _with_reference(batch: Batch, reference: Policy, temperature: float) -> Batc
     return batch._replace(ref_logprobs=logprobs)
 
 
-def _count_skipped(updates: Sequence[Metrics], options: Optimization, progress: Progress) -> None:
+def _count_skipped(updates: Sequence[Update], options: Optimization, progress: Progress) -> None:
     """Count the updates whose gradient was not finite; raise if too many came in a row."""
     for update in updates:
-        if math.isfinite(update["grad_norm"]):
+        norm = float(update.reported["grad_norm"])
+        if math.isfinite(norm):
             progress.skipped_in_a_row = 0
             continue
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row > options.max_skipped_steps:
             raise RunError(
-                f"step {progress.step + 1}: the gradient is not finite ({update['grad_norm']}), "
+                f"step {progress.step + 1}: the gradient is not finite ({norm}), "
                 f"and so were the {options.max_skipped_steps} before it "
                 "(optimization.max_skipped_steps); the weights are still those of the last finite "
                 "one. Lower optimization.learning_rate, or optimization.max_grad_norm"
             )
-
-
-def _means(updates: Sequence[Metrics]) -> Metrics:
-    return {name: sum(each[name] for each in updates) / len(updates) for name in updates[0]}
 
 
 def _table(

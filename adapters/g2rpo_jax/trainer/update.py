@@ -13,14 +13,13 @@ from jax import Array
 
 import g2rpo
 from g2rpo.run.description import RunDescription
+from g2rpo.run.update_metrics import Update
 from g2rpo_jax.policy.decoder import Decoder, Params
 from g2rpo_jax.policy.reading import Prompts
 
 from .forward import completion_logprobs
 from .optimizer import AdamW
 from .policy_model import Policy
-
-Metrics = dict[str, float]
 
 
 class Batch(NamedTuple):
@@ -114,7 +113,7 @@ class Bounds(NamedTuple):
 
 def update_policy(
     trained: Trained, batch: Batch, description: RunDescription, learning_rate: float
-) -> tuple[Trained, list[Metrics]]:
+) -> tuple[Trained, list[Update]]:
     """Take ``updates_per_batch`` optimiser steps on a batch of rollouts.
 
     Parameters
@@ -132,20 +131,20 @@ def update_policy(
     -------
     trained : Trained
         After the updates.
-    metrics : list of dict of str to float
-        Loss terms, clip ratios and gradient norm of each update.
+    updates : list of Update
+        Loss terms, clip ratios and gradient norm of each; ratios and distances also by task.
     """
     prompts = batch.tokens.shape[0]
-    metrics = []
+    updates = []
     for part in batch.split(-(-prompts // description.optimization.updates_per_batch)):
-        trained, measured = _update(trained, part, description, learning_rate)
-        metrics.append({name: float(value) for name, value in measured.items()})
-    return trained, metrics
+        trained, update = _update(trained, part, description, learning_rate)
+        updates.append(update)
+    return trained, updates
 
 
 def _update(
     trained: Trained, batch: Batch, description: RunDescription, learning_rate: float
-) -> tuple[Trained, dict[str, Array]]:
+) -> tuple[Trained, Update]:
     """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
     # Each task's side of the band is judged on the entropies that the mini-batch was sampled with,
     # so that every micro-batch pulls the same way without a pass of its own.
@@ -164,7 +163,9 @@ def _update(
     params, moments, norm = AdamW.of(description.optimization).step(
         policy.params, trained.moments, gradient, learning_rate
     )
-    return Trained(policy.with_params(params), moments), {**metrics, "grad_norm": norm}
+    # The device is asked once, not for every number.
+    reported, tokens = jax.device_get(({**metrics, "grad_norm": norm}, totals.task_tokens))
+    return Trained(policy.with_params(params), moments), Update(reported, tokens)
 
 
 def _prompts_at_once(batch: Batch, description: RunDescription) -> int:
@@ -175,7 +176,7 @@ def _prompts_at_once(batch: Batch, description: RunDescription) -> int:
 
 def _gathered(name: str, parts: list[Array]) -> Array:
     # Shares of micro-batches add up, maxima do not.
-    return jnp.max(jnp.stack(parts)) if name.endswith("/max") else sum(parts[1:], parts[0])
+    return jnp.max(jnp.stack(parts), axis=0) if name.endswith("/max") else sum(parts[1:], parts[0])
 
 
 @partial(jax.jit, static_argnames="num_tasks")
@@ -242,6 +243,7 @@ def _loss(
         flat.mask,
         entropies=entropies.reshape(rows),
         tasks=flat.tasks,
+        num_tasks=bounds.low.shape[0],
         entropy_low=bounds.low,
         entropy_high=bounds.high,
         entropy_weight=bounds.weight,
@@ -250,9 +252,11 @@ def _loss(
         totals=totals,
         **options,
     )
-    # Loss terms of micro-batches add up; the other metrics are means over tokens, or maxima.
+    # Loss terms of micro-batches add up, and so do the shares of tasks; the other metrics are means
+    # over the part's tokens, or maxima.
     share = jnp.sum(flat.mask, dtype=jnp.float32) / totals.tokens
     reported = {f"loss/{name}": term for name, term in losses._asdict().items()}
     for name, value in metrics.items():
-        reported[name] = value if name.endswith("/max") else share * value
+        is_mean = not name.endswith("/max") and not name.startswith("tasks/")
+        reported[name] = share * value if is_mean else value
     return losses.total, reported

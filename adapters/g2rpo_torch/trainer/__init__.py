@@ -1,6 +1,6 @@
 """The reference trainer: one step from prompt to update, file by file.
 
-- ``loop.py``: a run: evaluate, step, save, report.
+- ``loop.py``: what a run loads, does and saves; its course is in :mod:`g2rpo.run.loop`.
 - ``step.py``: one step, in the order in which it happens; ``stopwatch.py``: where its time goes.
 - ``evaluation.py``: held-out rewards.
 - ``model/``: the policy that a description names. ``loading.py`` with ``processors.py``,
@@ -11,20 +11,23 @@
   batches (``batching.py``).
 - ``rollout/``: sampling (``sampling.py``), with each prompt encoded once (``prefill.py``,
   ``prompt_cache.py``), tokens from random numbers (``drawing.py``) and an end for each response
-  (``stopping.py``); or another engine (``engine.py``). Prompts without signal are replaced by
-  others (``filtering.py``).
+  (``stopping.py``). Or another engine (``engine.py``, ``opening.py``), which is told what to do
+  (``requests.py``) and with which weights (``synchronised.py``): vLLM, here (``vllm_engine.py``)
+  or in a process of its own (``vllm_server.py``, ``vllm_child.py``, ``shared_weights.py``).
+  Prompts without signal are replaced by others (``filtering.py``).
 - ``passes/``: the differentiable pass (``forward.py``), also over rows of one prompt and several
   responses (``packed.py``, ``packing.py``, ``masks.py``, ``positions.py``), and predictions without
   logits (``head.py``, ``predictions.py``). ``shortcuts.py`` tries all of this at once.
 - ``learning/``: a step's rollouts (``batch.py``), what goes through the model together
-  (``microbatches.py``), loss and gradients (``update.py``), AdamW over float32 masters
-  (``optimizer.py``), each task's own gradient (``equity.py``).
+  (``microbatches.py``), loss and gradients (``update.py``), what is reported of them
+  (``reports.py``), AdamW over float32 masters (``optimizer.py``), each task's own gradient
+  (``equity.py``).
 - ``distributed/``: several processes (``processes.py``), a model that is divided over them
   (``sharding.py``), as many passes on each of them (``spare_passes.py``).
 
 What is the same in every engine is in ``g2rpo.run``: ``scorer.py`` (responses to rewards),
-``shaping.py`` (rewards and lengths to advantages), ``progress.py``, ``metrics.py`` and
-``evaluation.py``.
+``shaping.py`` (rewards and lengths to advantages), ``progress.py``, ``metrics.py``,
+``update_metrics.py`` and ``evaluation.py``.
 """
 
 from g2rpo.run.evaluation import Evaluation

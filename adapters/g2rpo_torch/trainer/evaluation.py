@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from g2rpo.run.answers import Answers, Sample
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
-from g2rpo.run.evaluation import Answers, Evaluation, summarised
+from g2rpo.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
 from g2rpo.run.records import heldout_records, with_tasks
 from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.tasks import Record
@@ -24,13 +22,6 @@ from .model.loading import load_described
 from .model.policy_model import Policy
 from .passes.shortcuts import find_shortcuts
 from .rollout.sampling import sample
-
-_SAMPLING_SEED = 260_408_539
-
-# So cold that the most probable token is drawn for certain, which a temperature of 0 asks for.
-_GREEDY = 1e-6
-
-Sample = dict[str, Any]
 
 
 def evaluate(
@@ -92,41 +83,26 @@ def evaluate_policy(
     advance : callable
         Called with the number of items done since its last call.
     on_samples : callable, optional
-        Called with every batch of responses, a dictionary each: ``task``, ``item`` (its number
-        among the held-out ones), ``place`` where it has one, ``problem``, ``answer``,
-        ``response``, ``reward`` and its components, ``length`` in tokens, ``ended``.
+        Called with every batch of responses, as :meth:`g2rpo.run.answers.Answers.samples`
+        makes them.
 
     Returns
     -------
     Evaluation
     """
-    answers: dict[str, list[Answers]] = {}
+    is_main = Processes.current().is_main
     with _own_random_numbers(policy.device):
-        for task in description.data.tasks:
-            answers[task] = []
-            for batch in _responses(policy, description, scorer, task):
-                answers[task].append(Answers(len(batch.records), batch.rewards, batch.lengths))
-                if on_samples and Processes.current().is_main:
-                    on_samples(_samples(task, batch))
-                advance(len(batch.records))
-    return summarised(answers)
+        answers = {
+            task: _answers(policy, description, scorer, task) for task in description.data.tasks
+        }
+        return evaluated(answers, advance, on_samples if is_main else None)
 
 
-class _Batch(NamedTuple):
-    """Some items with all responses to them, those of all processes."""
-
-    first: int
-    records: Sequence[Record]
-    texts: list[str]
-    lengths: npt.NDArray[np.int64]
-    ended: npt.NDArray[np.bool_]
-    rewards: Rewards
-
-
-def _responses(
+def _answers(
     policy: Policy, description: RunDescription, scorer: Scorer, task: str
-) -> Iterator[_Batch]:
-    records = heldout_records(description.data, task)
+) -> Iterator[Answers]:
+    with Processes.current().together():
+        records = heldout_records(description.data, task)
     # Each process has as many at once as a single one would have.
     size = description.data.eval_batch_size * Processes.current().size
     for start in range(0, len(records), size):
@@ -139,9 +115,8 @@ def _answered(
     scorer: Scorer,
     records: Sequence[Record],
     first: int,
-) -> _Batch:
+) -> Answers:
     data, rollout, processes = description.data, description.rollout, Processes.current()
-    temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
     share = processes.share(len(records))
     asked = [records[number] for number in share.padded]
     with processes.together():
@@ -153,7 +128,7 @@ def _answered(
         prompts,
         num_generations=data.eval_generations,
         max_completion_length=rollout.max_completion_length,
-        temperature=max(temperature, _GREEDY),
+        temperature=sampling_temperature(description),
         limits=[rollout.limit_of(record["task_type"]) for record in asked],
         stop=rollout.stop,
         batch_size=rollout.batch_size,
@@ -166,39 +141,12 @@ def _answered(
     gathered, _ = processes.gather(numbers, *columns)
     lengths, ended, *rewards = (column.numpy() for column in gathered)
     texts = processes.gather_rows(numbers.tolist(), completions.texts)
-    return _Batch(first, records, texts, lengths, ended, Rewards(*rewards))
-
-
-def _samples(task: str, batch: _Batch) -> list[Sample]:
-    each = len(batch.texts) // len(batch.records)
-    columns = {name: column.tolist() for name, column in batch.rewards._asdict().items()}
-    columns["length"] = batch.lengths.tolist()
-    columns["ended"] = batch.ended.tolist()
-    samples = []
-    for row, text in enumerate(batch.texts):
-        record: Any = batch.records[row // each]
-        samples.append(
-            {
-                "task": task,
-                "item": batch.first + row // each,
-                **({"place": record["place"]} if "place" in record else {}),
-                "problem": record["problem"],
-                "answer": record["answer"],
-                "response": text,
-                **{name: _or_none(column[row]) for name, column in columns.items()},
-            }
-        )
-    return samples
-
-
-def _or_none(value: Any) -> Any:
-    # JSON has no NaN: a reward that is absent is null.
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return Answers(first, records, texts, Rewards(*rewards), lengths, ended)
 
 
 @contextmanager
 def _own_random_numbers(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_SAMPLING_SEED)
+        torch.manual_seed(SAMPLING_SEED)
         yield

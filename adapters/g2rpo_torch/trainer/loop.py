@@ -1,30 +1,20 @@
-"""The reference trainer: a run from its first evaluation to its summary."""
+"""The reference trainer: how a policy in PyTorch is loaded, learns, is evaluated and is saved."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
 from g2rpo.run.evaluation import Evaluation
-from g2rpo.run.failures import resumable
-from g2rpo.run.folder import RunFolder
-from g2rpo.run.interrupt import Interrupted, StopRequest
-from g2rpo.run.metrics import evaluation_metrics
+from g2rpo.run.loop import Completions, Metrics, Run
 from g2rpo.run.progress import Progress
-from g2rpo.run.records import with_tasks
-from g2rpo.run.report import draw_plots
-from g2rpo.run.scorer import Scorer
 from g2rpo.run.shaping import Shaping
 
-from .distributed.processes import Processes, joined
+from .distributed.processes import joined
 from .evaluation import evaluate_policy
 from .learning.optimizer import make_optimizer
 from .model.checkpoint import gather_whole, restore_checkpoint, save_checkpoint
@@ -32,11 +22,8 @@ from .model.export import export_merged
 from .model.freezing import trained_share
 from .model.loading import load_described
 from .model.policy_model import Policy
-from .rollout.engine import open_sampler
+from .rollout.opening import close_sampler, open_sampler
 from .step import training_step
-
-# A launcher passes on the signal that its processes have got from the terminal already.
-_ECHO = 2.0
 
 
 def train(
@@ -68,185 +55,63 @@ def train(
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     with joined() as processes:
-        return _train(description, resume, display, processes)
+        return _Run(description, processes).train(resume=resume, display=display)
 
 
-def _train(
-    description: RunDescription, resume: bool, display: Display | None, processes: Processes
-) -> dict[str, Any]:
-    path = description.output.dir
-    with processes.together():
-        if not resume:
-            RunFolder.refuse_existing(path)
-        folder = RunFolder.open(path) if resume else None
-        description = with_tasks(description)
-        checkpoint = folder.latest_checkpoint() if folder else None
-    # Everything that can be wrong with the model is found out before anything is written.
-    start = str(checkpoint.path) if checkpoint else description.model.name
-    policy = load_described(description, start)
-    console = None if processes.is_main else Console(quiet=True)
-    steps, tasks = description.optimization.steps, description.data.tasks
-    display = display or Display(steps, tasks, console=console)
-    with ExitStack() as stack:
-        with processes.together():
-            scorer = stack.enter_context(Scorer(description))
-            folder = _own_folder(folder, description, processes)
-        if shown := trained_share(policy.model):
-            display.message(shown)
-        stack.enter_context(closing(folder))
-        stop = stack.enter_context(StopRequest(echo=_ECHO if processes.size > 1 else 0.0))
-        run = _Run(description, folder, policy, scorer, display, stop)
-        if checkpoint:
-            with processes.together():
-                run.restore(checkpoint.path)
-        with resumable(folder, lambda: run.progress.step):
-            return run.to_the_end()
-
-
-def _own_folder(
-    folder: RunFolder | None, description: RunDescription, processes: Processes
-) -> RunFolder:
-    """Return the run's folder, which the first process makes or brings up to date."""
-    path = description.output.dir
-    if not processes.is_main:
-        return RunFolder(Path(path), description)
-    if folder is None:
-        return RunFolder.create(path, description)
-    folder.update_description(description)
-    return folder
-
-
-class _Run:
-    def __init__(
-        self,
-        description: RunDescription,
-        folder: RunFolder,
-        policy: Policy,
-        scorer: Scorer,
-        display: Display,
-        stop: StopRequest,
-    ) -> None:
-        self.description, self.folder, self.policy = description, folder, policy
-        self.scorer, self.display, self.stop = scorer, display, stop
-        self.progress = Progress()
+class _Run(Run):
+    def load(self, checkpoint: Path | None) -> None:
+        description, options = self.description, self.description.optimization
+        start = str(checkpoint) if checkpoint else description.model.name
+        self.policy = load_described(description, start)
+        if shown := trained_share(self.policy.model):
+            self.display.message(shown)
         self.shaping = Shaping(description)
-        options = description.optimization
-        self.processes = Processes.current()
-        self.optimizer = make_optimizer(policy, options)
-        with self.processes.together():
-            self.sampler = open_sampler(description, policy)
+        self.optimizer = make_optimizer(self.policy, options)
+        self.sampler = open_sampler(description, self.policy)
+        self.at_end.callback(close_sampler, self.sampler)
         self.reference: Policy | None = None
         if options.beta:
             # Of an adapter the base is the reference. What the one learns about sharing prompts
             # holds for the other.
-            loaded = policy if policy.has_adapter else load_described(description)
-            self.reference = replace(loaded, trials=policy.trials)
+            loaded = self.policy if self.policy.has_adapter else load_described(description)
+            self.reference = replace(loaded, trials=self.policy.trials)
+        if checkpoint:
+            with self.processes.together():
+                self._restore(checkpoint)
 
-    def restore(self, checkpoint: Path) -> None:
+    def _restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written; the policy is already its own."""
         state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
         self.shaping.load_state_dict(state["shaping"])
         self.policy.trials.load_state_dict(state["trials"])
         self.progress = Progress.from_json(state["progress"])
 
-    def to_the_end(self) -> dict[str, Any]:
-        """Train until the last step, evaluate, and write the report."""
-        started = time.monotonic() - self.progress.seconds
-        self._on_main(lambda: self.folder.begin(self.progress.step))
-        if self.progress.before is None:
-            self.progress.before = self._evaluate("held-out items before training", may_stop=True)
-        while self.progress.step < self.description.optimization.steps:
-            if self._is_asked_to_stop():
-                self._save()
-                raise Interrupted(self.progress.step, self.folder.path)
-            self._one_step()
-            self.progress.seconds = time.monotonic() - started
-            if self._is_due(self.description.output.save_steps):
-                self._save()
-        self._save()
-        # Nothing is lost by stopping here: the evaluation comes again.
-        after = self._evaluate("held-out items after training", may_stop=True)
-        self.progress.seconds = time.monotonic() - started
-        summary = self._summary(self.progress.before, after)
-        self._on_main(lambda: self._report(summary))
-        return summary
-
-    def _report(self, summary: dict[str, Any]) -> None:
-        if self.policy.has_adapter:
-            with self.folder.writing("the merged model"):
-                newest = self.folder.checkpoints()[-1].path
-                export_merged(newest, self.folder.path / "final", self.description.model)
-        self.folder.write_summary(summary)
-        if self.description.output.plots:
-            with self.folder.writing("plots"):
-                draw_plots(self.folder)
-
-    def _one_step(self) -> None:
-        description, progress = self.description, self.progress
-        metrics, completions = training_step(
+    def take_step(self) -> tuple[Metrics, Completions]:
+        return training_step(
             self.policy,
             self.optimizer,
             self.shaping,
-            description,
-            progress,
+            self.description,
+            self.progress,
             self.scorer,
             self.reference,
             self.sampler,
         )
-        step = progress.step
-        if self._is_due(description.output.eval_steps):
-            evaluation = self._evaluate(f"held-out items after step {step}")
-            metrics |= evaluation_metrics(evaluation)
-        self._on_main(lambda: self.folder.log(step, metrics, completions))
-        self.display.step(step, metrics)
-        if self._is_due(description.output.show_completions_steps):
-            self.display.completions(step, completions)
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self.progress.step % every == 0
+    def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
+        return evaluate_policy(self.policy, self.description, self.scorer, advance=advance)
 
-    def _evaluate(self, name: str, *, may_stop: bool = False) -> Evaluation:
-        data = self.description.data
-        with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
-
-            def report(items: int) -> None:
-                advance(items)
-                if may_stop and self._is_asked_to_stop():
-                    raise Interrupted(self.progress.step, self.folder.path)
-
-            return evaluate_policy(self.policy, self.description, self.scorer, advance=report)
-
-    def _save(self) -> None:
+    def checkpoint(self) -> Callable[[Path], None]:
         state = {
             "progress": self.progress.to_json(),
             "shaping": self.shaping.state_dict(),
             "trials": self.policy.trials.state_dict(),
         }
         whole = gather_whole(self.policy, self.optimizer)
+        return lambda path: save_checkpoint(path, self.policy, self.optimizer, state, whole)
 
-        def write(path: Path) -> None:
-            save_checkpoint(path, self.policy, self.optimizer, state, whole)
-
-        self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
-
-    def _on_main(self, action: Callable[[], object]) -> None:
-        """Let the first process do what one does for all; the others wait, and fail if it fails."""
-        with self.processes.together():
-            if self.processes.is_main:
-                action()
-
-    def _is_asked_to_stop(self) -> bool:
-        """Tell whether any process has got a signal, all processes alike."""
-        return self.processes.any(self.stop.requested)
-
-    def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-        return {
-            "before": before.reward,
-            "after": after.reward,
-            "length_before": before.length,
-            "length_after": after.length,
-            "steps": self.progress.step,
-            "seconds": round(self.progress.seconds, 1),
-            "seed": self.description.seed,
-            "estimator": self.description.estimator.name,
-        }
+    def finish(self) -> None:
+        if self.policy.has_adapter:
+            with self.folder.writing("the merged model"):
+                newest = self.folder.checkpoints()[-1].path
+                export_merged(newest, self.folder.path / "final", self.description.model)

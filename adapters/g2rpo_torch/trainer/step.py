@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import g2rpo
 from g2rpo.run.description import RunDescription
 from g2rpo.run.metrics import rollout_metrics
 from g2rpo.run.progress import Progress
@@ -18,7 +17,7 @@ from .distributed.processes import Processes
 from .learning.batch import Batch
 from .learning.equity import gradient_equity
 from .learning.optimizer import set_learning_rate
-from .learning.update import Metrics, update_policy, with_reference
+from .learning.update import Metrics, mini_batch_totals, update_policy, with_reference
 from .model.policy_model import Policy
 from .rollout.engine import Sampler, importance_weights, sampler_metrics
 from .rollout.filtering import Rollouts, draw_rollouts
@@ -113,7 +112,8 @@ def _shaped(
 ) -> tuple[Advantages, RunDescription, Batch]:
     """Return what the step learns from: only the prompts that are kept take part in it.
 
-    Advantages are those of the rollouts of all processes, and the batch is this process's own.
+    Advantages and entropies are those of the rollouts of all processes, and the batch is this
+    process's own.
     """
     kept = drawn.kept
     rewards = Rewards(*(column[kept] for column in drawn.rewards))
@@ -127,9 +127,6 @@ def _shaped(
         return torch.from_numpy(np.asarray(column)).to(device)
 
     completions = drawn.completions.rows(placed(np.flatnonzero(np.isin(drawn.own, kept))))
-    labels, count = placed(tasks[own]), len(description.data.tasks)
-    means, present = g2rpo.task_means(completions.entropies, completions.mask, labels, count)
-    steered = shaping.steer(means.cpu().numpy(), present.cpu().numpy())
     length = advantages.length
     batch = Batch(
         prompts=drawn.prompts,
@@ -140,11 +137,13 @@ def _shaped(
         entropies=completions.entropies,
         advantages=placed(advantages.policy[own]),
         length_advantages=None if length is None else placed(length[own]),
-        tasks=labels,
+        tasks=placed(tasks[own]),
         importance_weights=importance_weights(completions),
         numbers=placed(numbers[own]),
     )
-    return advantages, steered, batch
+    totals: Any = mini_batch_totals(batch, description)
+    means, tokens = totals.task_entropy.cpu().numpy(), totals.task_tokens.cpu().numpy()
+    return advantages, shaping.steer(means, tokens > 0), batch
 
 
 def _rollout_metrics(

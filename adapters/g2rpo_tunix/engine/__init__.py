@@ -1,7 +1,7 @@
 """``g2rpo train --engine tunix``: a run as described, trained by tunix.
 
 ====================  =======================================================================
-``loop.py``           a run: evaluate, let tunix train, save, report
+``loop.py``           what a run loads and saves; tunix trains, and calls back
 ``options.py``        what of a run's description this engine honours, in tunix's words
 ``policy.py``         models of tunix's own classes, from the package or a folder
 ``cluster.py``        tunix's cluster for one process
@@ -13,6 +13,7 @@
 
 from g2rpo.run.interrupt import Interrupted
 
+from .evaluation import evaluate
 from .loop import train
 
-__all__ = ["Interrupted", "train"]
+__all__ = ["Interrupted", "evaluate", "train"]

@@ -21,6 +21,9 @@ from g2rpo_jax.trainer.device import resolve_device
 from ..sampled import observe_rollouts
 from .policy import Policy, load_policy
 
+# tunix gives its folder this name.
+_ACTOR = "actor"
+
 
 def make_mesh(device: str) -> jax.sharding.Mesh:
     """Return a mesh of all devices that a run's description names."""
@@ -112,10 +115,15 @@ def make_optimizer(options: Optimization) -> optax.GradientTransformation:
     return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 1)
 
 
+def holds_actor(folder: Path) -> bool:
+    """Tell whether a folder is a checkpoint, from which tunix's actor can be restored."""
+    return (folder / _ACTOR).is_dir()
+
+
 def save_actor(folder: Path, cluster: Any) -> None:
     """Write what tunix's actor is restored from into a folder."""
     trainer = cluster.actor_trainer
-    manager = CheckpointManager(str((folder / "actor").absolute()))
+    manager = CheckpointManager(str((folder / _ACTOR).absolute()))
     manager.save(
         trainer.train_steps,
         trainer.model,

@@ -1,10 +1,9 @@
-"""A run from its first evaluation to its summary, with tunix's own loop in the middle."""
+"""A run with tunix's own loop in the middle, which calls back after every step."""
 
 from __future__ import annotations
 
 import json
-import time
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,14 @@ import numpy as np
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
 from g2rpo.run.evaluation import Evaluation
-from g2rpo.run.failures import resumable
-from g2rpo.run.folder import RunFolder
-from g2rpo.run.interrupt import Interrupted, StopRequest
-from g2rpo.run.metrics import evaluation_metrics
-from g2rpo.run.records import with_tasks
-from g2rpo.run.report import draw_plots
+from g2rpo.run.loop import Completions, Metrics, Run
+from g2rpo.run.progress import Progress
 from g2rpo.run.schedule import learning_rate_factor
-from g2rpo.run.scorer import Scorer
+from g2rpo.run.supported import refuse_unsupported
 
 from .cluster import make_cluster, make_mesh, save_actor
 from .evaluation import evaluate_policy
-from .options import learner_config, refuse_unsupported
+from .options import SUPPORTED, learner_config
 from .policy import load_policy
 from .prompts import Prompts, Scores, longest_prompt
 from .stepping import SteppingLearner
@@ -60,76 +55,23 @@ def train(
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
-    path = description.output.dir
-    if not resume:
-        RunFolder.refuse_existing(path)
-    folder = RunFolder.open(path) if resume else None
-    refuse_unsupported(description)
-    description = with_tasks(description)
-    checkpoint = folder.latest_checkpoint() if folder else None
-    # Everything that can be wrong with the model is found out before anything is written.
-    mesh = make_mesh(description.model.device)
-    policy = load_policy(description.model.name, mesh, description.model.dtype)
-    longest = longest_prompt(description, policy.tokenizer)
-    start = checkpoint.path if checkpoint else None
-    cluster = make_cluster(description, policy, mesh, longest, start)
-    display = display or Display(description.optimization.steps, description.data.tasks)
-    with Scorer(description) as scorer:
-        if folder is None:
-            folder = RunFolder.create(path, description)
-        else:
-            folder.update_description(description)
-        with closing(folder), StopRequest() as stop:
-            run = _Run(description, folder, cluster, scorer, display, stop)
-            if checkpoint:
-                run.restore(checkpoint.path)
-            with resumable(folder, lambda: run.step):
-                return run.to_the_end()
+    refuse_unsupported(description, SUPPORTED)
+    return _Run(description).train(resume=resume, display=display)
 
 
-class _Run:
-    def __init__(
-        self,
-        description: RunDescription,
-        folder: RunFolder,
-        cluster: Any,
-        scorer: Scorer,
-        display: Display,
-        stop: StopRequest,
-    ) -> None:
-        self.description, self.folder, self.cluster = description, folder, cluster
-        self.scorer, self.display, self.stop = scorer, display, stop
-        self.step, self.seconds = 0, 0.0
-        self.before: Evaluation | None = None
-        self._started = time.monotonic()
-        self._learning = False
+class _Run(Run):
+    def load(self, checkpoint: Path | None) -> None:
+        model, steps = self.description.model, self.description.optimization.steps
+        mesh = make_mesh(model.device)
+        policy = load_policy(model.name, mesh, model.dtype)
+        longest = longest_prompt(self.description, policy.tokenizer, steps)
+        self.cluster = make_cluster(self.description, policy, mesh, longest, checkpoint)
+        if checkpoint:
+            state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+            self.progress = Progress.from_json(state["progress"])
 
-    def restore(self, checkpoint: Path) -> None:
-        """Go back to where a checkpoint was written; the cluster is already its own."""
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.before = None if state["before"] is None else Evaluation(*state["before"])
-
-    def to_the_end(self) -> dict[str, Any]:
-        """Train until the last step, evaluate, and write the report."""
-        self._started = time.monotonic() - self.seconds
-        self.folder.begin(self.step)
-        if self.before is None:
-            self.before = self._evaluate("held-out items before training")
-        if self.step < self.description.optimization.steps:
-            self._train()
-        # Nothing is lost by stopping here: the evaluation comes again.
-        after = self._evaluate("held-out items after training")
-        self.seconds = time.monotonic() - self._started
-        summary = self._summary(self.before, after)
-        self.folder.write_summary(summary)
-        if self.description.output.plots:
-            with self.folder.writing("plots"):
-                draw_plots(self.folder)
-        return summary
-
-    def _train(self) -> None:
-        self._prompts = Prompts(self.description, self.step)
+    def take_steps(self) -> None:
+        self._prompts = Prompts(self.description, self.progress.step)
         self._scores = Scores(self.scorer, self._prompts)
         learner = SteppingLearner(
             self._after_step,
@@ -137,27 +79,20 @@ class _Run:
             learner_config(self.description),
             self._scores.functions(),
         )
-        self._learning = True
         learner.train(self._prompts)
-        self._learning = False
 
-    def _after_step(self, step: int, metrics: dict[str, float], columns: Any, example: Any) -> None:
-        options, output = self.description.optimization, self.description.output
-        self.step, self.seconds = step, time.monotonic() - self._started
+    def _after_step(self, step: int, metrics: Metrics, columns: Any, example: Any) -> None:
+        options = self.description.optimization
+        self.progress.step = step
+        self.progress.position = step * self.description.rollout.prompts_per_step
         metrics["learning_rate"] = options.learning_rate * learning_rate_factor(options, step - 1)
-        if self._is_due(output.eval_steps):
-            metrics |= evaluation_metrics(self._evaluate(f"held-out items after step {step}"))
-        table = self._table(columns, example)
-        self.folder.log(step, metrics, table)
-        self.display.step(step, metrics)
-        if self._is_due(output.show_completions_steps):
-            self.display.completions(step, table)
-        if self._is_due(output.save_steps) or step == options.steps or self.stop.requested:
-            self._save()
-        if self.stop.requested and step < options.steps:
-            raise Interrupted(step, self.folder.path)
+        self.end_step(metrics, self._table(columns, example))
+        if step == options.steps:
+            self.save()
+        else:
+            self.stop_if_asked()
 
-    def _table(self, columns: Any, example: Any) -> list[dict[str, Any]]:
+    def _table(self, columns: Any, example: Any) -> Completions:
         rewards = self._scores.rewards
         assert rewards is not None  # a step scores its rollouts
         values = {
@@ -172,37 +107,14 @@ class _Run:
         plain = [np.asarray(column).tolist() for column in values.values()]
         return [dict(zip(values, row, strict=True)) for row in zip(*plain, strict=True)]
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
+        return evaluate_policy(self.cluster, self.description, self.scorer, advance=advance)
 
-    def _evaluate(self, name: str) -> Evaluation:
-        data = self.description.data
-        with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
-
-            def report(items: int) -> None:
-                advance(items)
-                if self.stop.requested and not self._learning:
-                    raise Interrupted(self.step, self.folder.path)
-
-            return evaluate_policy(self.cluster, self.description, self.scorer, advance=report)
-
-    def _save(self) -> None:
-        state = {"step": self.step, "seconds": self.seconds, "before": self.before}
+    def checkpoint(self) -> Callable[[Path], None]:
+        state = {"progress": self.progress.to_json()}
 
         def write(path: Path) -> None:
             save_actor(path, self.cluster)
             (path / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
-        self.folder.save_checkpoint(self.step, write)
-
-    def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-        return {
-            "before": before.reward,
-            "after": after.reward,
-            "length_before": before.length,
-            "length_after": after.length,
-            "steps": self.step,
-            "seconds": round(self.seconds, 1),
-            "seed": self.description.seed,
-            "estimator": self.description.estimator.name,
-        }
+        return write

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from pydantic import BaseModel
-
-from g2rpo.run.description import RunDescription, load_description
-from g2rpo.run.errors import RunError
+from g2rpo.run.description import RunDescription
 from g2rpo.run.scoring import reward_weights
 
 from ..config import G2RPOConfig
@@ -63,39 +57,6 @@ SUPPORTED = (
 """Keys, or sections as a whole, that a run of this engine follows."""
 
 
-def refuse_unsupported(description: RunDescription) -> None:
-    """Raise if a description sets something that this engine would have to ignore.
-
-    A key that is not supported must have the engine's default; so a new key of the description is
-    refused until it is honoured here.
-
-    Raises
-    ------
-    RunError
-        One line for each such key, with what to do.
-
-    Examples
-    --------
-    >>> refuse_unsupported(load_description(settings=["engine=tunix"]))
-    >>> refuse_unsupported(
-    ...     load_description(settings=["engine=tunix", "optimization.updates_per_batch=2"])
-    ... )
-    Traceback (most recent call last):
-        ...
-    g2rpo.run.errors.RunError: optimization.updates_per_batch is 2, which the engine tunix does not
-    support; leave it at 1, or train with the engine reference
-    """
-    defaults = dict(_flat(load_description(overrides={"engine": "tunix"})))
-    lines = [
-        f"{key} is {value!r}, which the engine tunix does not support; leave it at "
-        f"{defaults[key]!r}, or train with the engine reference"
-        for key, value in _flat(description)
-        if value != defaults[key] and not _is_supported(key)
-    ]
-    if lines:
-        raise RunError("\n".join(lines))
-
-
 def learner_config(description: RunDescription) -> G2RPOConfig:
     """Return the learner's configuration; the description's tasks are named."""
     tasks, rollout = description.data.tasks, description.rollout
@@ -130,16 +91,3 @@ def learner_config(description: RunDescription) -> G2RPOConfig:
         beta=options.beta,
         sampling_seed=description.seed,
     )
-
-
-def _is_supported(key: str) -> bool:
-    return any(key == known or key.startswith(f"{known}.") for known in SUPPORTED)
-
-
-def _flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -89,11 +89,11 @@ class Prompts:
         return self.records(step)[row]
 
 
-def longest_prompt(description: RunDescription, tokenizer: Tokenizer) -> int:
-    """Return the most tokens that a prompt of the run has, rounded up."""
+def longest_prompt(description: RunDescription, tokenizer: Tokenizer, steps: int) -> int:
+    """Return the most tokens that a prompt has, of held-out items and so many steps, rounded up."""
     data, size = description.data, description.rollout.prompts_per_step
     texts = {question(record) for task in data.tasks for record in heldout_records(data, task)}
-    for step in range(description.optimization.steps):
+    for step in range(steps):
         records = training_records(data, seed=description.seed, position=step * size, prompts=size)
         texts |= {question(record) for record in records}
     longest = max(len(tokenizer.encode(text)) for text in texts)

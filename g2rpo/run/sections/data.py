@@ -97,6 +97,12 @@ class Data(Section):
     image_dir: str | None = Field(
         default=None, description="folder of the images; null is that of the file"
     )
+    video_dir: str | None = Field(
+        default=None, description="folder of the videos; null is that of the images"
+    )
+    video_frames: int = Field(
+        default=16, ge=2, description="most frames that a model sees of a video [frames]"
+    )
     skip_broken: bool = Field(
         default=False, description="leave out and count records that cannot be used"
     )

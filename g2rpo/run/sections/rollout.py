@@ -57,10 +57,26 @@ class Rollout(Section):
         description="responses sampled at once, in whole prompts; null is all [rollouts]",
     )
     engine: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="what samples the training responses; vLLM needs a GPU"
+        default="transformers", description="what samples the training responses"
     )
-    vllm_memory: float = Field(
-        default=0.3, gt=0, lt=1, description="share of the GPU's memory that vLLM takes"
+    vllm: Literal["colocated", "server"] = Field(
+        default="colocated",
+        description="vLLM on the GPUs that train, in turn with them, or in processes of its own on "
+        "others",
+    )
+    vllm_devices: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        description="numbers of the GPUs on which servers run, one each; none names all that "
+        "training leaves alone",
+    )
+    vllm_memory: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of a GPU's memory that vLLM takes; null is 0.3, and 0.9 on a server's",
+    )
+    vllm_start_seconds: float = Field(
+        default=600.0, gt=0, description="longest that servers may take to start [seconds]"
     )
     importance_cap: float = Field(
         default=2.0,
@@ -84,6 +100,10 @@ class Rollout(Section):
                     f"limits.{task} is {limit}, but must be from 1 to rollout.max_completion_length"
                     f" {self.max_completion_length}"
                 )
+        if self.vllm_devices and self.vllm != "server":
+            raise ValueError(
+                f"vllm_devices is {self.vllm_devices}, but they are a server's; name vllm: server"
+            )
         if self.batch_size is not None and self.batch_size < self.num_generations:
             raise ValueError(
                 f"batch_size {self.batch_size} is less than num_generations "

@@ -14,6 +14,7 @@ from g2rpo.run.progress import Progress
 from g2rpo.run.records import with_tasks
 from g2rpo.run.scorer import Scorer
 from g2rpo.run.shaping import Shaping
+from g2rpo_jax.trainer import optimizer
 from g2rpo_jax.trainer.device import Placement, resolve_device
 from g2rpo_jax.trainer.optimizer import AdamW
 from g2rpo_jax.trainer.policy_model import load_policy
@@ -67,11 +68,34 @@ def test_micro_batches_change_a_step_by_rounding_only(tiny_run):
     assert parts.metrics["ratio/max"] == pytest.approx(whole.metrics["ratio/max"], abs=1e-5)
 
 
+def test_micro_batches_report_of_each_task_what_the_whole_does(tiny_run):
+    settings = (
+        "optimization.updates_per_batch=2",
+        "optimization.epsilon=1e-6",
+        "optimization.beta=1",
+    )
+    (whole,) = steps(tiny_run(*settings))
+    (parts,) = steps(tiny_run(*settings, "optimization.micro_batch_tokens=70"))
+    names = [
+        f"{name}/{task}"
+        for name in ("kl/old", "ratio/mean", "ratio/max", "clip_ratio/region_mean")
+        for task in ("arithmetic", "box", "bars", "sorting")
+        if f"{name}/{task}" in whole.metrics
+    ]
+    assert len(names) >= 12
+    for name in (*names, "kl/old", "ratio/max", "clip_ratio/region_mean"):
+        assert parts.metrics[name] == pytest.approx(whole.metrics[name], rel=1e-3, abs=1e-6), name
+    largest = max(whole.metrics[name] for name in names if name.startswith("ratio/max/"))
+    assert whole.metrics["ratio/max"] == pytest.approx(largest)
+    assert whole.metrics["optimization/skipped_steps"] == 0
+
+
 def test_nothing_is_compiled_after_the_first_step(tiny_run):
+    compiled = (sample_compiled, loss_gradient, optimizer._step)
     steps(tiny_run())
-    before = sample_compiled._cache_size(), loss_gradient._cache_size()
+    before = [function._cache_size() for function in compiled]
     steps(tiny_run(), 3)
-    assert (sample_compiled._cache_size(), loss_gradient._cache_size()) == before
+    assert [function._cache_size() for function in compiled] == before
 
 
 def test_the_gradient_is_that_of_the_loss(tiny_run):

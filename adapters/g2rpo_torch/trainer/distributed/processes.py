@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -149,16 +150,18 @@ class Processes:
         numbered = [row for part in gathered for row in part]
         return [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
 
-    def add_up(self, values: dict[str, float]) -> dict[str, float]:
+    def add_up(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the sums of all processes' values by name; the largest where that ends in /max.
 
-        A process may lack some of the names.
+        They are numbers, or lists of as many numbers; a process may lack some of the names.
         """
-        added: dict[str, float] = {}
+        added: dict[str, Any] = {}
         for each in self.gather_objects(values):
             for name, value in each.items():
-                is_largest = name.endswith("/max") and name in added
-                added[name] = max(added[name], value) if is_largest else added.get(name, 0) + value
+                if name in added:
+                    join = np.maximum if name.endswith("/max") else np.add
+                    value = join(added[name], value).tolist()
+                added[name] = value
         return added
 
     def require_same_weights(self, model: torch.nn.Module) -> None:
@@ -244,7 +247,9 @@ def joined() -> Iterator[Processes]:
     try:
         yield Processes.current()
     finally:
-        dist.destroy_process_group()
+        # An engine for the rollouts may have done so at its end.
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -15,6 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -45,14 +46,14 @@ def shard(model: Any, device: torch.device, size: int) -> None:
     Raises
     ------
     SharedError
-        If its layers are not known, or it has adapters.
+        If its layers are not known.
+
+    Notes
+    -----
+    An adapter is divided with the layer that it belongs to. Only what is trained has gradients, so
+    only these travel.
     """
     layers = _decoder_layers(model)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise SharedError(
-            "model.lora.rank is set, but an adapter is not divided over processes; leave the "
-            "adapter out, or train with model.sharding: none, which has the whole model on each"
-        )
     # Sums over processes are taken in 32 bits; 16-bit gradients are rounded once, at the end.
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     options: dict[str, Any] = {
@@ -62,6 +63,7 @@ def shard(model: Any, device: torch.device, size: int) -> None:
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
+    layers[0].register_forward_pre_hook(_with_gradient, prepend=True, with_kwargs=True)
     model.run_inside = MethodType(_run_inside, model)
     for method in ("run_inside", "generate"):
         register_fsdp_forward_method(model, method)
@@ -144,12 +146,30 @@ def _leaves(loss: torch.Tensor) -> set[int]:
 
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the weights of a divided model on the CPU of the first process; nothing on others."""
+    """Return what is saved of a divided model on the CPU of the first process; nothing on others.
+
+    Beside an adapter, which is saved alone, the weights that it adapts stay where they are.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     set_down(model)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return _whole_adapter(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
+
+
+def _whole_adapter(model: Any) -> dict[str, torch.Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    # With an adapted output layer peft saves more than what is trained.
+    saved = {id(part) for part in model.get_adapter_state_dict(state_dict=named).values()}
+    weights = {}
+    for name, weight in named.items():
+        if id(weight) in saved:
+            found = whole(weight.detach())
+            if dist.get_rank() == 0:
+                weights[name] = found.cpu()
     return weights
 
 
@@ -165,6 +185,17 @@ def part_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return value
     # Every process has the value already: nothing needs to travel.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _with_gradient(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Let the backward pass reach the first layer on every process.
+
+    Beside frozen embeddings it would only where a pass has images and the vision tower is trained,
+    and processes would add up the gradients of their layers in different orders.
+    """
+    states = inputs[0] if inputs else named["hidden_states"]
+    if torch.is_grad_enabled() and not states.requires_grad:
+        states.requires_grad_()
 
 
 def _run_inside(model: Any, function: Callable[..., Any], inputs: dict[str, Any]) -> Any:

@@ -1,1 +1,1 @@
-"""From records to model inputs: conversations, images, and batches of them."""
+"""From records to model inputs: conversations, images, videos, and batches of them."""

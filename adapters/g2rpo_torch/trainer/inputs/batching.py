@@ -1,7 +1,7 @@
 """Prompts that were encoded one by one, in one batch: text padded on the left, images in a line.
 
-Models differ in how many rows the tensors of images have: one an image, one a prompt with all of
-its images, or one a patch. All of them find the images of a batch in the order of their
+Models differ in how many rows the tensors of images and videos have: one an image, one a prompt
+with all of its images, or one a patch. All of them find those of a batch in the order of their
 placeholders, so what belongs to a prompt is known by counting the rows that it came with.
 """
 
@@ -50,15 +50,15 @@ def collate(encoded: Sequence[Inputs], pad_token_id: int) -> Prompts:
     ----------
     encoded : sequence of dict
         What a processor or tokenizer made of each prompt by itself: text (1, L) int64, and tensors
-        of its images, if it has any.
+        of its images and videos, if it has any.
     pad_token_id : int
         What shorter texts begin with.
 
     Returns
     -------
     Prompts
-        Text (P, L); tensors of images end to end, those that differ in the size of other axes
-        padded with zeros at their ends, as processors do it themselves.
+        Text (P, L); tensors of images and videos end to end, those that differ in the size of other
+        axes padded with zeros at their ends, as processors do it themselves.
     """
     longest = max(one["input_ids"].shape[1] for one in encoded)
     # In the order in which they first occur: a set would differ from process to process.
@@ -88,7 +88,7 @@ def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Prompts:
     Returns
     -------
     Prompts
-        Without the tensors of images, if none of the prompts has one.
+        Without the tensors of images or videos, if none of the prompts has one.
 
     Raises
     ------
@@ -114,15 +114,18 @@ def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Prompts:
 
 
 def first_with_images(inputs: Inputs) -> int:
-    """Return the first prompt that has images, else the first: what fails, fails there.
+    """Return the first prompt that has a video, else an image, else the first.
+
+    What fails, fails there: a video has all that makes images harder than text, and time.
 
     Examples
     --------
     >>> first_with_images(Prompts({"pixel_values": torch.arange(3)}, {"pixel_values": (0, 2, 1)}))
     1
     """
-    counts = inputs.rows_each.values() if isinstance(inputs, Prompts) else ()
-    seen = [row for each in counts for row, count in enumerate(each) if count]
+    counts = inputs.rows_each if isinstance(inputs, Prompts) else {}
+    videos = [each for name, each in counts.items() if "video" in name]
+    seen = [row for each in videos or counts.values() for row, count in enumerate(each) if count]
     return min(seen, default=0)
 
 

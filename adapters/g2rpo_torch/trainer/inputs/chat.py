@@ -24,7 +24,7 @@ def conversation(record: Record) -> list[Message]:
     Parameters
     ----------
     record : Record
-        A question with images before it, or a conversation of its own.
+        A question with images and videos before it, or a conversation of its own.
 
     Returns
     -------
@@ -32,12 +32,14 @@ def conversation(record: Record) -> list[Message]:
         Contents as parts.
     """
     instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
-    images = [{"type": "image"} for _ in record["images"]]
-    question = {"type": "text", "text": record["problem"]}
-    # Records of some sources hold a conversation, see :class:`g2rpo.data.PromptRecord`.
-    messages = cast(PromptRecord, record).get("messages")
+    # Records of some sources hold more, see :class:`g2rpo.data.PromptRecord`.
+    stored = cast(PromptRecord, record)
+    messages = stored.get("messages")
     if not messages:
-        messages = [{"role": "user", "content": [*images, question]}]
+        images = [{"type": "image"} for _ in record["images"]]
+        videos = [{"type": "video"} for _ in stored.get("videos", [])]
+        question = {"type": "text", "text": record["problem"]}
+        messages = [{"role": "user", "content": [*images, *videos, question]}]
     if messages[0]["role"] == "system":
         first, *rest = messages
         return [{**first, "content": [*first["content"], instruction]}, *rest]

@@ -1,4 +1,4 @@
-"""From records to model inputs: chats with and without images, tokenised and padded on the left."""
+"""From records to model inputs: chats with and without media, tokenised, padded on the left."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .batching import (
     trim_padding,
 )
 from .chat import chat_text
+from .media import processor_media, refuse_media
 
 __all__ = [
     "Inputs",
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def encode_prompts(policy: Policy, records: Sequence[Record]) -> Prompts:
-    """Return the model inputs of P prompts, of which some may have images and some not.
+    """Return the model inputs of P prompts, of which some may have images or videos and some not.
 
     Parameters
     ----------
@@ -55,7 +56,8 @@ def encode_prompts(policy: Policy, records: Sequence[Record]) -> Prompts:
     Raises
     ------
     RunError
-        If a prompt has an image that the model cannot see, or more tokens than fit.
+        If a prompt has an image or a video that the model cannot see or that cannot be decoded, or
+        more tokens than fit.
     """
     encoded = [_encode_or_name(policy, record, number) for number, record in enumerate(records, 1)]
     prompts = collate(encoded, policy.tokenizer.pad_token_id)
@@ -83,15 +85,9 @@ def _encode_or_name(policy: Policy, record: Record, number: int) -> Inputs:
 
 
 def _encode(policy: Policy, record: Record) -> Inputs:
-    images = record["images"]
-    if images and not policy.takes_images:
-        count = f"{len(images)} image" + "s" * (len(images) > 1)
-        raise BrokenRecord(
-            f"has {count}, but {policy.name} takes text only; name an image-text model by --model, "
-            "or train on text (data.source: builtin-text, or data.tasks)"
-        )
+    refuse_media(policy, record)
     text = chat_text(policy, record)
-    encoded = _with_images(policy, text, images) if policy.takes_images else _text(policy, text)
+    encoded = _with_media(policy, text, record) if policy.takes_images else _text(policy, text)
     tensors = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
     if "cross_attention_mask" in tensors:
         raise RunError(
@@ -102,15 +98,17 @@ def _encode(policy: Policy, record: Record) -> Inputs:
     return tensors
 
 
-def _with_images(policy: Policy, text: str, images: Sequence[object]) -> Inputs:
+def _with_media(policy: Policy, text: str, record: Record) -> Inputs:
     # A template that begins with the token of a beginning has said what it wants; others, such as
     # that of LLaVA 1.5, leave it to the tokenizer.
     begins = policy.tokenizer.bos_token
     has_begun = bool(begins) and text.startswith(begins)
     options = {"add_special_tokens": False} if has_begun else {}
-    encoded: Inputs = policy.processor(
-        text=[text], images=[list(images)] if images else None, return_tensors="pt", **options
-    )
+    media = processor_media(record)
+    try:
+        encoded: Inputs = policy.processor(text=[text], return_tensors="pt", **media, **options)
+    except ValueError as error:
+        raise BrokenRecord(f"the processor of {policy.name} refuses it ({error})") from error
     return encoded
 
 
@@ -126,5 +124,6 @@ def _check_length(policy: Policy, length: int) -> None:
         raise BrokenRecord(
             f"its prompt has {length} tokens, but at most {longest} are allowed "
             "(rollout.max_prompt_length, or what rollout.max_completion_length leaves of the "
-            "model's context); shorten it, use smaller images, or change the limit"
+            "model's context); shorten it, use smaller images or fewer "
+            "frames (data.video_frames), or change the limit"
         )

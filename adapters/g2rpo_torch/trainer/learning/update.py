@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ import g2rpo
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
+from g2rpo.run.update_metrics import Update, update_metrics
 from g2rpo_torch import reduce_totals
 
 from ..distributed.processes import Processes
@@ -21,6 +23,7 @@ from ..passes.forward import completion_predictions
 from .batch import Batch
 from .microbatches import micro_batch_rows
 from .optimizer import trained_parameters
+from .reports import Reports
 
 Metrics = dict[str, float]
 
@@ -52,6 +55,7 @@ def update_policy(
     -------
     dict of str to float
         Loss terms, clip ratios and gradient norm, averaged over the updates; of maxima the largest.
+        Ratios and distances also by task.
 
     Raises
     ------
@@ -60,12 +64,8 @@ def update_policy(
     """
     updates = description.optimization.updates_per_batch
     parts = _mini_batches(batch, updates)
-    gathered = [_step(policy, optimizer, part, description, progress) for part in parts]
-    columns = {name: [each[name] for each in gathered] for name in gathered[0]}
-    metrics = {
-        name: max(values) if name.endswith("/max") else sum(values) / len(values)
-        for name, values in columns.items()
-    }
+    made = [_step(policy, optimizer, part, description, progress) for part in parts]
+    metrics = update_metrics(made, description.data.tasks)
     return {**metrics, "optimization/skipped_steps": float(progress.skipped_steps)}
 
 
@@ -104,6 +104,7 @@ def batch_loss(
         batch.advantages,
         batch.mask,
         batch.tasks,
+        num_tasks=len(tasks),
         entropy_low=bounds[:, 0],
         entropy_high=bounds[:, 1],
         entropy_weight=weights,
@@ -163,11 +164,11 @@ def _step(
     batch: Batch,
     description: RunDescription,
     progress: Progress,
-) -> Metrics:
+) -> Update:
     """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
     options, processes = description.optimization, Processes.current()
     totals = mini_batch_totals(batch, description)
-    gathered = accumulate_gradients(policy, batch, totals, description)
+    reports = accumulate_gradients(policy, batch, totals, description)
     weights = [weight for _, weight in trained_parameters(policy)]
     norm = float(whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
     with processes.together():
@@ -175,7 +176,9 @@ def _step(
     if is_usable:
         optimizer.step()
     optimizer.zero_grad()
-    return {**processes.add_up(gathered), "grad_norm": norm}
+    reported = {**processes.add_up(reports.to_json()), "grad_norm": norm}
+    tokens: Any = totals.task_tokens
+    return Update(reported, tokens.tolist())
 
 
 def mini_batch_totals(batch: Batch, description: RunDescription) -> g2rpo.BatchTotals:
@@ -195,45 +198,31 @@ def mini_batch_totals(batch: Batch, description: RunDescription) -> g2rpo.BatchT
 
 def accumulate_gradients(
     policy: Policy, batch: Batch, totals: g2rpo.BatchTotals, description: RunDescription
-) -> Metrics:
+) -> Reports:
     """Add the gradient of a mini-batch, all processes' parts of it, to that of the weights.
 
     Returns
     -------
-    dict of str to float
+    Reports
         What this process has of the loss terms and other metrics.
     """
     processes = Processes.current()
     # Divided weights get the mean of all processes' gradients.
     scale = processes.size if is_sharded(policy.model) else 1
-    gathered: Metrics = {}
+    reports = Reports()
     divided = micro_batch_rows(policy, batch, description.optimization.micro_batch_tokens)
     spares = spare_passes(policy, batch, len(divided))
     for rows in divided:
         part = batch.rows(rows)
         terms, metrics = batch_loss(policy, part, totals, description)
         (scale * with_every_gradient(policy.model, terms.total)).backward()
-        _gather(gathered, terms, metrics, float(part.mask.sum()) / float(totals.tokens))
+        reports.add(terms, metrics, part.mask.sum() / totals.tokens)
     for spare in spares:
         terms, _ = batch_loss(policy, spare, totals, description)
         (0 * with_every_gradient(policy.model, terms.total)).backward()
     if not is_sharded(policy.model):
         processes.add_gradients([weight for _, weight in trained_parameters(policy)])
-    return gathered
-
-
-def _gather(
-    gathered: Metrics, terms: g2rpo.LossTerms, metrics: dict[str, torch.Tensor], share: float
-) -> None:
-    """Add what a micro-batch reports, which has a share of the mini-batch's tokens."""
-    # Loss terms of micro-batches add up; the other metrics are means over tokens, or maxima.
-    for name, term in terms._asdict().items():
-        gathered[f"loss/{name}"] = gathered.get(f"loss/{name}", 0.0) + float(term.detach())
-    for name, value in metrics.items():
-        if name.endswith("/max"):
-            gathered[name] = max(gathered.get(name, -torch.inf), float(value))
-        else:
-            gathered[name] = gathered.get(name, 0.0) + share * float(value)
+    return reports
 
 
 def _is_usable(norm: float, description: RunDescription, progress: Progress) -> bool:

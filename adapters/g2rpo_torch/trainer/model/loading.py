@@ -147,6 +147,7 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
     RunError
         If they cannot be loaded.
     """
+    _require_folder(name)
     source = _source(name, model)
     try:
         loaded = _load_model(source, model)
@@ -158,10 +159,24 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
         if isinstance(error, RunError) or ran_out_of_memory(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if model.attention != "auto" and "attention" in reason.lower():
+            raise RunError(
+                f"model.attention is {model.attention!r}, which {name!r} cannot be loaded with; "
+                f"name another, or leave it out ({reason})"
+            ) from error
         raise RunError(
             f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
             f"id of an image-text-to-text or text-generation model ({reason})"
         ) from error
+
+
+def _require_folder(name: str) -> None:
+    # The hub would refuse such a name for its form, and say nothing of folders.
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise RunError(
+            f"--model is {name!r}, but there is no such folder; name one, or owner/name of the hub"
+        )
 
 
 def _source(name: str, model: Model) -> _Source:

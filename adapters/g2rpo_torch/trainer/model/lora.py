@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Model
 
+from ..distributed.sharding import set_down
 from .freezing import vision_tower
 
 _CONFIG = "adapter_config.json"
@@ -47,6 +50,30 @@ def attach(model: Any, options: Model, adapter: Path | None) -> None:
     elif options.lora.rank:
         _require_peft()
         _add(model, options)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Let a model be its base inside the context.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        With an adapter; divided over processes or not.
+    """
+    # What is switched must be this process's parts, not the copy that a pass has brought together.
+    set_down(model)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    model.disable_adapters()
+    # Which ends the training of its weights, and a divided model asks once, at its first pass,
+    # what is trained.
+    for weight in trained:
+        weight.requires_grad_()
+    try:
+        yield
+    finally:
+        set_down(model)
+        model.enable_adapters()
 
 
 def _add(model: Any, options: Model) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .lora import without_adapter
 from .trials import Trials
 
 # Beginnings of the names under which configurations keep the tokens of images, videos and sound.
@@ -78,11 +79,8 @@ class Policy:
         if not self.has_adapter:
             yield
             return
-        self.model.disable_adapters()
-        try:
+        with without_adapter(self.model):
             yield
-        finally:
-            self.model.enable_adapters()
 
     def masked_logits(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return float32 logits over the temperature, with −inf at the banned tokens."""

@@ -24,11 +24,12 @@ def prompt_positions(model: Any, prompts: Inputs) -> torch.Tensor:
     Returns
     -------
     Tensor (P, L) or (3, P, L), int64
-        Tokens from 0, padding not counted; time, height and width apart where the model turns an
-        image's tokens by their place in it (the multimodal rotary embedding of Qwen-VL).
+        Tokens from 0, padding not counted; time, height and width apart where the model turns the
+        tokens of an image or a video by their place in it (the multimodal rotary embedding of
+        Qwen-VL).
     """
     rope_index = _rope_index(model)
-    if rope_index is None or "image_grid_thw" not in prompts:
+    if rope_index is None or not _has_grids(prompts):
         return text_positions(prompts["attention_mask"])
     accepted = inspect.signature(rope_index).parameters
     known = {name: tensor for name, tensor in prompts.items() if name in accepted}
@@ -42,8 +43,8 @@ def text_positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def has_image_positions(model: Any, prompts: Inputs) -> bool:
-    """Tell whether a model counts the tokens of these prompts by their places in images."""
-    return "image_grid_thw" in prompts and _rope_index(model) is not None
+    """Tell whether a model counts these prompts' tokens by their places in images or videos."""
+    return _has_grids(prompts) and _rope_index(model) is not None
 
 
 def next_positions(prompts: Inputs, positions: torch.Tensor) -> torch.Tensor:
@@ -64,6 +65,10 @@ def next_positions(prompts: Inputs, positions: torch.Tensor) -> torch.Tensor:
 def accepts_positions(model: Any) -> bool:
     """Tell whether a model lets its caller say where tokens stand."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _has_grids(prompts: Inputs) -> bool:
+    return "image_grid_thw" in prompts or "video_grid_thw" in prompts
 
 
 def _rope_index(model: Any) -> Callable[..., Any] | None:

@@ -8,14 +8,13 @@ one pass without gradient; the ratio of the two distributions weights the surrog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 
-from g2rpo._suggest import unknown_name
 from g2rpo.run.description import RunDescription
-from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
 
@@ -24,37 +23,22 @@ from ..inputs.prompts import Inputs
 from ..learning.batch import Batch
 from ..learning.update import evaluated
 from ..model.policy_model import Policy
-from .sampling import Completions, sample_as_described
-
-
-class Sampled(NamedTuple):
-    """One response of an engine.
-
-    Attributes
-    ----------
-    tokens : list of int
-        The token that ends it included.
-    logprobs : list of float
-        Log-probability in nats of each under the engine's distribution.
-    ended : bool
-        False where it was cut off at its limit.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    ended: bool
+from .requests import Request, Sampled, make_requests
+from .sampling import Completions
+from .synchronised import weights_of
 
 
 class Engine(Protocol):
     """What samples; for example :class:`~g2rpo_torch.trainer.rollout.vllm_engine.VLLMEngine`."""
 
-    def load(self, policy: Policy) -> None:
-        """Take over the policy's weights as they are now."""
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take over the policy's weights as they are now, by the names that its files have."""
 
-    def generate(
-        self, policy: Policy, prompts: Inputs, records: Sequence[Record], options: Rollout
-    ) -> list[list[Sampled]]:
-        """Return ``options.num_generations`` responses to each of P prompts."""
+    def generate(self, requests: Sequence[Request]) -> list[list[Sampled]]:
+        """Return as many responses to each prompt as its request wants."""
+
+    def close(self) -> None:
+        """Give back what it holds; the run is over."""
 
 
 class Sampler(Protocol):
@@ -81,14 +65,20 @@ class EngineSampler:
 
     Parameters
     ----------
-    engine : Engine
-        Given the policy's weights whenever they have changed.
+    engine : Engine or None
+        Given the policy's weights whenever they have changed. None on all processes but the first
+        where that one's engine samples for all.
     description : RunDescription
         Its rollout and optimization sections.
+    samples_for_all : bool
+        Whether the first process's engine does; else each process has one.
     """
 
-    def __init__(self, engine: Engine, description: RunDescription) -> None:
+    def __init__(
+        self, engine: Engine | None, description: RunDescription, *, samples_for_all: bool = False
+    ) -> None:
         self._engine, self._description = engine, description
+        self._samples_for_all = samples_for_all
         self._loaded: int | None = None
 
     def __call__(
@@ -99,16 +89,64 @@ class EngineSampler:
         options: Rollout,
         share: Share | None = None,
     ) -> Completions:
-        """Return responses with the policy's log-probabilities and the engine's beside them.
+        """Return responses with the policy's log-probabilities and the engine's beside them."""
+        self._synchronise(policy)
+        count = len(records)
+        seeds = torch.randint(2**31, (count if share is None else share.total,))
+        if share is not None:
+            seeds = seeds[list(share.padded)]
+        with Processes.current().together():
+            requests = make_requests(policy, prompts, records, options, seeds.tolist())
+        completions = self._evaluated(policy, prompts, self._answers(requests))
+        if share is None or share.own == share.padded:
+            return completions
+        own = len(share.own) * options.num_generations
+        return completions.rows(torch.arange(own, device=policy.device))
 
-        There is only one process, whose share is all.
-        """
+    def close(self) -> None:
+        """End the engine, if this process has one."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _synchronise(self, policy: Policy) -> None:
         # Every update in place counts up the version of a weight.
         version = sum(weight._version for weight in policy.model.parameters())
-        if version != self._loaded:
-            self._engine.load(policy)
-            self._loaded = version
-        answers = self._engine.generate(policy, prompts, records, options)
+        processes = Processes.current()
+        if not processes.any(version != self._loaded):
+            return
+        weights = weights_of(policy)
+        with processes.together():
+            try:
+                if self._engine is not None:
+                    self._engine.load(weights)
+            finally:
+                # The others of a divided policy wait for this process's part of every weight.
+                deque(weights, maxlen=0)
+        self._loaded = version
+
+    def _answers(self, requests: list[Request]) -> list[list[Sampled]]:
+        processes = Processes.current()
+        if not self._samples_for_all or processes.size == 1:
+            with processes.together():
+                return self._generated(requests)
+        asked = processes.gather_objects([request.to_json() for request in requests])
+        answers: list[list[Sampled]] = []
+        with processes.together():
+            if processes.is_main:
+                everyone = [Request.from_json(one) for each in asked for one in each]
+                answers = self._generated(everyone)
+        first, *_ = processes.gather_objects(answers)
+        start = sum(len(each) for each in asked[: processes.rank])
+        own = first[start : start + len(requests)]
+        return [[Sampled(*response) for response in group] for group in own]
+
+    def _generated(self, requests: list[Request]) -> list[list[Sampled]]:
+        assert self._engine is not None
+        return self._engine.generate(requests)
+
+    def _evaluated(
+        self, policy: Policy, prompts: Inputs, answers: list[list[Sampled]]
+    ) -> Completions:
         responses = [response for group in answers for response in group]
         longest = max(1, *(len(response.tokens) for response in responses))
 
@@ -120,8 +158,8 @@ class EngineSampler:
         tokens = table([each.tokens for each in responses], padding, torch.int64)
         sampled = table([each.logprobs for each in responses], 0.0, torch.float32)
         mask = table([[1.0] * len(each.tokens) for each in responses], 0.0, torch.bool)
-        groups = torch.arange(len(answers), device=policy.device)
-        groups = groups.repeat_interleave(options.num_generations)
+        sizes = torch.tensor([len(group) for group in answers], device=policy.device)
+        groups = torch.arange(len(answers), device=policy.device).repeat_interleave(sizes)
         nothing = torch.zeros_like(sampled)
         batch = Batch(prompts, groups, tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
         logprobs, entropies = evaluated(batch, policy, self._description)
@@ -134,34 +172,6 @@ class EngineSampler:
             ended=torch.tensor([each.ended for each in responses], device=policy.device),
             sampler_logprobs=sampled,
         )
-
-
-def open_sampler(description: RunDescription, policy: Policy) -> Sampler:
-    """Return what a run samples its training responses with.
-
-    Raises
-    ------
-    RunError
-        If the engine is not installed or cannot sample this policy, or a limit is for no task.
-    """
-    for task in description.rollout.limits:
-        if task not in description.data.tasks:
-            raise RunError(f"rollout.limits: {unknown_name('task', task, description.data.tasks)}")
-    if description.rollout.engine == "transformers":
-        return sample_as_described
-    if policy.has_adapter:
-        raise RunError(
-            "rollout.engine is 'vllm', which takes no low-rank adapter (model.lora); name "
-            "'transformers', or train all weights"
-        )
-    if Processes.current().size > 1:
-        raise RunError(
-            "rollout.engine is 'vllm', which samples for one process; train with a single one, or "
-            "name 'transformers'"
-        )
-    from .vllm_engine import VLLMEngine
-
-    return EngineSampler(VLLMEngine(description), description)
 
 
 def importance_weights(completions: Completions) -> torch.Tensor | None:
@@ -180,17 +190,25 @@ def sampler_metrics(completions: Completions, cap: float) -> dict[str, float]:
     Parameters
     ----------
     completions : Completions
-        N responses.
+        This process's responses; every process must call this, and gets the values of all.
     cap : float
         ``rollout.importance_cap``.
     """
     ratios = importance_weights(completions)
     if ratios is None:
         return {}
-    ratios = ratios[completions.mask]
+    ratios = ratios[completions.mask].double()
+    sums = {
+        "tokens": float(ratios.numel()),
+        "ratio": float(ratios.sum()),
+        "capped": float((ratios > cap).sum()),
+        "kl": float(-ratios.log().sum()),
+        "ratio/max": float(ratios.max()) if len(ratios) else 0.0,
+    }
+    sums = Processes.current().add_up(sums)
     return {
-        "sampler/ratio_mean": float(ratios.mean()),
-        "sampler/ratio_max": float(ratios.max()),
-        "sampler/capped_ratio": float((ratios > cap).float().mean()),
-        "sampler/kl": float(-ratios.log().mean()),
+        "sampler/ratio_mean": sums["ratio"] / sums["tokens"],
+        "sampler/ratio_max": sums["ratio/max"],
+        "sampler/capped_ratio": sums["capped"] / sums["tokens"],
+        "sampler/kl": sums["kl"] / sums["tokens"],
     }

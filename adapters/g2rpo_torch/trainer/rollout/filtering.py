@@ -129,17 +129,17 @@ def draw_rollouts(
     parts: list[_Part] = []
     missing = options.prompts_per_step
     while missing and len(parts) < options.dynamic_sampling.max_tries:
-        drawn = training_records(
-            description.data,
-            seed=description.seed,
-            position=position + len(records),
-            prompts=missing,
-        )
-        share = processes.share(len(drawn))
-        asked = [drawn[number] for number in share.padded]
-        own = asked[: len(share.own)]
         with watch.part("rollout"):
             with processes.together():
+                drawn = training_records(
+                    description.data,
+                    seed=description.seed,
+                    position=position + len(records),
+                    prompts=missing,
+                )
+                share = processes.share(len(drawn))
+                asked = [drawn[number] for number in share.padded]
+                own = asked[: len(share.own)]
                 prompts = encode_prompts(policy, asked)
             find_shortcuts(policy, prompts)
             completions = sampler(policy, prompts, asked, options, share)
@@ -201,6 +201,8 @@ def _joined(
     completions = concatenated([part.completions for part in parts])
     rows = numbers.repeat_interleave(num_generations)
     processes = Processes.current()
+    with processes.together():
+        prompts = _kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)])
     columns = [
         keeps.repeat(num_generations),
         *completions.outcomes(),
@@ -217,7 +219,7 @@ def _joined(
         tries=len(parts),
         own=own.numpy(),
         completions=completions,
-        prompts=_kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)]),
+        prompts=prompts,
     )
 
 

@@ -237,6 +237,8 @@ def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Comple
     )
     tokens = generated[:, prompt_length:]
     lengths, ended = ends.of(tokens)
+    # Some devices notice a few tokens late that all responses are complete.
+    tokens = tokens[:, : int(lengths.max())]
     mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     texts = policy.tokenizer.batch_decode(
         torch.where(mask, tokens, policy.tokenizer.pad_token_id), skip_special_tokens=True

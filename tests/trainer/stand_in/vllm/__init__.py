@@ -1,0 +1,114 @@
+"""Stands in for vLLM: the calls that the trainer makes, answered by transformers.
+
+It begins with weights of zero, so that whatever it answers comes from those handed over to it.
+``STAND_IN`` in the environment names a fault: ``refuse`` or ``hang`` at the start, ``die`` in the
+second rollout, ``slow`` rollouts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import torch
+
+from g2rpo.run.sections import Model
+from g2rpo_torch.trainer.inputs.prompts import Prompts
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_torch.trainer.rollout.synchronised import weights_of
+
+SamplingParams = SimpleNamespace
+
+
+class LLM:
+    def __init__(self, **options):
+        self.rollouts, self.stale = 0, set()
+        self.llm_engine = self.engine_core = self
+        self.fault = os.environ.get("STAND_IN")
+        print("stand-in: starting", flush=True)
+        if self.fault == "refuse":
+            raise ValueError("No available memory for the cache blocks")
+        if self.fault == "hang":
+            time.sleep(600)
+        self.policy = load_policy(options["model"], device="cpu", model=Model(sharding="none"))
+        for weight in self._weights().values():
+            weight.zero_()
+
+    def _weights(self):
+        return dict(weights_of(self.policy))
+
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights"
+        own = self._weights()
+        # As a real one may, all of them are kept until the last has come.
+        given = dict(kwargs["weights_iterator"])
+        assert given.keys() == own.keys()
+        for name, weight in given.items():
+            own[name].copy_(weight)
+        self.stale = {"prefix", "encoder"}
+
+    def shutdown(self):
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def reset_prefix_cache(self):
+        self.stale.remove("prefix")
+
+    def reset_mm_cache(self):
+        pass
+
+    def reset_encoder_cache(self):
+        self.stale.remove("encoder")
+
+    def generate(self, prompts, parameters, use_tqdm):
+        assert not self.stale
+        self.rollouts += 1
+        if self.fault == "die" and self.rollouts == 2:
+            print("stand-in: CUDA error: an illegal memory access", file=sys.stderr, flush=True)
+            os._exit(7)
+        if self.fault == "slow":
+            time.sleep(600)
+        return [self._answer(*pair) for pair in zip(prompts, parameters, strict=True)]
+
+    def _answer(self, prompt, parameters):
+        tokens = prompt["prompt_token_ids"]
+        images = prompt.get("multi_modal_data", {}).get("image")
+        torch.manual_seed(parameters.seed)
+        inputs = encoded(self.policy, tokens, images)
+        found = sample(
+            self.policy,
+            inputs,
+            num_generations=parameters.n,
+            max_completion_length=parameters.max_tokens,
+            temperature=parameters.temperature,
+            stop=parameters.stop[0] if parameters.stop else None,
+        )
+        outputs = [
+            SimpleNamespace(
+                token_ids=tuple(found.tokens[row, :length].tolist()),
+                logprobs=places(found, row, length),
+                finish_reason="stop" if found.ended[row] else "length",
+            )
+            for row, length in enumerate(found.lengths.tolist())
+        ]
+        return SimpleNamespace(outputs=outputs, prompt_token_ids=inputs["input_ids"][0].tolist())
+
+
+def encoded(policy, tokens, images):
+    """Return the inputs of a prompt that has one placeholder for each image."""
+    if not images:
+        ids = torch.tensor([tokens])
+        return Prompts({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    text = policy.tokenizer.decode(tokens)
+    inputs = policy.processor(
+        text=[text], images=[images], return_tensors="pt", add_special_tokens=False
+    )
+    return Prompts(dict(inputs))
+
+
+def places(found, row, length):
+    pairs = zip(found.tokens[row, :length], found.logprobs[row, :length], strict=True)
+    return [{int(token): SimpleNamespace(logprob=float(value))} for token, value in pairs]

