@@ -44,7 +44,12 @@ def text_positions(mask: torch.Tensor) -> torch.Tensor:
 
 def has_image_positions(model: Any, prompts: Inputs) -> bool:
     """Tell whether a model counts these prompts' tokens by their places in images or videos."""
-    return _has_grids(prompts) and _rope_index(model) is not None
+    return _has_grids(prompts) and has_image_axes(model)
+
+
+def has_image_axes(model: Any) -> bool:
+    """Tell whether a model turns tokens by time, height and width apart, as Qwen-VL does."""
+    return _rope_index(model) is not None
 
 
 def next_positions(prompts: Inputs, positions: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from ..inputs.prompts import Inputs
 from ..model.policy_model import Policy
 from ..passes.masks import own_prompt_masks
-from ..passes.positions import accepts_positions, prompt_positions
+from ..passes.positions import accepts_positions, has_image_axes, prompt_positions
 from .prompt_cache import repeat_cache
 
 
@@ -51,9 +51,11 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
         name: prompts[name].repeat_interleave(num_generations, dim=0)
         for name in ("input_ids", "attention_mask")
     }
-    if positions.ndim == 3:
-        # `generate` would take them from the grid of images, which it does not see.
-        expanded["position_ids"] = positions.repeat_interleave(num_generations, dim=1)
+    if has_image_axes(policy.model):
+        # `generate` would take them from the grid of images, which it does not see, or without
+        # images from what the model remembers of the batch before.
+        axes = positions.expand(3, -1, -1)
+        expanded["position_ids"] = axes.repeat_interleave(num_generations, dim=1)
     return {**expanded, "past_key_values": cache}
 
 
