@@ -75,8 +75,8 @@ def train(
     Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops. `config.yaml` there
     lists every key that `--config` and `--set` take.
 
-    The defaults suit the small policy of the package. With a pretrained model set at least
-    `optimization.learning_rate` (some 1e-6, adapters 1e-5) and `rollout.max_completion_length`.
+    With another model than the small policy of the package, the learning rate is 1e-6 (adapters:
+    1e-5) and responses have up to 1,024 tokens, unless something else is said.
 
     **Examples**
 

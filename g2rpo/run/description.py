@@ -1,13 +1,13 @@
 """One description of a run for every engine: read from YAML, changed by flags, checked once.
 
 Four layers, later ones win: the defaults of the models in `g2rpo.run.sections`, those of the engine
-in `g2rpo.run.presets`, a YAML file, and single values by dotted key (``optimization.steps=50``). A
-mapping such as ``length.targets`` in a file replaces the default mapping whole; a dotted key
-changes one entry of it.
+and of a pretrained model in `g2rpo.run.presets`, a YAML file, and single values by dotted key
+(``optimization.steps=50``). A mapping such as ``length.targets`` in a file replaces the default
+mapping whole; a dotted key changes one entry of it.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from g2rpo._suggest import did_you_mean
 from g2rpo.run.errors import RunError
-from g2rpo.run.presets import ENGINE_DEFAULTS
+from g2rpo.run.presets import presets
 from g2rpo.run.sections import (
     BUILTIN_SOURCES,
     Data,
@@ -114,7 +114,7 @@ def load_description(
 ) -> RunDescription:
     """Read a run's description: the defaults, then a file, then `settings`, then `overrides`.
 
-    The defaults are those of the engine that is named by any of them.
+    The defaults are those of the engine and the model that are named by any of them.
 
     Parameters
     ----------
@@ -149,10 +149,7 @@ def load_description(
     for key, value in (overrides or {}).items():
         singles.append((key, value))
         origin[key] = ""
-    values = _defaults(contents, singles)
-    _lay_file(values, contents)
-    for key, value in singles:
-        _lay_key(values, key, value)
+    values = _laid(_defaults(contents, singles), contents, singles)
     try:
         return RunDescription.model_validate(values)
     except ValidationError as error:
@@ -204,31 +201,39 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _defaults(contents: Mapping[str, Any], singles: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return what holds where nothing is said, which depends on engine and source that are said."""
+def _defaults(contents: dict[str, Any], singles: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what holds where nothing is said, which depends on some of what is said."""
     # The tasks are left to the section itself, which knows those of every source.
-    values = RunDescription().model_dump(exclude={"data": {"tasks"}})
-    engine = dict(singles).get("engine", contents.get("engine"))
-    for key, value in ENGINE_DEFAULTS.get(str(engine), {}).items():
+    values: dict[str, Any] = RunDescription().model_dump(exclude={"data": {"tasks"}})
+    said = _laid(values, contents, singles)
+    model = said["model"]
+    chosen = presets(said["engine"], _of(model, "name"), _of(_of(model, "lora"), "rank"))
+    for key, value in chosen.items():
         _lay_key(values, key, copy.deepcopy(value))
-    source = _of(contents.get("data"), "source", values["data"]["source"])
-    if str(dict(singles).get("data.source", source)) not in BUILTIN_SOURCES:
+    if str(_of(_laid(values, contents, singles)["data"], "source")) not in BUILTIN_SOURCES:
         values["length"]["targets"] = {}
     return values
 
 
-def _of(section: Any, key: str, default: Any) -> Any:
+def _of(section: Any, key: str, default: Any = None) -> Any:
     # What is no section at all is told by the validation later.
     return section.get(key, default) if isinstance(section, dict) else default
 
 
-def _lay_file(values: dict[str, Any], file: dict[str, Any]) -> None:
-    for key, value in file.items():
+def _laid(
+    values: dict[str, Any], file: dict[str, Any], singles: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """Return a copy of the values with a file and single ones laid over them."""
+    values = copy.deepcopy(values)
+    for key, value in copy.deepcopy(file).items():
         section = values.get(key)
         if isinstance(section, dict) and isinstance(value, dict):
-            section.update(copy.deepcopy(value))
+            section.update(value)
         else:
             values[key] = value
+    for key, value in singles:
+        _lay_key(values, key, copy.deepcopy(value))
+    return values
 
 
 def _lay_key(values: dict[str, Any], key: str, value: Any) -> None:

@@ -221,6 +221,31 @@ def test_no_preset_of_the_reference_engine_and_none_for_a_key_that_does_not_exis
             assert value == preset
 
 
+def test_a_pretrained_model_has_defaults_of_its_own(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {name: some/model, lora: {rank: 4}}\nentropy: {low: 0.1}")
+    whole = load_description(overrides={"model.name": "some/model"})
+    adapted = load_description(path)
+    assert whole.optimization.learning_rate == 1e-6
+    assert adapted.optimization.learning_rate == 1e-5
+    for description in (whole, adapted):
+        assert description.rollout.max_completion_length == 1024
+        assert description.optimization.schedule == "constant"
+    assert (whole.entropy.low, adapted.entropy.low) == (0.2, 0.1)
+    builtin = load_description(path, {"model.name": "builtin"})
+    assert builtin.optimization == RunDescription().optimization
+
+
+def test_what_is_said_is_left_alone():
+    said = {"model.name": "some/model", "length.targets": {"maths": (1, 2, 3, 4)}}
+    settings = ["optimization.learning_rate=0.5", "rollout.max_completion_length=7"]
+    description = load_description(overrides=said, settings=settings)
+    assert description.optimization.learning_rate == 0.5
+    assert description.rollout.max_completion_length == 7
+    load_description(overrides={**said, "length.targets.ocr": (1, 2, 3, 4)})
+    assert list(said["length.targets"]) == ["maths"]
+
+
 def test_an_unknown_engine_is_told_by_name():
     text = error_of(settings=["engine=jaxx"])
     assert "engine is 'jaxx'" in text
