@@ -102,12 +102,11 @@ def entropy_from_logits(logits: Array, /) -> Array:
     if logits.ndim == 0:
         raise ValueError("logits must have shape (..., V), got ()")
     wide = widen(xp, logits)
-    allowed = wide > -xp.inf
     highest = stop_gradient(xp.max(wide, axis=-1, keepdims=True))
     highest = xp.where(highest > -xp.inf, highest, 0.0)
-    # Replaced twice: 0 * inf would be NaN in the value, and inf * 0 in the gradient.
-    shifted = xp.where(allowed, wide, highest) - highest
-    weights = xp.where(allowed, xp.exp(shifted), 0.0)
+    # 0 * inf would be NaN, in the value and in the gradient; exp of this is 0 in float64, too.
+    shifted = xp.clip(wide - highest, min=-800.0)
+    weights = xp.exp(shifted)
     total = xp.sum(weights, axis=-1)
     total = xp.where(total > 0, total, 1.0)
     entropy = xp.log(total) - xp.sum(weights * shifted, axis=-1) / total

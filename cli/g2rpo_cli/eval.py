@@ -18,6 +18,7 @@ from g2rpo_cli._options import (
     given,
     reward_functions,
     search_working_folder,
+    unused_rewards,
 )
 from g2rpo_cli._quiet import hide_foreign_bars
 
@@ -161,15 +162,18 @@ def _evaluate(
 
     from rich.console import Console
 
+    from g2rpo.data import skipped_text
     from g2rpo.run import Display
     from g2rpo.run.launch import Launch
-    from g2rpo.run.records import reward_kinds, with_tasks
+    from g2rpo.run.records import reward_kinds, source_of, with_tasks
     from g2rpo.run.report import results_table
 
     engine = load_engine(description.engine, "eval")
     hide_foreign_bars()
     description = with_tasks(description)
     is_main = Launch.read().is_main
+    if is_main:
+        _say(unused_rewards(description))
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,
@@ -180,9 +184,17 @@ def _evaluate(
         return
     kinds = reward_kinds(description.data)
     Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
+    _say([skipped_text(source_of(description.data).summary())])
     if output is not None:
         plain = _without_nan({"model": model, **result})
         output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def _say(texts: Sequence[str]) -> None:
+    from rich.console import Console
+
+    for text in filter(None, texts):
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -22,11 +22,19 @@ from .tables import HubRows, Objects, Table
 _EXAMPLES = 3
 
 
+class SkippedState(TypedDict):
+    """Records that turned out to be broken in use: their numbers, and what is wrong with some."""
+
+    numbers: list[int]
+    examples: list[str]
+
+
 class Skipped:
     """Which records are broken, and what is wrong with the first of them."""
 
     def __init__(self) -> None:
-        self._numbers: set[int] = set()
+        self._numbers: dict[int, None] = {}
+        self._scanned = 0
         self.examples: list[str] = []
 
     def __len__(self) -> int:
@@ -36,7 +44,24 @@ class Skipped:
         """Count a record once, however often it is met."""
         if number not in self._numbers and len(self.examples) < _EXAMPLES:
             self.examples.append(reason)
-        self._numbers.add(number)
+        self._numbers[number] = None
+
+    def end_scan(self) -> None:
+        """Note that what comes from now on is found in use."""
+        self._scanned = len(self._numbers)
+
+    def state(self) -> SkippedState:
+        """Return what was found in use, as JSON holds it."""
+        return {
+            "numbers": list(self._numbers)[self._scanned :],
+            "examples": self.examples[min(self._scanned, _EXAMPLES) :],
+        }
+
+    def restore(self, state: SkippedState | None) -> None:
+        """Go back to what :meth:`state` returned, or to nothing beyond the scan."""
+        found = state or {"numbers": [], "examples": []}
+        self._numbers = dict.fromkeys([*list(self._numbers)[: self._scanned], *found["numbers"]])
+        self.examples[min(self._scanned, _EXAMPLES) :] = found["examples"]
 
 
 class Library:
@@ -94,6 +119,7 @@ class Library:
             np.asarray(tasks),
             np.asarray(types),
         )
+        self.skipped.end_scan()
         broken = len(self.skipped)
         if broken and (not self._data.skip_broken or not len(numbers)):
             raise RunError(_all_broken(self.skipped.examples, broken, broken + len(numbers)))

@@ -10,7 +10,7 @@ from g2rpo.rewards import check_record
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import BUILTIN_SOURCES, Data
 
-from .library import Library, Skipped, table_of
+from .library import Library, Skipped, SkippedState, table_of
 from .mixing import schedule, shares
 from .opening import open_tables
 from .reasoning import PREFIX, PROBLEM_TYPE, reasoning_streams
@@ -136,6 +136,23 @@ class Source:
             for stream, part in zip(self._streams, self._shares, strict=True)
         }
         return Summary(tasks, len(self._skipped), list(self._skipped.examples))
+
+    @property
+    def skipped(self) -> int:
+        """Number of broken records that were left out so far."""
+        return len(self._skipped)
+
+    def skipped_state(self) -> SkippedState:
+        """Return which records were left out since the source was opened, as JSON holds it."""
+        return self._skipped.state()
+
+    def restore_skipped(self, state: SkippedState | None) -> None:
+        """Count on from what :meth:`skipped_state` returned; None is a run that begins.
+
+        A source that is opened again finds what is broken at first sight again, but not what turned
+        out to be broken when it was used.
+        """
+        self._skipped.restore(state)
 
 
 def open_source(

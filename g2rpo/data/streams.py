@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
-from g2rpo.tasks import TASKS_BY_SOURCE, Task
+from g2rpo.tasks import TASKS_BY_SOURCE, Record, Task
 
 from .broken import BrokenRecord
 from .permutation import shuffled
@@ -74,13 +74,16 @@ class BuiltinStream(Stream):
     def training(self, seed: int, turn: int, position: int) -> PromptRecord:
         """Draw the item of this position of the run."""
         item = self._task.item(seed, position, level=self._level)
-        return cast(PromptRecord, item.record)
+        return _placed(item.record, f"{self.name}, item {position} of seed {seed}")
 
     def held_out(self, count: int) -> list[PromptRecord]:
         """Draw items that hash to the other side."""
         task, level = self._task, self._level
         items = (task.item(HELDOUT_SEED, n, split="heldout", level=level) for n in range(count))
-        return [cast(PromptRecord, item.record) for item in items]
+        return [
+            _placed(item.record, f"{self.name}, held-out item {number}")
+            for number, item in enumerate(items)
+        ]
 
 
 class StoredStream(Stream):
@@ -115,6 +118,7 @@ class StoredStream(Stream):
         size = len(self._training)
         epoch, place = divmod(turn, size)
         key = f"{seed}:{epoch}:{self.name}"
+        fault = ""
         for offset in range(size):
             number = self._training[shuffled((place + offset) % size, size, key)]
             record = self._open(int(number))
@@ -123,7 +127,11 @@ class StoredStream(Stream):
             # The next of the epoch takes its place, which again follows from seed and position.
             if not self._skip:
                 raise RunError(f"{record}; put it right, or set data.skip_broken: true")
-        raise RunError(f"task {self.name!r}: none of its {size} training records can be used")
+            fault = fault or str(record)
+        raise RunError(
+            f"task {self.name!r}: none of its {size} training records can be used, such as:\n"
+            f"{fault}\nput them right, or leave the task out: name the others in data.tasks"
+        )
 
     def held_out(self, count: int) -> list[PromptRecord]:
         """Open the first of the held-out records in the order of their digests."""
@@ -137,6 +145,10 @@ class StoredStream(Stream):
             elif not self._skip:
                 raise RunError(f"{record}; put it right, or set data.skip_broken: true")
         return records
+
+
+def _placed(record: Record, place: str) -> PromptRecord:
+    return cast(PromptRecord, {**record, "place": place})
 
 
 def builtin_streams(data: Data) -> list[Stream]:

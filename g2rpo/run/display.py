@@ -28,6 +28,8 @@ __all__ = ["Display"]
 _LINE_STEPS = 10
 _LINE_SECONDS = 20.0
 _SHOWN_RESPONSES = 4
+# So many first steps without a signal are told; fewer can be chance.
+_MUTE_STEPS = 3
 
 # Metric of scoring that failed -> what it means. Else a reward function that never ends in time
 # would look like a policy that is never right.
@@ -74,6 +76,7 @@ class Display:
         self._metrics: Mapping[str, float] = {}
         self._printed = (-math.inf, -math.inf)  # step and time of the last plain line
         self._told: set[str] = set()  # what went wrong with scoring, once each
+        self._mute: int | None = 0  # first steps whose rewards taught nothing; None after one did
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -110,6 +113,7 @@ class Display:
         self._progress.start_task(self._steps)
         self._progress.update(self._steps, completed=step)
         self._tell_failures(step)
+        self._tell_mute_rewards(step)
         if not self._console.is_terminal:
             self._print_line(step)
 
@@ -143,6 +147,23 @@ class Display:
                     f"step {step}: {count:g} responses {meaning}; metrics.jsonl counts on in "
                     f"rewards/{name}"
                 )
+
+    def _tell_mute_rewards(self, step: int) -> None:
+        if self._mute is None:
+            return
+        self._mute = self._mute + 1 if self._metrics.get("frac_reward_zero_std") == 1 else None
+        if self._mute == _MUTE_STEPS:
+            self._mute = None
+            self.message(
+                f"steps {step - _MUTE_STEPS + 1} to {step}: all responses to a prompt got the same "
+                f"reward, whatever the prompt (mean {self._number('reward')}, "
+                "frac_reward_zero_std 1), so the rewards teach nothing. Look at what the model "
+                "says: output.show_completions_steps=1, or g2rpo eval MODEL --samples FILE. "
+                "If it is never right, take an easier task or a stronger model, or look at the "
+                "form of the answers and at the reward function; if it is cut off, raise "
+                "rollout.max_completion_length; if it is always right, take a harder task; if it "
+                "always says the same, raise rollout.temperature or rollout.num_generations"
+            )
 
     def _print_line(self, step: int) -> None:
         printed_step, printed_at = self._printed

@@ -130,7 +130,7 @@ class _Measured:
     """All responses to the items of one task."""
 
     def __init__(self, parts: Sequence[_Numbers]) -> None:
-        empty = np.zeros(0, np.float32)
+        empty = np.zeros(0)
         self._components = {
             name: np.concatenate([empty, *(getattr(part.rewards, name) for part in parts)])
             for name in Rewards._fields

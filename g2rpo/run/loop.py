@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from g2rpo.data import Source, skipped_text
 from g2rpo.run.description import RunDescription
 from g2rpo.run.display import Display
 from g2rpo.run.evaluation import Evaluation
@@ -25,7 +26,7 @@ from g2rpo.run.metrics import evaluation_metrics
 from g2rpo.run.plots import draw_plots
 from g2rpo.run.processes import OneProcess, Processes
 from g2rpo.run.progress import Progress
-from g2rpo.run.records import with_tasks
+from g2rpo.run.records import source_of, with_tasks
 from g2rpo.run.scorer import Scorer
 
 # A launcher passes on the signal that its processes have got from the terminal already.
@@ -47,6 +48,8 @@ class Run(ABC):
 
     Attributes
     ----------
+    supported : collection of str or None
+        Keys of the description, or sections, that the engine follows; None is all.
     description : RunDescription
         Its tasks are named when :meth:`load` is called.
     progress : Progress
@@ -61,6 +64,7 @@ class Run(ABC):
         What is closed when the run ends, however it ends; :meth:`load` may add to it.
     """
 
+    supported: Collection[str] | None = None
     display: Display
     scorer: Scorer
     folder: RunFolder
@@ -126,13 +130,15 @@ class Run(ABC):
         self.display = display or self._own_display()
         with self.at_end as at_end:
             self.load(checkpoint.path if checkpoint else None)
+            # What other runs of this process left out is not this one's.
+            self._source.restore_skipped(self.progress.skipped_records)
             with self.processes.together():
                 self.scorer = at_end.enter_context(Scorer(self.description))
                 self.folder = self._own_folder(folder)
             at_end.enter_context(closing(self.folder))
             echo = _ECHO if self.processes.size > 1 else 0.0
             self._stop = at_end.enter_context(StopRequest(echo=echo))
-            with resumable(self.folder, lambda: self.progress.step):
+            with resumable(self.folder, lambda: self.progress.step, self.supported):
                 return self._to_the_end()
 
     def _own_display(self) -> Display:
@@ -162,6 +168,8 @@ class Run(ABC):
         self._note_time()
         summary = self._summary(self.progress.before, after)
         self._on_main(lambda: self._report(summary))
+        if skipped := skipped_text(self._source.summary()):
+            self.display.message(skipped)
         return summary
 
     def take_steps(self) -> None:
@@ -187,6 +195,8 @@ class Run(ABC):
         if self._is_due(output.eval_steps):
             evaluation = self._evaluate(f"held-out items after step {step}")
             metrics = metrics | evaluation_metrics(evaluation)
+        if self.description.data.skip_broken:
+            metrics = metrics | {"data/skipped": float(self._source.skipped)}
         self._on_main(lambda: self.folder.log(step, metrics, completions))
         self.display.step(step, metrics)
         if self._is_due(output.show_completions_steps):
@@ -197,6 +207,7 @@ class Run(ABC):
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this step."""
+        self.progress.skipped_records = self._source.skipped_state()
         write = self.checkpoint()
         self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
 
@@ -232,6 +243,10 @@ class Run(ABC):
             "seed": self.description.seed,
             "estimator": self.description.estimator.name,
         }
+
+    @property
+    def _source(self) -> Source:
+        return source_of(self.description.data)
 
     def _on_main(self, action: Callable[[], object]) -> None:
         """Let the first process do what one does for all; the others wait, and fail if it fails."""

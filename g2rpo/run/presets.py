@@ -27,7 +27,6 @@ ENGINE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "optimization.steps": 250,
         "optimization.learning_rate": 2e-4,
         "output.trackers": [],
-        "output.equity_steps": 0,
     },
     "tunix": {
         **_TEXT,

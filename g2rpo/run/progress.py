@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from g2rpo.run.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from g2rpo.data.library import SkippedState
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Progress:
         Time spent.
     before : Evaluation or None
         Of the held-out items before the first step.
+    skipped_records : SkippedState or None
+        Records that turned out to be broken when they were used.
 
     Examples
     --------
@@ -43,6 +48,7 @@ class Progress:
     empty_steps: int = 0
     seconds: float = 0.0
     before: Evaluation | None = None
+    skipped_records: SkippedState | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the counters as JSON holds them."""

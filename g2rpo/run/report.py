@@ -15,6 +15,10 @@ from g2rpo.run.sections import Length
 
 __all__ = ["before_after_table", "results_table", "start_table"]
 
+# With fewer, Student's quantile is so large (12.7 for two) that an interval can reach far beyond
+# anything a reward can be.
+_FEWEST_ITEMS = 5
+
 
 def start_table(description: RunDescription) -> Table:
     """Return the table that begins a run: what each task has, and how it is shaped.
@@ -55,10 +59,11 @@ def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> 
     summary : mapping of str to object
         What ``summary.json`` holds, of which ``before``, ``after``, ``length_before`` and
         ``length_after`` are shown; also ``interval_before`` and ``interval_after``, which runs of
-        older versions do not have.
+        older versions do not have, where ``items`` are enough for an interval to say something.
     """
     columns = ("before", "after", "length_before", "length_after")
-    known = ", ± 95 % interval" if "interval_after" in summary else ""
+    sure = _sure(kinds, summary)
+    known = ", ± 95 % interval" if sure else ""
     table = Table(title=f"Held-out reward before and after{known}", title_justify="left")
     table.add_column("task")
     table.add_column("reward kind", style="dim")
@@ -66,19 +71,33 @@ def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> 
         table.add_column(heading, justify="right")
     for task, kind in kinds.items():
         values = [summary[column][task] for column in columns]
-        table.add_row(escape(task), escape(kind), *_compared(values, summary, task))
+        table.add_row(escape(task), escape(kind), *_compared(values, summary, task, task in sure))
     table.add_section()
     means = [_mean(summary[column], kinds) for column in columns]
-    table.add_row("mean", "", *_compared(means, summary, "mean"), style="bold")
+    table.add_row("mean", "", *_compared(means, summary, "mean", "mean" in sure), style="bold")
     return table
 
 
-def _compared(values: Sequence[float], summary: Mapping[str, Any], task: str) -> list[Text]:
+def _sure(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> set[str]:
+    """Return the tasks, and ``"mean"``, whose interval is shown."""
+    if "interval_after" not in summary:
+        return set()
+    items = {task: summary.get("items", {}).get(task, _FEWEST_ITEMS) for task in kinds}
+    sure = {task for task, count in items.items() if count >= _FEWEST_ITEMS}
+    # One task with few items makes the mean over the tasks as unsure.
+    few = any(0 < count < _FEWEST_ITEMS for count in items.values())
+    return sure if few or not sure else {*sure, "mean"}
+
+
+def _compared(
+    values: Sequence[float], summary: Mapping[str, Any], task: str, is_sure: bool
+) -> list[Text]:
     """Return the cells of before, after, change and length."""
     before, after, length_before, length_after = values
+    known: Mapping[str, Any] = summary if is_sure else {}
     return [
-        _with_interval(before, summary.get("interval_before", {}).get(task)),
-        _with_interval(after, summary.get("interval_after", {}).get(task)),
+        _with_interval(before, known.get("interval_before", {}).get(task)),
+        _with_interval(after, known.get("interval_after", {}).get(task)),
         _change(after - before),
         Text(f"{_number(length_before, 1)} → {_number(length_after, 1)}"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,13 @@ from g2rpo.run.errors import RunError
 from g2rpo.run.scoring import open_pool, reward_weights
 from g2rpo.tasks import Record
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 _FAULTS = {"timeout": "timeouts", "died": "crashes", "error": "errors"}
 
 
 class Rewards(NamedTuple):
-    """Reward and its components of N responses, each (N,) float32 on the host.
+    """Reward and its components of N responses, each (N,) on the host.
 
     Components are from 0 to 1; a user's own accuracy may leave that range. A response whose reward
     function failed has neither accuracy nor reward: both are NaN.
@@ -74,7 +74,13 @@ class Scorer:
         new, self._reported = counts - self._reported, counts
         return {f"rewards/{name}": float(new[fault]) for fault, name in _FAULTS.items()}
 
-    def __call__(self, records: Sequence[Record], texts: Sequence[str]) -> Rewards:
+    def __call__(
+        self,
+        records: Sequence[Record],
+        texts: Sequence[str],
+        *,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> Rewards:
         """Score responses; those of one record are next to each other.
 
         Parameters
@@ -83,6 +89,9 @@ class Scorer:
             P records; there may be none.
         texts : sequence of str
             N = P · n responses.
+        dtype : type
+            Of the rewards. Single precision, as the losses take them, makes rewards equal that
+            differ by a rounding; an evaluation, whose means are for people, takes double.
 
         Returns
         -------
@@ -103,12 +112,12 @@ class Scorer:
             raise RunError(f"{error}; {advice}") from error
         except (TruthError, WorkerStartError, ImportError) as error:
             raise RunError(str(error)) from error
-        totals = np.asarray(scored.totals(self._weights), np.float32)
-        components = np.asarray(scored.components, np.float32).reshape(-1, len(self._weights))
+        totals = np.asarray(scored.totals(self._weights), dtype)
+        components = np.asarray(scored.components, dtype).reshape(-1, len(self._weights))
         return Rewards(totals, *components.T)
 
 
 def _place(record: Record) -> str:
-    # Only stored records know where they stand.
+    # Records of the user's own making need not know where they stand.
     place = record.get("place")
     return str(place) if place else f"record of task {record['task_type']!r}"

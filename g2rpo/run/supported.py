@@ -47,13 +47,20 @@ def refuse_unsupported(description: RunDescription, supported: Collection[str]) 
         f"{key} is {value!r}, which the engine {engine} does not support; leave it at "
         f"{defaults[key]!r}, or train with the engine reference"
         for key, value in _flat(description)
-        if value != defaults[key] and not _is_among(key, supported)
+        if value != defaults[key] and not is_among(key, supported)
     ]
     if lines:
         raise RunError("\n".join(lines))
 
 
-def _is_among(key: str, supported: Collection[str]) -> bool:
+def is_among(key: str, supported: Collection[str]) -> bool:
+    """Tell whether a key is named, or a section that it is in.
+
+    Examples
+    --------
+    >>> is_among("rollout.stop", ["rollout"])
+    True
+    """
     return any(key == known or key.startswith(f"{known}.") for known in supported)
 
 

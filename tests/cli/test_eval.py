@@ -78,6 +78,26 @@ def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, traine
     assert trainer.calls[-1][1].data.level == 2
 
 
+def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
+    (tmp_path / "rewards_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
+    _, out, _ = run("eval", "-t", "ocr", "--reward", "Character  ocr=rewards_of_mine:match")
+    assert "is not used" not in out
+    code, out, _ = run("eval", "-t", "ocr", "--reward", "character OCT=rewards_of_mine:match")
+    assert code == 0
+    said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
+    assert out.count(said) == 1
+    assert out.index(said) < out.index("mean@8")
+
+
+def test_records_left_out_are_told(run, trainer, tmp_path):
+    rows = [{"problem": f"{n}+1?", "answer": n + 1, "task_type": "sums"} for n in range(9)]
+    lines = "".join(json.dumps({**row, "problem_type": "numerical"}) + "\n" for row in rows)
+    (tmp_path / "own.jsonl").write_text(lines + "no json\n")
+    code, out, err = run("eval", "--data", "own.jsonl", "--set", "data.skip_broken=true")
+    assert code == 0, err
+    assert "1 broken record is left out, such as:\nown.jsonl, line 10: " in out
+
+
 @pytest.fixture
 def jax_trainer(monkeypatch, trainer):
     """The same stand-in as the engine jax."""

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 
 import pytest
@@ -164,10 +165,31 @@ def test_a_damaged_image_is_passed_over_if_the_user_allows_it(damaged):
         assert [r["place"] for r in records[0]] == [r["place"] for r in records[1]]
 
 
+def test_what_was_passed_over_is_counted_on_where_a_run_left_off(damaged, tmp_path):
+    with damaged.open("a") as file:
+        file.write("no json\n")
+    source = opened(damaged, skip_broken=True)
+    assert source.skipped_state() == {"numbers": [], "examples": []}
+    records_of(source)
+    state = json.loads(json.dumps(source.skipped_state()))
+    assert state["numbers"] == [3]
+    again = opened(damaged, skip_broken=True)
+    assert again.skipped == 1  # what is no JSON is found at once
+    again.restore_skipped(state)
+    assert again.summary() == source.summary()
+    records_of(again)
+    assert (again.skipped, again.skipped_state()) == (2, state)
+    again.restore_skipped(None)
+    assert (again.skipped, len(again.summary().examples)) == (1, 1)
+
+
 def test_if_no_image_can_be_decoded_there_is_an_end():
     source = open_source(Data(skip_broken=True), rows=rows_with(b"no image"))
-    with pytest.raises(RunError, match=r"none of its . training records can be used"):
+    with pytest.raises(RunError, match=r"none of its . training records can be used") as caught:
         source.training_records(seed=0, position=0, prompts=1)
+    _, reason, advice = str(caught.value).splitlines()
+    assert "an image cannot be read" in reason
+    assert advice == "put them right, or leave the task out: name the others in data.tasks"
     assert source.held_out_records("sums", 5) == []
     assert "an image cannot be read (cannot identify image file)" in source.summary().examples[0]
 

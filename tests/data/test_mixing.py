@@ -81,9 +81,11 @@ def test_builtin_tasks_come_in_turn_and_are_those_of_the_tasks():
     for position, record in zip(range(10, 15), records, strict=True):
         item = TASKS[record["task_type"]].item(3, position, level=2).record
         assert (item["problem"], item["answer"]) == (record["problem"], record["answer"])
+        assert record["place"] == f"{record['task_type']}, item {position} of seed 3"
     held = source.held_out_records("maths", 3)
     expected = [TASKS["maths"].item(0, n, split="heldout", level=2).record for n in range(3)]
     assert [record["problem"] for record in held] == [record["problem"] for record in expected]
+    assert held[2]["place"] == "maths, held-out item 2"
     with pytest.raises(TypeError, match="without end"):
         len(source)
 

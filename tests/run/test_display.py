@@ -40,6 +40,25 @@ def test_scoring_that_fails_is_told_once_for_each_reason(plain):
     assert lines[1].startswith("step 3: 1 responses made their reward function fail")
 
 
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ([1, 1, 1, 1, 1], ["steps 1 to 3"]),
+        ([1, 1, 0.5, 1, 1, 1, 1], []),
+        ([None, 1, 1, 1], []),
+        ([1, 1], []),
+    ],
+)
+def test_rewards_that_never_differ_are_told_once(plain, shares, told):
+    with Display(9, ["ocr"], console=plain) as display:
+        for step, share in enumerate(shares, 1):
+            signal = {} if share is None else {"frac_reward_zero_std": share}
+            display.step(step, METRICS | signal)
+    lines = [line for line in plain.file.getvalue().splitlines() if "teach nothing" in line]
+    assert [line.partition(":")[0] for line in lines] == told
+    assert all("g2rpo eval MODEL --samples" in line and "mean 0.500" in line for line in lines)
+
+
 def test_table_on_a_terminal_shows_every_task():
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     with Display(3, ["ocr", "maths"], 1, console=console) as display:

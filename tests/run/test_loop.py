@@ -11,6 +11,7 @@ from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.interrupt import Interrupted
 from g2rpo.run.loop import Run
 from g2rpo.run.progress import Progress
+from g2rpo.run.records import _opened, source_of, training_records
 
 
 class Noted(Run):
@@ -215,3 +216,78 @@ def test_the_other_processes_write_nothing_and_ask_as_often(described, tmp_path,
     Noted(described(), first).train()
     # Each question is one that all processes answer together.
     assert first.asked == second.asked > 0
+
+
+class Drawing(Noted):
+    """Draws two records a step, as a policy that reads no question longer than ten letters."""
+
+    def load(self, checkpoint):
+        super().load(checkpoint)
+        source_of(self.description.data).refuse(
+            lambda record: "is too long" if len(record["problem"]) > 10 else None
+        )
+
+    def take_step(self):
+        position = 2 * self.progress.step
+        training_records(self.description.data, seed=0, position=position, prompts=2)
+        return super().take_step()
+
+
+@pytest.fixture
+def own_records(tmp_path):
+    rows = [
+        {
+            "problem": f"{n} + 1?" + " Really?" * (n % 2),
+            "answer": n + 1,
+            "problem_type": "numerical",
+            "task_type": "sorting",
+        }
+        for n in range(40)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return [f"data.source={path}", "data.skip_broken=true"]
+
+
+def skipped_counts(description):
+    return [line["data/skipped"] for line in logged(description)]
+
+
+def test_records_left_out_are_counted_in_every_step_and_named_at_the_end(
+    described, own_records, tmp_path, capsys
+):
+    whole = Drawing(described(*own_records))
+    whole.train()
+    counts = skipped_counts(whole.description)
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0] > 0
+    said = capsys.readouterr().err
+    assert said.count(f"{counts[-1]:g} broken records are left out, such as:") == 1
+    assert "is too long" in said
+
+    # In a process of its own the same run counts the same, also from a checkpoint on.
+    folder = f"output.dir={tmp_path / 'again'}"
+    stop = {"step 1": lambda: signal.raise_signal(signal.SIGTERM)}
+    with pytest.raises(Interrupted):
+        Drawing(described(*own_records, folder), during=stop).train()
+    _opened.clear()
+    resumed = Drawing(described(*own_records, folder))
+    resumed.train(resume=True)
+    assert skipped_counts(resumed.description) == counts
+    assert f"{counts[-1]:g} broken records" in capsys.readouterr().err
+
+    # The same data in the same process: a run that begins counts from the start.
+    last = Drawing(described(*own_records, f"output.dir={tmp_path / 'last'}"), Second(is_main=True))
+    last.train()
+    assert skipped_counts(last.description) == counts
+
+
+def test_other_processes_do_not_name_the_records_again(described, own_records, capsys):
+    Drawing(described(*own_records), Second(is_main=False)).train()
+    assert "broken" not in capsys.readouterr().err
+
+
+def test_without_permission_nothing_is_counted(described):
+    run = Noted(described())
+    run.train()
+    assert not any("data/skipped" in line for line in logged(run.description))

@@ -45,6 +45,18 @@ def test_before_after_table_says_how_sure_it_is():
     assert cells[-1][2:4] == ["0.500±.04", "0.583±1.25"]
 
 
+def test_an_interval_from_few_items_is_left_out():
+    few = SUMMARY | {"items": {"grounding": 5, "ocr": 4, "maths": 0}}
+    cells = cells_of(before_after_table(KINDS, few))
+    assert [row[2] for row in cells] == ["0.250±.04", "0.500", "0.750", "0.500"]
+    assert cells[1][3] == "0.500"
+    enough = SUMMARY | {"items": {"grounding": 5, "ocr": 9, "maths": 0}}
+    cells = cells_of(before_after_table(KINDS, enough))
+    assert [row[2] for row in cells] == ["0.250±.04", "0.500±.04", "0.750", "0.500±.04"]
+    none = SUMMARY | {"items": dict.fromkeys(KINDS, 2)}
+    assert "±" not in text_of(before_after_table(KINDS, none))
+
+
 def test_the_table_of_the_builtin_tasks_fits_a_terminal():
     kinds = {task: each.reward_kind for task, each in TASKS.items()}
     rewards, ends = dict.fromkeys([*kinds, "mean"], 0.5), [0.45, 0.55]

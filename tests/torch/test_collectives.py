@@ -34,6 +34,7 @@ def alone(tmp_path_factory):
 def test_processes_share_a_batch(alone, tmp_path, processes):
     found = run_worker(tmp_path, processes)
     assert found["advantages"] == alone["advantages"]
+    assert found["task_tokens"] == alone["task_tokens"]
     for name in ("total", "policy", "entropy"):
         ours, theirs = ([step[name] for step in each["losses"]] for each in (found, alone))
         assert ours == pytest.approx(theirs, abs=1e-5), name
@@ -82,18 +83,39 @@ def test_bad_input(arrays, error, message):
         gather_rollouts(*arrays)
 
 
-def test_a_single_row_of_columns_travels(tmp_path):
-    """Its stride is that of the row, though it counts as contiguous; also in a group of one."""
+@pytest.fixture
+def group_of_one(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
-    try:
-        table = torch.arange(6.0).reshape(2, 3)
-        (flag, column, number), _ = gather_rollouts(
-            torch.tensor([True]), table[:1, 1], torch.tensor([7])
-        )
-        assert [flag.tolist(), column.tolist(), number.tolist()] == [[True], [1.0], [7]]
-        (turned,), _ = gather_rollouts(table.T)
-        assert torch.equal(turned, table.T)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_single_row_of_columns_travels():
+    """Its stride is that of the row, though it counts as contiguous; also in a group of one."""
+    table = torch.arange(6.0).reshape(2, 3)
+    (flag, column, number), _ = gather_rollouts(
+        torch.tensor([True]), table[:1, 1], torch.tensor([7])
+    )
+    assert [flag.tolist(), column.tolist(), number.tolist()] == [[True], [1.0], [7]]
+    (turned,), _ = gather_rollouts(table.T)
+    assert torch.equal(turned, table.T)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("given", [(), ("tasks",), ("tasks", "entropies")])
+def test_totals_keep_what_was_counted(given):
+    """By task also without entropies, which only the entropy term needs."""
+    mask = torch.tensor([[True, True], [True, False], [False, False]])
+    options = {"tasks": torch.tensor([1, 0, 2]), "entropies": torch.tensor([[1.0, 3]] * 3)}
+    counted = {name: options[name] for name in given} | ({"num_tasks": 3} if given else {})
+    own = batch_totals(mask, **counted)
+    reduced = reduce_totals(own)
+    assert [part is None for part in reduced] == [False, False, not given, len(given) < 2]
+    assert (float(reduced.tokens), float(reduced.sequences)) == (3.0, 2.0)
+    if given:
+        assert reduced.task_tokens.tolist() == [1.0, 2.0, 0.0]
+    if len(given) == 2:
+        assert reduced.task_entropy.tolist() == [1.0, 2.0, 0.0]

@@ -117,6 +117,16 @@ def step(
     return dict(zip(g2rpo.LossTerms._fields, sums.tolist(), strict=True))
 
 
+def task_tokens(rank: int, processes: int) -> list[float]:
+    """Return how many tokens each task has in one batch of all processes, without entropies."""
+    own = shares(SEQUENCES, processes)[rank]
+    rows = torch.arange(SEQUENCES)[own]
+    mask = torch.arange(TOKENS) < (rows % (TOKENS + 1))[:, None]
+    counted = g2rpo.batch_totals(mask, tasks=rows % TASKS, num_tasks=TASKS)
+    counts: list[float] = g2rpo.reduce_totals(counted).task_tokens.tolist()
+    return counts
+
+
 def disagreement(rank: int) -> str:
     """Return the message when one process brings another kind of array."""
     try:
@@ -133,7 +143,11 @@ def main(output: str) -> None:
     if processes > 1:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if processes > 1 else 0
-    found = {"advantages": advantages(rank, processes), "losses": train(rank, processes)}
+    found = {
+        "advantages": advantages(rank, processes),
+        "losses": train(rank, processes),
+        "task_tokens": task_tokens(rank, processes),
+    }
     if processes > 1:
         found["disagreement"] = disagreement(rank)
     if rank == 0:

@@ -145,8 +145,8 @@ def test_a_step_without_any_signal_learns_nothing(policy, tiny_run):
 class Odd(Scorer):
     """Likes responses of an odd number of characters, so that some groups have no signal."""
 
-    def __call__(self, records, texts):
-        rewards = np.asarray([len(text) % 2 for text in texts], np.float32)
+    def __call__(self, records, texts, *, dtype=np.float32):
+        rewards = np.asarray([len(text) % 2 for text in texts], dtype)
         return Rewards(*[rewards] * len(Rewards._fields))
 
 

@@ -244,6 +244,46 @@ def test_records_that_do_not_fit_are_left_out_if_allowed(mixed_records, folders)
     assert "its prompt has" in summary.examples[0]
 
 
+def test_a_task_that_a_text_model_cannot_see_is_told_how_to_leave_out(folders, tmp_path):
+    rows = [
+        {
+            "problem": f"What is {n} + 1?",
+            "answer": str(n + 1),
+            "problem_type": "numerical",
+            "task_type": ("sums", "dots")[n % 2],
+            "images": [f"{n}.png"] * (n % 2),
+        }
+        for n in range(20)
+    ]
+    (image, *_) = make_records("llava")[2]["images"]
+    for n in range(20):
+        image.save(tmp_path / f"{n}.png")
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        f"model.name={folders('llama')}",
+        "model.device=cpu",
+        f"data.source={path}",
+        "data.skip_broken=true",
+        "rollout.max_prompt_length=300",
+        "length.mode=off",
+    ]
+    description = with_tasks(load_description(settings=settings))
+    load_described(description)
+    with pytest.raises(RunError) as raised:
+        source_of(description.data).training_records(seed=0, position=0, prompts=8)
+    first, reason, advice = str(raised.value).splitlines()
+    assert first.startswith("task 'dots': none of its ")
+    assert "own.jsonl, line " in reason
+    assert "has 1 image, but" in reason
+    assert advice.endswith("leave the task out: name the others in data.tasks")
+    # The advice works.
+    description = load_description(settings=[*settings, "data.tasks=[sums]"])
+    load_described(description)
+    records = source_of(description.data).training_records(seed=0, position=0, prompts=8)
+    assert {record["task_type"] for record in records} == {"sums"}
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
 def test_settings_for_videos_are_carried_along(family, copied, tmp_path):
     folder = copied(family)

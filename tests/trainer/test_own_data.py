@@ -7,7 +7,7 @@ import json
 import pytest
 
 from g2rpo.run import load_description
-from g2rpo.run.records import own_functions, reward_kinds, with_tasks
+from g2rpo.run.records import own_functions, reward_kinds, training_records, with_tasks
 from g2rpo.tasks import TASKS
 from g2rpo_torch.trainer import train
 from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
@@ -48,6 +48,45 @@ def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
     assert sorted(resolved.tasks) == ["signs", "sums"]
     assert reward_kinds(resolved) == {"signs": "character OCR", "sums": "numerical"}
     assert load_description(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
+
+
+@pytest.mark.parametrize("model", ["llava", "builtin"])
+def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path):
+    images = (TASKS["ocr"].item(5, index).record["images"][0] for index in range(24))
+    rows = []
+    for index in range(24):
+        names = [f"{index}-{number}.png" for number in range(index % 3)]
+        for name in names:
+            next(images).save(tmp_path / name)
+        row = {"problem": f"What is {index} + 1?", "images": names, "answer": index + 1}
+        rows.append({**row, "problem_type": "numerical", "task_type": "sums"})
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    description = load_description(
+        overrides={
+            "model.name": "builtin" if model == "builtin" else str(folders(model)),
+            "model.device": "cpu",
+            "data.source": str(path),
+            "data.eval_items": 2,
+            "data.eval_generations": 1,
+            "length.mode": "off",
+            "entropy.low": 0.01,
+            "entropy.high": 0.1,  # there is something to learn, whatever the rewards
+            "rollout.prompts_per_step": 9,
+            "rollout.num_generations": 2,
+            "rollout.max_completion_length": 8,
+            "optimization.steps": 2,
+            "output.plots": False,
+            "output.dir": str(tmp_path / "run"),
+        }
+    )
+    data = with_tasks(description).data
+    for position in (0, 9):
+        records = training_records(data, seed=0, position=position, prompts=9)
+        assert {len(record["images"]) for record in records} == {0, 1, 2}
+    train(description)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["grad_norm"] > 0 for line in lines)
 
 
 def test_a_conversation_keeps_its_turns_and_gets_the_instruction():

@@ -9,7 +9,9 @@ import pytest
 
 from g2rpo.rewards import RewardPool
 from g2rpo.run import RunError, load_description
-from g2rpo.run.records import with_tasks
+from g2rpo.run.answers import Answers
+from g2rpo.run.evaluation import evaluated
+from g2rpo.run.records import heldout_records, training_records, with_tasks
 from g2rpo.run.scorer import Scorer
 from g2rpo.tasks import TASKS
 from g2rpo_torch.trainer import train
@@ -56,6 +58,22 @@ def test_components_and_their_sum():
     assert rewards.structure.tolist() == [1, 0, 0]
     # The built-in tasks ask for no shape beyond the format.
     assert rewards.reward.tolist() == pytest.approx([0.55, 1, 0])
+
+
+def test_an_evaluation_has_no_noise_of_single_precision():
+    with Scorer(load_description()) as scorer:
+        single = scorer([BOX], [HALF, LOOSE])
+        double = scorer([BOX], [HALF, LOOSE], dtype=np.float64)
+    assert {column.dtype for column in single} == {np.dtype(np.float32)}
+    assert {column.dtype for column in double} == {np.dtype(np.float64)}
+    lengths = np.asarray([7, 8])
+    found = [
+        evaluated({"t": [Answers(0, [BOX], [HALF, LOOSE], rewards, lengths, lengths > 0)]})
+        for rewards in (single, double)
+    ]
+    assert json.dumps(found[1].reward) == '{"t": 0.775, "mean": 0.775}'
+    assert found[1].detail["t"]["accuracy"] == 0.75
+    assert found[0].reward["t"] != 0.775
 
 
 def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):
@@ -164,6 +182,28 @@ def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, functio
     assert text.startswith("a.jsonl, line 7: reward function own_scores:")
     assert reason in text
     assert "rewards.skip_errors: true" in text
+
+
+def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
+    description = load_description(
+        settings=[
+            "data.tasks=[maths]",
+            "seed=4",
+            "rewards.functions.numerical=own_scores:raises",
+            "rewards.workers=0",
+        ]
+    )
+    data = description.data
+    (drawn,) = training_records(data, seed=4, position=12, prompts=1)
+    held = heldout_records(data, "maths")[2]
+    bare = TASKS["maths"].item(4, 12).record
+    texts = ["<think></think><answer>3</answer>"]
+    expected = ("maths, item 12 of seed 4", "maths, held-out item 2", "record of task 'maths'")
+    with Scorer(description) as scorer:
+        for record, place in zip((drawn, held, bare), expected, strict=True):
+            with pytest.raises(RunError) as raised:
+                scorer([record], texts)
+            assert str(raised.value).startswith(f"{place}: reward function own_scores:")
 
 
 def test_errors_are_skipped_and_counted_only_if_that_is_allowed(own_data):

@@ -21,7 +21,7 @@ from g2rpo_torch.trainer.model.loading import load_policy
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def hugging_face_folder(path, *, kind, pad="<pad>"):
         "model_type": kind, "num_hidden_layers": 1, "vocab_size": len(entries),
         "hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads,
         "head_dim": each, "num_key_value_heads": 1, "rope_theta": 10000.0,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "max_position_embeddings": 256,
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(sizes))
     rng = np.random.default_rng(0)
@@ -293,6 +293,7 @@ def test_a_folder_in_hugging_face_format(kind, tmp_path):
     assert policy.tokenizer.encode("ab") == [2, 3 + ord("a") - 32, 3 + ord("b") - 32]
     assert policy.tokenizer.decode([3 + ord("a") - 32, 1]) == "a"
     assert (policy.tokenizer.pad_id(), policy.tokenizer.eos_id()) == (0, 1)
+    assert policy.context == 256
 
 
 def test_a_tokenizer_that_pads_with_its_end_token_is_refused(tmp_path):

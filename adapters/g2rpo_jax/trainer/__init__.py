@@ -4,10 +4,12 @@
 ``loop.py``           what a run loads and saves; its course is in ``g2rpo.run.loop``
 ``options.py``        what of a run's description this engine honours
 ``step.py``           one step, in the order in which it happens
+``loading.py``        the policy of a run
 ``prompts.py``        records to padded tokens
 ``rollout.py``        the compiled sampling loop, with log-probabilities and entropies
 ``update.py``         mini-batches, micro-batches, loss
 ``forward.py``        the differentiable pass
+``equity.py``         the gradient of each task by itself
 ``optimizer.py``      AdamW behind a clipped gradient
 ``evaluation.py``     held-out rewards
 ``checkpoint.py``     weights and optimiser in Orbax's format

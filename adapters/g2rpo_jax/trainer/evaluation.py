@@ -16,9 +16,9 @@ from g2rpo.run.records import heldout_records, with_tasks
 from g2rpo.run.scorer import Scorer
 from g2rpo.run.supported import refuse_unsupported
 
-from .device import resolve_device
+from .loading import load_described
 from .options import SUPPORTED
-from .policy_model import Policy, load_policy
+from .policy_model import Policy
 from .prompts import encode_prompts
 from .rollout import sample
 
@@ -58,7 +58,7 @@ def evaluate(
     description = with_tasks(description)
     data = description.data
     display = display or Display(0, data.tasks)
-    policy = load_policy(model, resolve_device(description.model.device))
+    policy = load_described(description, model)
     with (
         Scorer(description) as scorer,
         display.phase("held-out items", len(data.tasks) * data.eval_items) as advance,
@@ -126,5 +126,6 @@ def _answers(
         )
         count = len(part) * data.eval_generations
         texts, ended = completions.texts(policy)[:count], np.asarray(completions.ended).reshape(-1)
-        rewards, lengths = scorer(part, texts), completions.lengths()[:count]
+        rewards = scorer(part, texts, dtype=np.float64)
+        lengths = completions.lengths()[:count]
         yield Answers(start, part, texts, rewards, lengths, ended[:count])

@@ -16,8 +16,8 @@ from g2rpo.run.shaping import Shaping
 from g2rpo.run.supported import refuse_unsupported
 
 from .checkpoint import read_state, restore_optimizer, save_checkpoint
-from .device import resolve_device
 from .evaluation import evaluate_policy
+from .loading import load_described
 from .optimizer import AdamW
 from .options import SUPPORTED
 from .policy_model import Policy, load_policy
@@ -59,10 +59,11 @@ def train(
 
 
 class _Run(Run):
+    supported = SUPPORTED
+
     def load(self, checkpoint: Path | None) -> None:
         description, options = self.description, self.description.optimization
-        start = str(checkpoint) if checkpoint else description.model.name
-        policy = load_policy(start, resolve_device(description.model.device))
+        policy = load_described(description, str(checkpoint) if checkpoint else None)
         # One item of each task tells whether this engine can ask it.
         for task in description.data.tasks:
             if examples := heldout_records(description.data, task)[:1]:

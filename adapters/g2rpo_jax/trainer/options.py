@@ -24,6 +24,7 @@ SUPPORTED = (
     "rollout.num_generations",
     "rollout.prompts_per_step",
     "rollout.temperature",
+    "rollout.max_prompt_length",
     "rollout.max_completion_length",
     "rollout.limits",
     "rewards",
@@ -55,5 +56,7 @@ SUPPORTED = (
     "output.completions",
     "output.show_completions_steps",
     "output.plots",
+    "output.equity_steps",
+    "output.equity_prompts",
 )
 """Keys, or sections as a whole, that a run of this engine follows."""

@@ -13,6 +13,7 @@ from g2rpo.run.errors import RunError
 from g2rpo_jax.policy import policy_path
 from g2rpo_jax.policy.decoder import Decoder, DecoderConfig, Params
 from g2rpo_jax.policy.files import abstract_decoder, read_sizes, read_weights
+from g2rpo_jax.policy.questions import MAX_PROMPT_LENGTH
 from g2rpo_jax.policy.tokenizer import Tokenizer
 
 from .checkpoint import holds_weights, restore_weights
@@ -38,6 +39,8 @@ class Policy:
     config : DecoderConfig
     placement : Placement
         Where all of it is.
+    max_prompt_length : int
+        Most tokens that a prompt may have.
     """
 
     definition: nnx.GraphDef[Decoder]
@@ -46,13 +49,14 @@ class Policy:
     tokenizer: Tokenizer
     config: DecoderConfig
     placement: Placement
+    max_prompt_length: int = MAX_PROMPT_LENGTH
 
     def with_params(self, params: Params) -> Policy:
         """Return the policy with other weights."""
         return replace(self, params=params)
 
 
-def load_policy(name: str, placement: Placement) -> Policy:
+def load_policy(name: str, placement: Placement, *, max_prompt_length: int | None = None) -> Policy:
     """Load a policy from the package or a folder.
 
     Parameters
@@ -62,6 +66,8 @@ def load_policy(name: str, placement: Placement) -> Policy:
         ``g2rpo_jax.policy.cold_start`` writes.
     placement : Placement
         Where it goes.
+    max_prompt_length : int, optional
+        Most tokens that a prompt may have, by default 1,024.
 
     Returns
     -------
@@ -86,7 +92,8 @@ def load_policy(name: str, placement: Placement) -> Policy:
             f"--model is {name!r}, which cannot be loaded; with the engine jax it must be "
             f"'builtin' or a checkpoint of a run with it ({reason})"
         ) from error
-    return make_policy(definition, params, tokenizer, config, placement)
+    policy = make_policy(definition, params, tokenizer, config, placement)
+    return replace(policy, max_prompt_length=max_prompt_length or MAX_PROMPT_LENGTH)
 
 
 def make_policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from g2rpo.data import PromptRecord
-from g2rpo.run.errors import RunError
+from g2rpo_jax.policy.questions import Questions
 from g2rpo_jax.policy.reading import Prompts, pad_left
 
 from .policy_model import Policy
@@ -33,25 +33,20 @@ def encode_prompts(policy: Policy, records: Sequence[PromptRecord]) -> Prompts:
     Raises
     ------
     RunError
-        If a record is more than one question in words.
+        If a record is more than one question in words, or has more tokens than
+        ``policy.max_prompt_length``.
     """
-    for record in records:
-        _refuse_more_than_words(record)
-    encoded = [policy.tokenizer.encode_prompt(record["problem"]) for record in records]
+    questions = _questions(policy)
+    encoded = [questions.tokens(record) for record in records]
     longest = max(map(len, encoded))
     length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
     return policy.placement.divided(pad_left(encoded, policy.tokenizer.pad_id, length))
 
 
-def _refuse_more_than_words(record: PromptRecord) -> None:
-    what = None
-    if record["images"]:
-        what = "images"
-    elif record.get("messages"):
-        what = "a conversation"
-    if what:
-        place = record.get("place") or f"a record of task {record['task_type']!r}"
-        raise RunError(
-            f"{place} has {what}, but the engine jax reads one question in words; name "
-            "builtin-text or other data of text (data.source), or train with the engine reference"
-        )
+def prompt_fault(policy: Policy, record: PromptRecord) -> str | None:
+    """Return why a policy cannot be asked a record's prompt, or None if it can."""
+    return _questions(policy).fault(record)
+
+
+def _questions(policy: Policy) -> Questions:
+    return Questions(policy.tokenizer.encode_prompt, policy.max_prompt_length, engine="jax")

@@ -24,6 +24,7 @@ from g2rpo.run.sections import Optimization
 from g2rpo.run.shaping import Advantages, Shaping
 from g2rpo.run.update_metrics import Update, update_metrics
 
+from .equity import gradient_equity
 from .forward import completion_logprobs
 from .policy_model import Policy
 from .prompts import encode_prompts
@@ -134,6 +135,7 @@ def training_step(
         batch = _with_reference(batch, reference, rollout.temperature)
     options = description.optimization
     rate = options.learning_rate * learning_rate_factor(options, progress.step)
+    measured = gradient_equity(policy, batch, steered, progress.step + 1)
     trained, learned = update_policy(trained, batch, steered, rate)
     _count_skipped(learned, options, progress)
     finished = time.monotonic()
@@ -144,6 +146,7 @@ def training_step(
         **rollout_metrics(rewards, outcomes, groups, tasks, names, advantages.length_reward),
         **scorer.metrics(),
         **shaping.metrics(),
+        **measured,
         **update_metrics(learned, names),
         "optimization/skipped_steps": float(progress.skipped_steps),
         "learning_rate": rate,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 from flax import nnx
 from jax import Array
 
@@ -50,6 +51,11 @@ class Batch(NamedTuple):
     length_advantages: Array | None
     tasks: Array
     ref_logprobs: Array | None = None
+
+    def rows(self, prompts: npt.ArrayLike) -> Batch:
+        """Return the prompts of the given numbers alone, with their rollouts."""
+        rows = jnp.asarray(prompts)
+        return jax.tree.map(lambda values: values[rows], self)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield the prompts in parts of at most ``size``."""
@@ -145,12 +151,44 @@ def update_policy(
 def _update(
     trained: Trained, batch: Batch, description: RunDescription, learning_rate: float
 ) -> tuple[Trained, Update]:
-    """Accumulate the gradient of one mini-batch over its micro-batches, clip it, and step."""
+    """Compute the gradient of one mini-batch, clip it, and step."""
     # Each task's side of the band is judged on the entropies that the mini-batch was sampled with,
     # so that every micro-batch pulls the same way without a pass of its own.
     totals = batch_totals(batch, num_tasks=len(description.data.tasks))
-    terms, bounds = Terms.of(description), Bounds.of(description)
-    policy, found = trained.policy, []
+    policy = trained.policy
+    gradient, metrics = accumulate_gradient(policy, batch, totals, description)
+    params, moments, norm = AdamW.of(description.optimization).step(
+        policy.params, trained.moments, gradient, learning_rate
+    )
+    # The device is asked once, not for every number.
+    reported, tokens = jax.device_get(({**metrics, "grad_norm": norm}, totals.task_tokens))
+    return Trained(policy.with_params(params), moments), Update(reported, tokens)
+
+
+def accumulate_gradient(
+    policy: Policy, batch: Batch, totals: g2rpo.BatchTotals, description: RunDescription
+) -> tuple[Params, dict[str, Array]]:
+    """Add up the gradients of micro-batches of whole prompts.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose gradient it is.
+    batch : Batch
+        A mini-batch, or a part of one.
+    totals : BatchTotals
+        Of the mini-batch.
+    description : RunDescription
+        Its rollout, length, entropy and optimization sections.
+
+    Returns
+    -------
+    gradient : Params
+        Of the part's share of the loss.
+    metrics : dict of str to Array
+        Of the part, under the names of :func:`g2rpo.g2rpo_loss` and ``loss/`` with each term.
+    """
+    terms, bounds, found = Terms.of(description), Bounds.of(description), []
     for part in batch.split(_prompts_at_once(batch, description)):
         part = policy.placement.divided(part)
         found.append(
@@ -160,12 +198,7 @@ def _update(
         )
     gradient = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *(each[0] for each in found))
     metrics = {name: _gathered(name, [each[1][name] for each in found]) for name in found[0][1]}
-    params, moments, norm = AdamW.of(description.optimization).step(
-        policy.params, trained.moments, gradient, learning_rate
-    )
-    # The device is asked once, not for every number.
-    reported, tokens = jax.device_get(({**metrics, "grad_norm": norm}, totals.task_tokens))
-    return Trained(policy.with_params(params), moments), Update(reported, tokens)
+    return gradient, metrics
 
 
 def _prompts_at_once(batch: Batch, description: RunDescription) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from g2rpo.run.answers import Answers, Sample
@@ -135,7 +136,7 @@ def _answered(
         share=share,
     )
     with processes.together():
-        own = scorer(asked[: len(share.own)], completions.texts)
+        own = scorer(asked[: len(share.own)], completions.texts, dtype=np.float64)
     numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
     columns = (completions.lengths.cpu(), completions.ended.cpu(), *map(torch.from_numpy, own))
     gathered, _ = processes.gather(numbers, *columns)

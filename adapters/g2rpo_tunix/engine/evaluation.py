@@ -22,7 +22,7 @@ from ..seeds import seed_of
 from .cluster import holds_actor, make_cluster, make_mesh
 from .options import SUPPORTED
 from .policy import load_policy
-from .prompts import longest_prompt, question
+from .prompts import longest_prompt
 
 
 def evaluate(
@@ -70,7 +70,7 @@ def evaluate(
     mesh = make_mesh(description.model.device)
     start = description.model.name if checkpoint else model
     policy = load_policy(start, mesh, description.model.dtype)
-    longest = longest_prompt(description, policy.tokenizer, steps=0)
+    longest = longest_prompt(description, policy, steps=0)
     cluster = make_cluster(description, policy, mesh, longest, checkpoint)
     with (
         Scorer(description) as scorer,
@@ -128,7 +128,7 @@ def _answers(
         part = records[start : start + size]
         # The last part is filled up: another shape would be compiled for it alone.
         filled = [*part, *[part[0]] * (size - len(part))]
-        prompts = [question(record) for record in filled for _ in range(each)]
+        prompts = [record["problem"] for record in filled for _ in range(each)]
         config = cluster.get_rollout_config(mode=Mode.EVAL)
         config.seed = seed_of(SAMPLING_SEED, number, start)
         config.temperature = sampling_temperature(description)
@@ -136,4 +136,5 @@ def _answers(
         texts, tokens = output.text[: len(part) * each], output.tokens[: len(part) * each]
         lengths = np.asarray([np.count_nonzero(row != pad) for row in tokens])
         ended = np.asarray([end in row for row in tokens])
-        yield Answers(start, part, texts, scorer(part, texts), lengths, ended)
+        rewards = scorer(part, texts, dtype=np.float64)
+        yield Answers(start, part, texts, rewards, lengths, ended)

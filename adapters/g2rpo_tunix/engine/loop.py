@@ -60,11 +60,13 @@ def train(
 
 
 class _Run(Run):
+    supported = SUPPORTED
+
     def load(self, checkpoint: Path | None) -> None:
         model, steps = self.description.model, self.description.optimization.steps
         mesh = make_mesh(model.device)
         policy = load_policy(model.name, mesh, model.dtype)
-        longest = longest_prompt(self.description, policy.tokenizer, steps)
+        longest = longest_prompt(self.description, policy, steps)
         self.cluster = make_cluster(self.description, policy, mesh, longest, checkpoint)
         if checkpoint:
             state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))

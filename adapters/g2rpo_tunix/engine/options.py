@@ -18,6 +18,7 @@ SUPPORTED = (
     "rollout.num_generations",
     "rollout.prompts_per_step",
     "rollout.temperature",
+    "rollout.max_prompt_length",
     "rollout.max_completion_length",
     "rollout.batch_size",
     "estimator",

@@ -39,10 +39,19 @@ class Tokenizer(Protocol):
 
 
 class Policy(NamedTuple):
-    """A model, and the tokenizer that speaks to it."""
+    """A model, and the tokenizer that speaks to it.
+
+    Attributes
+    ----------
+    model : nnx.Module
+    tokenizer : Tokenizer
+    context : int or None
+        Most tokens of prompt and response together; None if the model's positions have no end.
+    """
 
     model: nnx.Module
     tokenizer: Tokenizer
+    context: int | None = None
 
 
 def load_policy(name: str, mesh: jax.sharding.Mesh, dtype: str) -> Policy:
@@ -191,7 +200,7 @@ def _from_hugging_face(folder: Path, kind: str, mesh: jax.sharding.Mesh, dtype: 
     params = import_module(f"tunix.models.{kind}.params")
     with mesh:
         model = params.create_model_from_safe_tensors(str(folder), config, mesh, dtype)
-    return Policy(model, _ChatQuestions(folder))
+    return Policy(model, _ChatQuestions(folder), found.get("max_position_embeddings"))
 
 
 class _ChatQuestions:

@@ -10,32 +10,13 @@ import numpy as np
 from g2rpo.data import PromptRecord
 from g2rpo.run.description import RunDescription
 from g2rpo.run.errors import RunError
-from g2rpo.run.records import heldout_records, training_records
+from g2rpo.run.records import heldout_records, source_of, training_records
 from g2rpo.run.scorer import Rewards, Scorer
+from g2rpo_jax.policy.questions import MAX_PROMPT_LENGTH, Questions
 
-from .policy import Tokenizer
+from .policy import Policy
 
 _LENGTH_STEP = 16
-
-
-def question(record: PromptRecord) -> str:
-    """Return the question of a record of text.
-
-    Raises
-    ------
-    RunError
-        If the record is more than one question in words.
-    """
-    what = "images" if record["images"] else None
-    if record.get("messages"):
-        what = what or "a conversation"
-    if what:
-        place = record.get("place") or f"a record of task {record['task_type']!r}"
-        raise RunError(
-            f"{place} has {what}, but the engine tunix reads one question in words; name "
-            "builtin-text or other data of text (data.source), or train with the engine reference"
-        )
-    return str(record["problem"])
 
 
 class Prompts:
@@ -75,7 +56,7 @@ class Prompts:
                 prompts, tasks = [""] * size, [self._description.data.tasks[0]] * size
             else:
                 records = self.records(step)
-                prompts = [question(record) for record in records]
+                prompts = [record["problem"] for record in records]
                 tasks = [record["task_type"] for record in records]
             yield {
                 "prompts": np.asarray(prompts, dtype=np.object_),
@@ -89,15 +70,49 @@ class Prompts:
         return self.records(step)[row]
 
 
-def longest_prompt(description: RunDescription, tokenizer: Tokenizer, steps: int) -> int:
-    """Return the most tokens that a prompt has, of held-out items and so many steps, rounded up."""
+def longest_prompt(description: RunDescription, policy: Policy, steps: int) -> int:
+    """Return the most tokens that a prompt has, of held-out items and so many steps, rounded up.
+
+    Parameters
+    ----------
+    description : RunDescription
+        Its data and rollout sections; the tasks are named. Where ``data.skip_broken`` is set, the
+        data leave out from now on what this policy cannot be asked.
+    policy : Policy
+        Whose tokenizer and context count.
+    steps : int
+        Of training, from the first.
+
+    Raises
+    ------
+    RunError
+        If a record is more than one question in words, or longer than prompts may be.
+    """
     data, size = description.data, description.rollout.prompts_per_step
-    texts = {question(record) for task in data.tasks for record in heldout_records(data, task)}
+    questions = Questions(policy.tokenizer.encode, _limit(description, policy), engine="tunix")
+    if data.skip_broken:
+        source_of(data).refuse(questions.fault)
+    records = [record for task in data.tasks for record in heldout_records(data, task)]
+    longest = max((len(questions.tokens(record)) for record in records), default=0)
     for step in range(steps):
         records = training_records(data, seed=description.seed, position=step * size, prompts=size)
-        texts |= {question(record) for record in records}
-    longest = max(len(tokenizer.encode(text)) for text in texts)
+        longest = max(longest, *(len(questions.tokens(record)) for record in records))
     return -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+
+
+def _limit(description: RunDescription, policy: Policy) -> int:
+    """Return the most tokens that a prompt may have: as described, or what a response leaves."""
+    rollout = description.rollout
+    if rollout.max_prompt_length is not None:
+        return rollout.max_prompt_length
+    if policy.context is None:
+        return MAX_PROMPT_LENGTH
+    if rollout.max_completion_length >= policy.context:
+        raise RunError(
+            f"rollout.max_completion_length is {rollout.max_completion_length}, but the model's "
+            f"context has {policy.context} tokens, prompt included; it must be less"
+        )
+    return policy.context - rollout.max_completion_length
 
 
 class Scores:

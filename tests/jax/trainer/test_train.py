@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def comparable(metrics: list[dict]) -> list[dict]:
 
 
 def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
-    description = tiny_run("output.plots=true", "output.eval_steps=2", "optimization.beta=0.1")
+    every = ("output.eval_steps=2", "output.equity_steps=2")
+    description = tiny_run("output.plots=true", *every, "optimization.beta=0.1")
     summary = train(description)
     folder = tmp_path / "run"
     assert json.loads((folder / "summary.json").read_text()) == summary
@@ -44,7 +46,8 @@ def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
             assert low <= summary[when][task] <= high
     assert summary["items"] == dict.fromkeys(description.data.tasks, 2) | {"mean": 8}
     assert (summary["steps"], summary["seed"], summary["estimator"]) == (3, 0, "gaussian")
-    assert {path.name for path in (folder / "plots").iterdir()} >= {"reward.png", "length.png"}
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    assert plots >= {"reward.png", "length.png", "equity.png"}
     metrics = metrics_of(description)
     assert [line["step"] for line in metrics] == [1, 2, 3]
     for line in metrics:
@@ -53,6 +56,7 @@ def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
         assert {f"reward/{task}" for task in description.data.tasks} <= set(line)
         assert all(value is None or math.isfinite(value) for value in line.values())
     assert "eval_reward" in metrics[1]
+    assert ["equity/ratio" in line for line in metrics] == [False, True, False]
     assert metrics[-1]["loss/kl"] > 0
     (row, *_) = RunFolder.open(folder).read_completions()
     assert {"task", "prompt", "response", "reward", "advantage", "length", "ended"} <= set(row)
@@ -202,6 +206,18 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(RunError, match=message):
         train(tiny_run(*settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_lack_of_memory_advises_keys_that_this_engine_follows(tiny_run, monkeypatch):
+    def too_large(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("g2rpo_jax.trainer.loop.training_step", too_large)
+    with pytest.raises(RunError, match="out of memory") as caught:
+        train(tiny_run())
+    advised = re.findall(r"--set ([a-z_.]+)=", str(caught.value))
+    assert advised == ["optimization.micro_batch_tokens", "rollout.prompts_per_step"]
+    assert set(advised) <= set(SUPPORTED)
 
 
 def test_every_setting_that_is_refused_has_a_line():
