@@ -29,6 +29,7 @@ def documented(tasks) -> set[str]:
 def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
     description = tiny_run(
         "model.name=builtin",
+        "data.skip_broken=true",
         "optimization.steps=2",
         "optimization.beta=0.01",
         "output.eval_steps=2",
