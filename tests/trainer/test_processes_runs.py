@@ -205,5 +205,5 @@ def test_an_error_before_the_run_is_told_once(tmp_path):
     assert output.count("already holds a run") == 1
     code, output = run(TORCHRUN, *settings(tmp_path / "run", str(tmp_path / "nothing")))
     assert code != 0
-    assert output.count("which cannot be loaded") == 1
+    assert output.count("but there is no such folder") == 1
     assert not (tmp_path / "run").exists()
