@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo.diagnostics import equity
 from g2rpo.run.evaluation import Evaluation
 from g2rpo.run.scorer import Floats, Rewards
 
@@ -106,6 +107,18 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     for task, length in evaluation.length.items():
         metrics[f"eval_completions/mean_length/{task}"] = length
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def equity_metrics(norms: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of gradient equity from the norm of each task's own gradient.
+
+    Examples
+    --------
+    >>> equity_metrics({"ocr": 1.0, "maths": 2.0})
+    {'equity/grad_norm/ocr': 1.0, 'equity/grad_norm/maths': 2.0, 'equity/ratio': 2.0}
+    """
+    metrics = {f"equity/grad_norm/{task}": norm for task, norm in norms.items()}
+    return metrics | {"equity/ratio": equity(norms)}
 
 
 def _of_groups(rewards: Floats, groups: Labels) -> tuple[Floats, Floats]:

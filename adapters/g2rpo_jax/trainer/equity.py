@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from g2rpo.diagnostics import equity
 from g2rpo.run.description import RunDescription
+from g2rpo.run.metrics import equity_metrics
 
 from .policy_model import Policy
 from .update import Batch, accumulate_gradient, batch_totals
@@ -57,8 +57,7 @@ def gradient_equity(
     for task, rows in rows_of.items():
         gradient, _ = accumulate_gradient(policy, batch.rows(rows), totals, description)
         norms[names[task]] = float(_norm(gradient))
-    metrics = {f"equity/grad_norm/{task}": norm for task, norm in norms.items()}
-    return metrics | {"equity/ratio": equity(norms)}
+    return equity_metrics(norms)
 
 
 _norm = jax.jit(optax.tree.norm)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from g2rpo.diagnostics import equity
 from g2rpo.run.description import RunDescription
+from g2rpo.run.metrics import equity_metrics
 from g2rpo_torch import gather_rollouts
 
 from ..distributed.processes import Processes
@@ -63,8 +63,7 @@ def gradient_equity(
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             norm = whole(torch.nn.utils.get_total_norm(gradients))
             norms[description.data.tasks[number]] = float(norm)
-    metrics = {f"equity/grad_norm/{task}": norm for task, norm in norms.items()}
-    return metrics | {"equity/ratio": equity(norms)}
+    return equity_metrics(norms)
 
 
 def _rows_of_each_task(batch: Batch, prompts: int) -> torch.Tensor:
