@@ -33,7 +33,11 @@ def describe(*settings):
 
 def rollouts(policy, family):
     """Return a batch of twelve responses with made-up advantages."""
-    prompts = encode_prompts(policy, make_records(family))
+    return rollouts_to(policy, encode_prompts(policy, make_records(family)))
+
+
+def rollouts_to(policy, prompts):
+    """Return the same for four prompts of one's own."""
     torch.manual_seed(0)
     found = sample(policy, prompts, num_generations=3, max_completion_length=6)
     return Batch(
@@ -51,7 +55,11 @@ def rollouts(policy, family):
 
 def learn_once(policy, family, *settings):
     """Take one optimiser step, and return its metrics."""
+    return learn_from(policy, rollouts(policy, family), *settings)
+
+
+def learn_from(policy, batch, *settings):
+    """Take the step with a batch of one's own."""
     description = describe("optimization.micro_batch_tokens=700", *settings)
     optimizer = make_optimizer(policy, description.optimization)
-    batch = rollouts(policy, family)
     return update_policy(policy, optimizer, batch, description, Progress())

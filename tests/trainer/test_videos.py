@@ -14,15 +14,11 @@ from transformers.utils import is_torchvision_available
 
 from g2rpo.data import open_source
 from g2rpo.run import RunError, load_description
-from g2rpo.run.progress import Progress
 from g2rpo.run.records import source_of, with_tasks
 from g2rpo_torch.trainer import train
 from g2rpo_torch.trainer.inputs.batching import Prompts, first_with_images, select_rows
 from g2rpo_torch.trainer.inputs.media import takes_videos
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts, prompt_fault
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.learning.update import update_policy
 from g2rpo_torch.trainer.model.loading import load_policy
 from g2rpo_torch.trainer.model.trials import Trials
 from g2rpo_torch.trainer.passes import packed
@@ -35,7 +31,8 @@ from g2rpo_torch.trainer.passes.positions import prompt_positions
 from g2rpo_torch.trainer.rollout.sampling import sample
 
 from ..films import film, numbers_of
-from .one_update import describe
+from .one_update import learn_from, rollouts_to
+from .shared_prompt_models import own_lines
 from .tiny_videos import VIDEO_FAMILIES, build_policy, make_records
 
 
@@ -54,28 +51,13 @@ def policies():
 def test_a_family_learns_from_text_images_and_videos(family, policies, caplog):
     policy, prompts = policies(family)
     before = {name: weight.clone() for name, weight in policy.model.named_parameters()}
-    torch.manual_seed(0)
-    found = sample(policy, prompts, num_generations=3, max_completion_length=6)
-    batch = Batch(
-        prompts=prompts,
-        groups=torch.arange(4).repeat_interleave(3),
-        tokens=found.tokens,
-        mask=found.mask,
-        logprobs=found.logprobs,
-        entropies=found.entropies,
-        advantages=torch.tensor([1.0, -1.0, 0.0]).repeat(4),
-        length_advantages=None,
-        tasks=torch.arange(2).repeat(2).repeat_interleave(3),
-    )
-    description = describe("optimization.micro_batch_tokens=700")
-    optimizer = make_optimizer(policy, description.optimization)
-    metrics = update_policy(policy, optimizer, batch, description, Progress())
+    metrics = learn_from(policy, rollouts_to(policy, prompts))
     assert torch.isfinite(torch.tensor(list(metrics.values()))).all()
     assert metrics["grad_norm"] > 0
     changed = {n for n, w in policy.model.named_parameters() if not torch.equal(w, before[n])}
     assert any("visi" in name or "visual" in name for name in changed)
     # Prompts are shared, videos or not.
-    assert not [record.getMessage() for record in caplog.records if "g2rpo" in record.name]
+    assert not own_lines(caplog)
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
