@@ -7,48 +7,50 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .truth import bad_truth, truth_text
-
-COORDINATE = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-"""Pattern of one number in a list, with the white space around it."""
-
-_BOX = re.compile(r"\[" + ",".join([COORDINATE] * 4) + r"\]")
-_MUST = "contain a box [x1,y1,x2,y2] with an area"
+from .answers import COORDINATE, as_number
+from .objects import MOST, Kind, find_objects, match_objects, truth_objects
 
 Box = tuple[float, float, float, float]
 
 
 def box_iou(answer: str, truth: Any) -> float:
-    """Return the intersection over union of two boxes.
+    """Return the intersection over union of boxes under the best one-to-one assignment.
+
+    ``sum(IoU of the pairs) / max(boxes of the answer, boxes of the truth)``: with one box each, the
+    intersection over union of the two.
 
     Parameters
     ----------
-    answer, truth : str
-        Texts that contain ``[x1,y1,x2,y2]`` in any one unit; the first box found counts.
+    answer : str
+        Boxes ``[x1, y1, x2, y2]`` or ``(x1, y1), (x2, y2)`` in any one unit. Those in JSON under
+        ``boxes``, ``bboxes``, ``bbox_2d``, ``bbox`` or ``box`` count; only without such a key all
+        that are found in the text do.
+    truth : str or list or dict
+        The same, from 1 to 256 boxes; several of them without other text.
 
     Returns
     -------
     float
-        From 0 to 1; 0 if the answer has no box or a box without area.
+        From 0 to 1. A box without area overlaps with none, but counts as one of the answer's; an
+        answer of no box, or of more than 256, is 0.
 
     Raises
     ------
     ValueError
-        If ``truth`` has no box with an area.
+        If ``truth`` has no box, or one without area.
+    MissingLibraryError
+        If ``truth`` has several boxes and SciPy is not installed.
 
     Examples
     --------
-    >>> box_iou("[0,0,10,5]", "[0,0,10,10]")
+    >>> box_iou("[0,0,10,5]", "[0,0,10,10]"), box_iou("top left", "[0,0,10,10]")
+    (0.5, 0.0)
+    >>> box_iou('{"size": [1, 1, 5, 5], "boxes": [0, 0, 10, 5]}', '{"boxes": [0, 0, 10, 10]}')
     0.5
-    >>> box_iou('{"boxes": [0, 0, 10, 5]}', '{"boxes": [0, 0, 10, 10]}')
-    0.5
-    >>> box_iou("top left", "[0,0,10,10]")
-    0.0
+    >>> box_iou("[[20,0,30,10], [0,0,10,10]]", "[[0,0,10,10], [20,0,30,10], [50,0,60,10]]") == 2 / 3
+    True
     """
-    target = _find(truth_text(truth, _MUST))
-    if target is None:
-        raise bad_truth(truth, _MUST)
-    return overlap(_find(answer), target)
+    return match_objects(find_objects(answer, BOX).objects, truth_objects(truth, BOX), BOX)
 
 
 def overlap(box: Box | None, target: Box) -> float:
@@ -82,10 +84,20 @@ def as_box(edges: Sequence[float] | None) -> Box | None:
     return (x1, y1, x2, y2) if has_area else None
 
 
-def _find(text: str) -> Box | None:
-    match = _BOX.search(text)
-    return None if match is None else as_box([float(edge) for edge in match.groups()])
-
-
 def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+_CORNER = rf"\({COORDINATE},{COORDINATE}\)"
+BOX: Kind[Box] = Kind(
+    names=("boxes", "bboxes", "bbox_2d", "bbox", "box"),
+    fields=(("x1", "y1", "x2", "y2"),),
+    number=as_number,
+    pattern=re.compile(
+        rf"\[{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}\]|{_CORNER}\s*(?:,\s*)?{_CORNER}"
+    ),
+    shape=as_box,
+    overlap=overlap,
+    must=f"contain one box [x1,y1,x2,y2] with an area, or be a list of 1 to {MOST} of them",
+)
+"""How boxes are written and compared."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from .answers import as_number, as_numbers, as_points, read_object
-from .boxes import Box, as_box, overlap
+from .answers import as_points, as_seconds, read_object
+from .boxes import BOX
 from .libraries import library
+from .objects import as_targets, match_objects, named_objects
 from .truth import bad_truth, truth_text
 
 SIGMA = 50.0
@@ -27,9 +28,12 @@ Points = list[list[float]]
 
 
 class Prompts(NamedTuple):
-    """A box, points on the object and beside it, and a moment; None for what cannot be read."""
+    """Boxes, points on the object and beside it, and a moment; None for what cannot be read.
 
-    box: Box | None
+    A box that cannot be read is None in the list of boxes.
+    """
+
+    boxes: list[list[float] | None] | None
     positive: Points | None
     negative: Points | None
     time: float | None
@@ -45,7 +49,7 @@ def segmentation_match(answer: str, truth: Any) -> float:
     ----------
     answer : str
         ``{"boxes": [x1, y1, x2, y2], "positive_points": [[x, y], …], "negative_points": …}``, with
-        ``"time": t`` in a video.
+        ``"time": t`` in a video. Boxes as in :func:`box_iou`, also several.
     truth : str or dict
         The same.
 
@@ -70,11 +74,12 @@ def segmentation_match(answer: str, truth: Any) -> float:
     0.75
     """
     right = read_object(truth_text(truth, _MUST))
-    box, positive, negative, time = _read(right)
-    if box is None or positive is None or negative is None or (time is None and "time" in right):
+    boxes, positive, negative, time = read_prompts(right)
+    targets = as_targets(boxes, BOX)
+    if not (targets and positive and negative) or (time is None and right.get("time") is not None):
         raise bad_truth(truth, _MUST)
-    given = _read(read_object(answer))
-    area = overlap(given.box, box)
+    given = read_prompts(read_object(answer))
+    area = match_objects(given.boxes or [], targets, BOX)
     points = point_similarity(given.positive, positive), point_similarity(given.negative, negative)
     if time is None:
         return 0.5 * area + 0.25 * points[0] + 0.25 * points[1]
@@ -112,14 +117,21 @@ def point_similarity(points: Points | None, targets: Points) -> float:
     return math.exp(-((mean / len(targets)) ** 2) / (2 * SIGMA**2))
 
 
-def _distance(point: list[float], target: list[float]) -> float:
-    return min(math.hypot(point[0] - target[0], point[1] - target[1]), _FARTHEST)
+def read_prompts(given: dict[str, Any]) -> Prompts:
+    """Return what can be read of an answer that is a JSON object.
 
-
-def _read(given: dict[str, Any]) -> Prompts:
+    Examples
+    --------
+    >>> read_prompts({"bbox_2d": [0, 0, 9, 9], "time": "2.5"})
+    Prompts(boxes=[[0.0, 0.0, 9.0, 9.0]], positive=None, negative=None, time=2.5)
+    """
     return Prompts(
-        box=as_box(as_numbers(given.get("boxes"), 4)),
+        boxes=named_objects(given, BOX),
         positive=as_points(given.get("positive_points")),
         negative=as_points(given.get("negative_points")),
-        time=as_number(given.get("time")),
+        time=as_seconds(given.get("time")),
     )
+
+
+def _distance(point: list[float], target: list[float]) -> float:
+    return min(math.hypot(point[0] - target[0], point[1] - target[1]), _FARTHEST)

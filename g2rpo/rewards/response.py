@@ -7,13 +7,12 @@ fine. Reading takes time in proportion to the text, whatever the text is.
 from __future__ import annotations
 
 import re
-from itertools import islice
 from typing import NamedTuple
 
-_TAG = re.compile(r"</?(?:think|thinking|answer)>")
-_OPEN, _CLOSE = "<answer>", "</answer>"
+# Some models write spaces inside of their tags, or capitals: < answer >, <ANSWER>.
+_TAG = re.compile(r"<\s*(/\s*)?(think|thinking|answer)\s*>", re.IGNORECASE)
 _SHAPES = tuple(
-    (f"<{thought}>", f"</{thought}>", _OPEN, _CLOSE) for thought in ("think", "thinking")
+    [f"<{thought}>", f"</{thought}>", "<answer>", "</answer>"] for thought in ("think", "thinking")
 )
 
 
@@ -23,7 +22,7 @@ class Response(NamedTuple):
     Attributes
     ----------
     answer : str or None
-        The text of the last answer tags, stripped; None if there are none.
+        The text of the last complete pair of answer tags, stripped; None if there is none.
     well_formed : bool
         Whether the response is one thought followed by one answer, and nothing else.
     """
@@ -47,6 +46,10 @@ def parse_response(text: str) -> Response:
 
     Notes
     -----
+    A pair of tags is a closing tag and the nearest opening one before it, so a tag that the thought
+    mentions is not taken for the answer's. The answer is found between tags with spaces inside or
+    in capitals too, ``< answer >`` and ``<ANSWER>``, but such a response is malformed.
+
     White space may stand around the thought and the answer; a tag inside either, or any other text
     outside, makes the response malformed.
 
@@ -54,17 +57,29 @@ def parse_response(text: str) -> Response:
     --------
     >>> parse_response("<think>2+2</think><answer> 4 </answer>")
     Response(answer='4', well_formed=True)
-    >>> parse_response("so it is <answer>4</answer>")
+    >>> parse_response("<think>It goes into <answer> tags.</think><answer>4</answer>")
+    Response(answer='4', well_formed=False)
+    >>> parse_response("so it is < answer >4</ answer >")
     Response(answer='4', well_formed=False)
     >>> parse_response("4")
     Response(answer=None, well_formed=False)
     """
-    return Response(_last_answer(text), _is_well_formed(text))
+    answer, opened = None, None
+    first: list[re.Match[str]] = []
+    for tag in _TAG.finditer(text):
+        if len(first) < 5:
+            first.append(tag)
+        if tag[2].lower() != "answer":
+            continue
+        if tag[1] is None:
+            opened = tag.end()
+        elif opened is not None:
+            answer, opened = slice(opened, tag.start()), None
+    return Response(None if answer is None else text[answer].strip(), _is_well_formed(text, first))
 
 
-def _is_well_formed(text: str) -> bool:
-    tags = list(islice(_TAG.finditer(text), 5))
-    if tuple(tag[0] for tag in tags) not in _SHAPES:
+def _is_well_formed(text: str, tags: list[re.Match[str]]) -> bool:
+    if [tag[0] for tag in tags] not in _SHAPES:
         return False
     outside = (
         text[: tags[0].start()],
@@ -72,15 +87,3 @@ def _is_well_formed(text: str) -> bool:
         text[tags[3].end() :],
     )
     return not any(part.strip() for part in outside)
-
-
-def _last_answer(text: str) -> str | None:
-    # From an opening tag to the closing one after it: what opens again in between is part of it.
-    answer, closed = None, 0
-    while (opened := text.find(_OPEN, closed)) >= 0:
-        start = opened + len(_OPEN)
-        end = text.find(_CLOSE, start)
-        if end < 0:
-            break
-        answer, closed = (start, end), end + len(_CLOSE)
-    return None if answer is None else text[slice(*answer)].strip()

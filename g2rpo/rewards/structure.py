@@ -4,41 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from .answers import (
-    as_frames,
-    as_number,
-    as_numbers,
-    as_points,
-    frame_name,
-    read_json,
-    read_object,
-)
+from .answers import as_numbers, read_object
+from .boxes import BOX
+from .objects import all_read, find_objects, named_objects
+from .points import read_prompts
+from .times import SPAN
 from .truth import truth_text
+from .video import as_frames, frame_name, named_frames
 
 SHAPE_OF_TRACK = 0.5
 """Part of the structure of a track that its shape is worth; naming the right frames is the rest."""
 
 
 def box_structure(answer: str, truth: Any) -> float:
-    """Return 1 for ``{"boxes": [x1, y1, x2, y2]}`` or the list alone, else 0.
+    """Return 1 for an answer of nothing but boxes, in any form that :func:`box_iou` reads, else 0.
 
     Examples
     --------
     >>> box_structure("[0,0,10,5]", ""), box_structure("about [0,0,10,5]", "")
     (1.0, 0.0)
     """
-    return _holds_numbers(answer, "boxes", 4)
+    return float(find_objects(answer, BOX).alone)
 
 
 def span_structure(answer: str, truth: Any) -> float:
-    """Return 1 for ``{"time": [start, end]}`` or the list alone, else 0.
+    """Return 1 for an answer of nothing but spans, in any form that :func:`span_iou` reads, else 0.
 
     Examples
     --------
     >>> span_structure('{"time": [1, 2.5]}', ""), span_structure("[1]", "")
     (1.0, 0.0)
     """
-    return _holds_numbers(answer, "time", 2)
+    return float(find_objects(answer, SPAN).alone)
 
 
 def track_structure(answer: str, truth: Any) -> float:
@@ -62,12 +59,10 @@ def track_structure(answer: str, truth: Any) -> float:
     >>> track_structure('{"boxes": {"2": [0, 0, 1, 1]}}', truth), track_structure("[]", truth)
     (0.75, 0.0)
     """
-    boxes = read_object(answer).get("boxes")
-    if not isinstance(boxes, dict) or not boxes:
+    boxes = named_frames(read_object(answer))
+    if not boxes or any(as_numbers(edges, 4) is None for edges in boxes.values()):
         return 0.0
-    if any(as_numbers(edges, 4) is None for edges in boxes.values()):
-        return 0.0
-    frames = as_frames(_object(truth).get("boxes")).keys()
+    frames = as_frames(named_frames(_object(truth))).keys()
     named = len(frames & {frame_name(name) for name in boxes})
     return SHAPE_OF_TRACK + (1 - SHAPE_OF_TRACK) * named / max(len(frames), 1)
 
@@ -81,7 +76,7 @@ def tube_structure(answer: str, truth: Any) -> float:
     >>> tube_structure(truth, truth), tube_structure('{"boxes": {"1": [0, 0, 9, 9]}}', truth)
     (1.0, 0.0)
     """
-    if as_numbers(read_object(answer).get("time"), 2) is None:
+    if not all_read(named_objects(read_object(answer), SPAN)):
         return 0.0
     return track_structure(answer, truth)
 
@@ -95,22 +90,16 @@ def segmentation_structure(answer: str, truth: Any) -> float:
     >>> segmentation_structure(truth, truth), segmentation_structure("[0,0,9,9]", truth)
     (1.0, 0.0)
     """
-    given, target = read_object(answer), _object(truth)
-    right = as_numbers(given.get("boxes"), 4) is not None
-    if "time" in target:
-        right = right and as_number(given.get("time")) is not None
-    for name in ("positive_points", "negative_points"):
-        points = as_points(given.get(name))
-        wanted = as_points(target.get(name)) or []
-        right = right and points is not None and len(points) == len(wanted)
+    given, target = read_prompts(read_object(answer)), read_prompts(_object(truth))
+    right = all_read(given.boxes)
+    if target.time is not None:
+        right = right and given.time is not None
+    for points, wanted in (
+        (given.positive, target.positive),
+        (given.negative, target.negative),
+    ):
+        right = right and points is not None and len(points) == len(wanted or [])
     return float(right)
-
-
-def _holds_numbers(answer: str, name: str, count: int) -> float:
-    value = read_json(answer)
-    if isinstance(value, dict):
-        value = value.get(name)
-    return float(as_numbers(value, count) is not None)
 
 
 def _object(truth: Any) -> dict[str, Any]:

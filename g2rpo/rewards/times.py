@@ -7,33 +7,39 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .boxes import COORDINATE
-from .truth import bad_truth, truth_text
-
-_SPAN = re.compile(r"\[" + COORDINATE + "," + COORDINATE + r"\]")
-_MUST = "contain a span of time [start,end] that ends after it starts"
+from .answers import COORDINATE, as_seconds
+from .objects import MOST, Kind, find_objects, match_objects, truth_objects
 
 Span = tuple[float, float]
 
 
 def span_iou(answer: str, truth: Any) -> float:
-    """Return the intersection over union of two spans of time.
+    """Return the intersection over union of spans of time under the best one-to-one assignment.
+
+    ``sum(IoU of the pairs) / max(spans of the answer, spans of the truth)``: with one span each,
+    the intersection over union of the two.
 
     Parameters
     ----------
-    answer, truth : str
-        Texts that contain ``[start,end]`` in any one unit, alone or as ``{"time": [start, end]}``;
-        the first span found counts.
+    answer : str
+        Spans ``[start, end]`` in any one unit. Those in JSON under ``time`` or ``times``, or as
+        ``{"start": …, "end": …}``, count; only without such a key all that are found in the text
+        do. A clock time ``"mm:ss"`` in JSON is in seconds.
+    truth : str or list or dict
+        The same, from 1 to 256 spans; several of them without other text.
 
     Returns
     -------
     float
-        From 0 to 1; 0 if the answer has no span or an empty one.
+        From 0 to 1. An empty span overlaps with none, but counts as one of the answer's; an answer
+        of no span, or of more than 256, is 0.
 
     Raises
     ------
     ValueError
-        If ``truth`` has no span of some length.
+        If ``truth`` has no span, or an empty one.
+    MissingLibraryError
+        If ``truth`` has several spans and SciPy is not installed.
 
     Examples
     --------
@@ -41,11 +47,12 @@ def span_iou(answer: str, truth: Any) -> float:
     True
     >>> span_iou("[0, 4]", "[4, 8]"), span_iou("at the end", "[4, 8]")
     (0.0, 0.0)
+    >>> span_iou('[{"start": "00:04", "end": "00:08.0"}]', "[4, 8]")
+    1.0
+    >>> span_iou("[4, 8] and [0, 2]", "[4, 8]")
+    0.5
     """
-    target = _find(truth_text(truth, _MUST))
-    if target is None:
-        raise bad_truth(truth, _MUST)
-    return span_overlap(_find(answer), target)
+    return match_objects(find_objects(answer, SPAN).objects, truth_objects(truth, SPAN), SPAN)
 
 
 def span_overlap(span: Span | None, target: Span) -> float:
@@ -76,6 +83,13 @@ def as_span(ends: Sequence[float] | None) -> Span | None:
     return (start, end) if start < end and math.isfinite(end - start) else None
 
 
-def _find(text: str) -> Span | None:
-    match = _SPAN.search(text)
-    return None if match is None else as_span([float(end) for end in match.groups()])
+SPAN: Kind[Span] = Kind(
+    names=("time", "times"),
+    fields=(("start", "end"), ("start_time", "end_time")),
+    number=as_seconds,
+    pattern=re.compile(rf"\[{COORDINATE},{COORDINATE}\]"),
+    shape=as_span,
+    overlap=span_overlap,
+    must=f"contain one span of time [start,end], start < end, or be a list of 1 to {MOST} of them",
+)
+"""How spans of time are written and compared."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from .answers import as_frames, as_numbers, read_object
-from .boxes import Box, overlap
-from .times import as_span, span_overlap
+from .answers import as_numbers, first_key, read_object
+from .boxes import BOX, Box, as_box, overlap
+from .objects import as_targets, match_objects, named_objects
+from .times import SPAN
 from .truth import bad_truth, truth_text
 
 _TRACK_MUST = 'be {"boxes": {frame: [x1,y1,x2,y2], …}}, every box with an area'
@@ -19,7 +21,8 @@ def track_iou(answer: str, truth: Any) -> float:
     Parameters
     ----------
     answer : str
-        ``{"boxes": {"1": [x1, y1, x2, y2], "2": …}}``, frame by frame.
+        ``{"boxes": {"1": [x1, y1, x2, y2], "2": …}}``, frame by frame; the keys of
+        :func:`box_iou` in place of ``boxes`` are fine.
     truth : str or dict
         The same, with at least one frame.
 
@@ -41,7 +44,7 @@ def track_iou(answer: str, truth: Any) -> float:
     (1.0, 0.25)
     """
     frames = _frames_of(truth_text(truth, _TRACK_MUST), truth, _TRACK_MUST)
-    return _mean_overlap(as_frames(read_object(answer).get("boxes")), frames)
+    return _mean_overlap(as_frames(named_frames(read_object(answer))), frames)
 
 
 def tube_iou(answer: str, truth: Any) -> float:
@@ -50,7 +53,8 @@ def tube_iou(answer: str, truth: Any) -> float:
     Parameters
     ----------
     answer : str
-        ``{"time": [start, end], "boxes": {"1": [x1, y1, x2, y2], …}}``.
+        ``{"time": [start, end], "boxes": {"1": [x1, y1, x2, y2], …}}``; the time as in
+        :func:`span_iou`, also several spans.
     truth : str or dict
         The same, with at least one frame.
 
@@ -77,16 +81,58 @@ def tube_iou(answer: str, truth: Any) -> float:
     """
     text = truth_text(truth, _TUBE_MUST)
     frames = _frames_of(text, truth, _TUBE_MUST)
-    target = as_span(as_numbers(read_object(text).get("time"), 2))
-    if target is None:
+    spans = as_targets(named_objects(read_object(text), SPAN), SPAN)
+    if spans is None:
         raise bad_truth(truth, _TUBE_MUST)
     given = read_object(answer)
-    in_time = span_overlap(as_span(as_numbers(given.get("time"), 2)), target)
-    return 0.5 * in_time + 0.5 * _mean_overlap(as_frames(given.get("boxes")), frames)
+    in_time = match_objects(named_objects(given, SPAN) or [], spans, SPAN)
+    return 0.5 * in_time + 0.5 * _mean_overlap(as_frames(named_frames(given)), frames)
+
+
+def named_frames(value: dict[str, Any]) -> dict[str, Any]:
+    """Return what an object of an answer holds frame by frame, empty if it is no object itself.
+
+    Examples
+    --------
+    >>> named_frames({"bbox_2d": {"1": [0, 0, 2, 2]}}), named_frames({"boxes": [0, 0, 2, 2]})
+    ({'1': [0, 0, 2, 2]}, {})
+    """
+    name = first_key(value, BOX.names)
+    frames = None if name is None else value[name]
+    return frames if isinstance(frames, dict) else {}
+
+
+def as_frames(value: dict[str, Any]) -> dict[float | str, Box]:
+    """Return the boxes of a JSON object ``{frame: [x1, y1, x2, y2]}`` that have an area.
+
+    The name of a frame that is a number counts as that number: ``"1"`` and ``"1.0"`` are one frame.
+
+    Examples
+    --------
+    >>> as_frames({"1": [0, 0, 2, 2], "2.50": [0, 0, 1, 1], "3": "left"})
+    {1.0: (0.0, 0.0, 2.0, 2.0), 2.5: (0.0, 0.0, 1.0, 1.0)}
+    """
+    boxes = {frame_name(name): as_box(as_numbers(edges, 4)) for name, edges in value.items()}
+    return {name: box for name, box in boxes.items() if box is not None}
+
+
+def frame_name(name: str) -> float | str:
+    """Return the name of a frame as the number that it is, or as it stands.
+
+    Examples
+    --------
+    >>> frame_name("01"), frame_name(" last ")
+    (1.0, 'last')
+    """
+    try:
+        number = float(name)
+    except ValueError:
+        return name.strip()
+    return number if math.isfinite(number) else name.strip()
 
 
 def _frames_of(text: str, truth: Any, must: str) -> dict[float | str, Box]:
-    boxes = read_object(text).get("boxes", {})
+    boxes = named_frames(read_object(text))
     frames = as_frames(boxes)
     if not frames or len(frames) != len(boxes):
         raise bad_truth(truth, must)

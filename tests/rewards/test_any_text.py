@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from g2rpo.rewards import ACCURACY, EXAMPLES, components, maths_match, parse_response
 
 MEGABYTE = 1_000_000
-TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<answer>", "</answer>"]
+TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<answer>", "</answer>", "< / Answer >"]
 PIECES = ["[", "]", "{", "}", '"boxes":', '"time":', ",", "-1", "0", "9" * 400, "1e999", "NaN", "B"]
+PIECES += ["(", ")", "```", "json", "'", '"', "bbox_2d", "start", "end", "1:2", "<|box_start|>"]
+PIECES += ["[0,0,1,1]", "(0,0),(1,1)", "[0,1]"]
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 SOUP = st.lists(st.sampled_from(TAGS + PIECES) | ANY_TEXT, max_size=12).map("".join)
 
-NUMBERS = st.floats() | st.integers() | st.sampled_from([10**400, "HUGE", True, None, "1"])
-NAMES = st.sampled_from(["boxes", "time", "positive_points", "negative_points", "1", "nan"])
+NUMBERS = (
+    st.floats()
+    | st.integers()
+    | st.sampled_from([10**400, "HUGE", True, None, "1", "0:1", "[1, 2]"])
+)
+NAMES = st.sampled_from(
+    ["boxes", "time", "positive_points", "negative_points", "1", "nan", "bbox_2d", "start", "end"]
+)
 VALUES = st.recursive(
     NUMBERS | st.lists(NUMBERS, min_size=2, max_size=4),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
@@ -73,6 +81,16 @@ LONG = {
     "dollars": "$" * MEGABYTE,
     "surrogates": "\ud800" * MEGABYTE,
     "frames": json.dumps({"boxes": {str(frame): [0, 0, 1, 1] for frame in range(20_000)}}),
+    "boxes": json.dumps({"boxes": [[0, 0, 1, 1]] * 10_000}),
+    "boxes in a text": "[0,0,1,1] " * (MEGABYTE // 10),
+    "texts as boxes": json.dumps({"boxes": ["[]"] * (MEGABYTE // 6)}),
+    "empty objects": json.dumps([{}] * (MEGABYTE // 4)),
+    "keys in keys": '{"boxes":[' * 400 + "1" + "]}" * 400,
+    "spaces after a corner": "(1,1)" + " " * MEGABYTE + "(",
+    "spaces in a tag": "<" + " " * MEGABYTE + "answer" + " " * MEGABYTE,
+    "a fence": "```" + "a" * MEGABYTE + "```",
+    "quotes": "'" * MEGABYTE,
+    "a clock": '{"time": ["' + "1:" * (MEGABYTE // 2) + '", "1"]}',
     "points": json.dumps({"positive_points": [[1, 2]] * 50_000}),
 }
 

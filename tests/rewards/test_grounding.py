@@ -96,7 +96,15 @@ def test_segmentation_of_an_image(change, expected):
 
 @pytest.mark.parametrize(
     ("time", "expected"),
-    [(5, 1.0), (7, 0.7 + 0.3 / math.e), (1, 0.7 + 0.3 * math.exp(-2)), ("5", 0.7), (1e308, 0.7)],
+    [
+        (5, 1.0),
+        (7, 0.7 + 0.3 / math.e),
+        (1, 0.7 + 0.3 * math.exp(-2)),
+        ("5", 1.0),
+        ("00:07.0", 0.7 + 0.3 / math.e),
+        ("soon", 0.7),
+        (1e308, 0.7),
+    ],
 )
 def test_segmentation_of_a_video(time, expected):
     answer = json.dumps(MASK | {"time": time})

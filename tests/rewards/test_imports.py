@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from g2rpo.rewards import ACCURACY, EXAMPLES, MissingLibraryError, components, score_all
+from g2rpo.rewards import (
+    ACCURACY,
+    EXAMPLES,
+    MissingLibraryError,
+    check_record,
+    components,
+    score_all,
+)
 
 HEAVY = ["scipy", "rapidfuzz", "sympy", "math_verify", "torch", "pydantic", "multiprocessing.spawn"]
 NEEDS = {
@@ -56,3 +63,16 @@ def test_a_missing_library_names_the_extra(problem_type):
         components(record, response)
     with pytest.raises(ImportError, match=f"record 0: .*{message}"):
         score_all([record], [response], workers=0, skip_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "truth"),
+    [
+        ("spatial grounding", [[0, 0, 9, 9], [20, 0, 29, 9]]),
+        ("temporal grounding", {"time": [[0, 4], [6, 9]]}),
+    ],
+)
+@pytest.mark.usefixtures("without_libraries")
+def test_several_objects_in_a_truth_need_scipy_from_the_start(problem_type, truth):
+    with pytest.raises(MissingLibraryError, match="several objects needs scipy; pip install"):
+        check_record({"problem_type": problem_type, "answer": truth})
