@@ -4,9 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-__all__ = ["need", "reported"]
+__all__ = ["load_trainer", "need", "reported"]
 
 _USAGE, _FAILURE = 2, 1
 
@@ -34,7 +36,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
             raise SystemExit(0) from None
         if isinstance(error, RunError) and is_before_start and not launch.tells:
             raise SystemExit(0) from None
-        # An engine notes on an error how its run goes on.
+        # A run notes on an error how it goes on.
         notes = getattr(error, "__notes__", [])
         if isinstance(error, RunError):
             _print_error("\n".join([str(error), *notes]))
@@ -51,6 +53,12 @@ def need(command: str, *modules: str, extra: str) -> None:
     if missing:
         _print_error(f'{command} needs {", ".join(missing)}; run: pip install "g2rpo[{extra}]"')
         raise SystemExit(_USAGE)
+
+
+def load_trainer(command: str) -> Any:
+    """Import the reference trainer, or exit with the command to install what it lacks."""
+    need(command, "torch", "transformers", "safetensors", extra="torch")
+    return import_module("g2rpo_torch.trainer")
 
 
 def _is_exit(error: Exception) -> bool:

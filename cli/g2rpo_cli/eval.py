@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from g2rpo_cli._engines import ENGINES, load_engine, refuse_processes
-from g2rpo_cli._errors import need, reported
+from g2rpo_cli._errors import load_trainer, need, reported
 from g2rpo_cli._options import (
     Data,
     Device,
@@ -41,12 +40,6 @@ def evaluate(
     ] = None,
     data: Data = None,
     task: Tasks = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="What loads the model: `reference` (PyTorch), `jax`, `tunix`; for a run its own."
-        ),
-    ] = None,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the description.")] = None,
     items: Annotated[int | None, typer.Option(help="Held-out items of each task.")] = None,
@@ -79,11 +72,8 @@ def evaluate(
     - `g2rpo eval runs/g2rpo --items 256 --samples answers.jsonl`
 
     - `g2rpo eval --model Qwen/Qwen2.5-0.5B-Instruct --data sums.jsonl -n 4 --output sums.json`
-
-    - `g2rpo eval --engine jax` (its own policy on its own tasks)
     """
-    extra = ENGINES[engine].extra if engine in ENGINES else "torch"
-    need("g2rpo eval", "pydantic", extra=extra)
+    need("g2rpo eval", "pydantic", extra="torch")
     flags = {
         "model.device": device,
         "data.source": data,
@@ -95,50 +85,31 @@ def evaluate(
         "seed": seed,
     }
     with reported():
-        name, config, engine = _find(model, model_option, engine)
+        name, config = _find(model, model_option)
         from g2rpo.run import load_description
 
         search_working_folder()
         # A run's configuration says of what model its checkpoints are.
         named = {} if config else {"model.name": name}
-        overrides = given({"engine": engine, **flags, **named}) | reward_functions(reward)
+        overrides = given({**flags, **named}) | reward_functions(reward)
         description = load_description(config, overrides, _fresh_data(config, data, settings or []))
-        refuse_processes(description.engine)
         _evaluate(name, description, output, samples)
 
 
-def _find(
-    argument: str | None, option: str | None, engine: str | None
-) -> tuple[str, Path | None, str | None]:
-    """Return the model to load, the configuration if it was named by its run, and the engine."""
+def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
+    """Return the model to load, and the configuration if it was named by its run."""
     from g2rpo.run import RunError, RunFolder
 
     if argument and option and argument != option:
         raise RunError(f"MODEL is {argument!r} and --model is {option!r}; name one of them")
     name = argument or option or "builtin"
     if not (Path(name) / "config.yaml").is_file():
-        return name, None, engine or _engine_of(Path(name))
+        return name, None
     folder = RunFolder.open(name)
-    trained_by = folder.description.engine
-    if engine not in (None, trained_by):
-        raise RunError(
-            f"--engine is {engine!r}, but the run in {name} was trained by {trained_by!r}, which "
-            "alone can load it; leave out --engine"
-        )
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise RunError(f"the run in {name} has no checkpoint yet; name another model")
-    return str(checkpoint.path), Path(name) / "config.yaml", trained_by
-
-
-def _engine_of(checkpoint: Path) -> str | None:
-    """Return the engine of the run whose checkpoint this is; None for any other model."""
-    from g2rpo.run import RunFolder
-
-    run = checkpoint.absolute().parent.parent
-    if checkpoint.absolute().parent.name != "checkpoints" or not (run / "config.yaml").is_file():
-        return None
-    return RunFolder.open(run).description.engine
+    return str(checkpoint.path), Path(name) / "config.yaml"
 
 
 def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
@@ -158,6 +129,7 @@ def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) 
 def _evaluate(
     model: str, description: "RunDescription", output: Path | None, samples: Path | None
 ) -> None:
+    trainer = load_trainer("g2rpo eval")
     import json
 
     from rich.console import Console
@@ -168,7 +140,6 @@ def _evaluate(
     from g2rpo.run.records import reward_kinds, source_of, with_tasks
     from g2rpo.run.report import results_table
 
-    engine = load_engine(description.engine, "eval")
     hide_foreign_bars()
     description = with_tasks(description)
     is_main = Launch.read().is_main
@@ -179,7 +150,7 @@ def _evaluate(
         _writer(samples if is_main else None) as on_samples,
         Display(0, description.data.tasks, console=console) as display,
     ):
-        result = engine.evaluate(model, description, display, on_samples=on_samples)
+        result = trainer.evaluate(model, description, display, on_samples=on_samples)
     if not is_main:
         return
     kinds = reward_kinds(description.data)

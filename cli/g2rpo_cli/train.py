@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from g2rpo_cli._engines import ENGINES, load_engine, refuse_processes
-from g2rpo_cli._errors import need, reported
+from g2rpo_cli._errors import load_trainer, need, reported
 from g2rpo_cli._options import (
     Data,
     Device,
@@ -42,10 +41,6 @@ def train(
     ] = None,
     data: Data = None,
     task: Tasks = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="What trains: `reference` (PyTorch), `jax`, `tunix`."),
-    ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="How rewards become advantages: `gaussian`, `grpo`, …")
     ] = None,
@@ -67,9 +62,8 @@ def train(
 ) -> None:
     """Train a policy with G²RPO, and show each task before and after.
 
-    Without options it trains the policy that comes with the package on the six built-in tasks; with
-    `--engine jax` it is another policy, on the four built-in tasks of text. Options win over
-    `--set`, which wins over the file of `--config`.
+    Without options it trains the policy that comes with the package on the six built-in tasks.
+    Options win over `--set`, which wins over the file of `--config`.
 
     The run's folder holds the resolved configuration, metrics, TensorBoard events, checkpoints in
     Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops. `config.yaml` there
@@ -82,8 +76,6 @@ def train(
 
     - `g2rpo train`
 
-    - `g2rpo train --engine jax`
-
     - `g2rpo train --model Qwen/Qwen2.5-VL-3B-Instruct --data my-data.jsonl --config run.yaml`
 
     - `g2rpo train --estimator grpo --seed 1 -o runs/grpo-1`
@@ -92,11 +84,9 @@ def train(
 
     - `g2rpo train --resume -o runs/grpo-1 --steps 300`
     """
-    extra = ENGINES[engine].extra if engine in ENGINES else "torch"
-    need("g2rpo train", "pydantic", extra=extra)
+    need("g2rpo train", "pydantic", extra="torch")
     flags = given(
         {
-            "engine": engine,
             "model.name": model,
             "model.device": device,
             "data.source": data,
@@ -114,7 +104,6 @@ def train(
             description = _resumed(flags, settings or [], config)
         else:
             description = _fresh(flags, settings or [], config)
-        refuse_processes(description.engine)
     with reported():
         _run(description, resume=resume)
 
@@ -185,7 +174,7 @@ def _value(description: "RunDescription", key: str) -> Any:
 
 
 def _run(description: "RunDescription", *, resume: bool) -> None:
-    engine = load_engine(description.engine, "train")
+    trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
     from g2rpo.run import Display, RunFolder
@@ -204,7 +193,7 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
     display = Display(steps, tasks, start.step if start else 0, console=console)
     try:
         with display:
-            summary = engine.train(description, resume=resume, display=display)
+            summary = trainer.train(description, resume=resume, display=display)
     except KeyboardInterrupt as interruption:
         if not is_main:
             raise SystemExit(0) from None

@@ -1,7 +1,7 @@
-"""What every engine shares about a run: its description, its folder, its display, its report.
+"""What there is about a run: its description, its folder, its display, its report.
 
 Nothing here is imported by ``import g2rpo``: these modules need Pydantic, PyYAML, Rich and
-Matplotlib, which come with the extras ``cli``, ``torch`` and ``jax``.
+Matplotlib, which come with the extras ``cli`` and ``torch``.
 """
 
 from importlib.util import find_spec

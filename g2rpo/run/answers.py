@@ -1,4 +1,4 @@
-"""Answers to held-out items, as every engine hands them to the evaluation."""
+"""Answers to held-out items, as they are handed to the evaluation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What steers a run from step to step: each task's length target and entropy weight.
 
-Both hold a few numbers a task, on NumPy whatever the engine, and go into the checkpoint.
+Both hold a few numbers a task, on NumPy, and go into the checkpoint.
 """
 
 from __future__ import annotations

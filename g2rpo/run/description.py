@@ -1,7 +1,7 @@
-"""One description of a run for every engine: read from YAML, changed by flags, checked once.
+"""One description of a run: read from YAML, changed by flags, checked once.
 
-Four layers, later ones win: the defaults of the models in `g2rpo.run.sections`, those of the engine
-and of a pretrained model in `g2rpo.run.presets`, a YAML file, and single values by dotted key
+Four layers, later ones win: the defaults of the models in `g2rpo.run.sections`, those of a
+pretrained model in `g2rpo.run.presets`, a YAML file, and single values by dotted key
 (``optimization.steps=50``). A mapping such as ``length.targets`` in a file replaces the default
 mapping whole; a dotted key changes one entry of it.
 """
@@ -9,7 +9,7 @@ mapping whole; a dotted key changes one entry of it.
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -38,9 +38,6 @@ __all__ = ["RunDescription", "dump_description", "load_description", "parse_sett
 class RunDescription(Section):
     """Everything that decides a run: model, data, estimator, shaping, optimisation, output."""
 
-    engine: Literal["reference", "jax", "tunix"] = Field(
-        default="reference", description="what trains the policy"
-    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of data, sampling and order")
     model: Model = Field(default=Model(), description="which policy is trained, and where")
     data: Data = Field(default=Data(), description="what the policy is asked")
@@ -114,7 +111,7 @@ def load_description(
 ) -> RunDescription:
     """Read a run's description: the defaults, then a file, then `settings`, then `overrides`.
 
-    The defaults are those of the engine and the model that are named by any of them.
+    The defaults are those of the model that is named by any of them.
 
     Parameters
     ----------
@@ -207,7 +204,7 @@ def _defaults(contents: dict[str, Any], singles: Sequence[tuple[str, Any]]) -> d
     values: dict[str, Any] = RunDescription().model_dump(exclude={"data": {"tasks"}})
     said = _laid(values, contents, singles)
     model = said["model"]
-    chosen = presets(said["engine"], _of(model, "name"), _of(_of(model, "lora"), "rank"))
+    chosen = presets(_of(model, "name"), _of(_of(model, "lora"), "rank"))
     for key, value in chosen.items():
         _lay_key(values, key, copy.deepcopy(value))
     if str(_of(_laid(values, contents, singles)["data"], "source")) not in BUILTIN_SOURCES:

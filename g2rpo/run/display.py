@@ -41,7 +41,7 @@ _FAILURES = {
 
 
 class Display:
-    """Progress of a run; an engine enters it as a context manager.
+    """Progress of a run; the run enters it as a context manager.
 
     Parameters
     ----------

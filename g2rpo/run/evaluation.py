@@ -1,4 +1,4 @@
-"""What came out of held-out items, for every engine: means, intervals, the best of k responses."""
+"""What came out of held-out items, means, intervals, the best of k responses."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """What an error says of the run that it ended: the step it was in, and how the run goes on."""
 
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from g2rpo.run.errors import RunError, SharedError
 from g2rpo.run.folder import RunFolder
-from g2rpo.run.supported import is_among
 
 __all__ = ["ran_out_of_memory", "resumable", "resume_command"]
 
@@ -17,9 +16,7 @@ _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
 
 
 @contextmanager
-def resumable(
-    folder: RunFolder, steps_done: Callable[[], int], supported: Collection[str] | None = None
-) -> Iterator[None]:
+def resumable(folder: RunFolder, steps_done: Callable[[], int]) -> Iterator[None]:
     """Note on an error how far the run was, what is saved, and the command that goes on.
 
     Nothing is saved here: an update may have been half done. The newest checkpoint stays.
@@ -30,9 +27,6 @@ def resumable(
         The run's.
     steps_done : callable
         Returns how many steps are complete.
-    supported : collection of str, optional
-        Keys of the description, or sections, that the engine follows: no other one is advised. By
-        default all.
 
     Raises
     ------
@@ -48,7 +42,7 @@ def resumable(
             error.add_note(note)
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        changed = RunError(f"out of memory ({reason}); {_smaller(folder, supported)}")
+        changed = RunError(f"out of memory ({reason}); {_smaller(folder)}")
         changed.add_note(note)
         raise changed from error
 
@@ -81,22 +75,14 @@ def _where_it_stands(folder: RunFolder, steps: int) -> str:
     )
 
 
-def _smaller(folder: RunFolder, supported: Collection[str] | None) -> str:
+def _smaller(folder: RunFolder) -> str:
     tokens = folder.description.optimization.micro_batch_tokens
     rollout = folder.description.rollout
     rows = rollout.batch_size or rollout.prompts_per_step * rollout.num_generations
-    if supported is None or is_among("rollout.batch_size", supported):
-        fewer = max(rollout.num_generations, rows // 2)
-        sampling = f"with --set rollout.batch_size={fewer} (now {rows})"
-    else:
-        # All responses of a step are sampled at once, and a resumed run keeps its steps.
-        prompts = max(1, rollout.prompts_per_step // 2)
-        sampling = (
-            "begin another run with "
-            f"--set rollout.prompts_per_step={prompts} (now {rollout.prompts_per_step})"
-        )
+    fewer = max(rollout.num_generations, rows // 2)
     return (
         "in the update, continue with "
         f"--set optimization.micro_batch_tokens={max(1, tokens // 2)} (now {tokens}), which "
-        f"changes results by rounding only; in sampling, {sampling}"
+        f"changes results by rounding only; in sampling, with --set rollout.batch_size={fewer} "
+        f"(now {rows})"
     )

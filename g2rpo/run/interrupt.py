@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask an engine to stop; it finishes the step and saves first."""
+"""Ctrl-C and SIGTERM ask a run to stop; it finishes the step and saves first."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A run from its first evaluation to its summary, for every engine.
+"""A run from its first evaluation to its summary.
 
-An engine is a subclass of :class:`Run`, which says how a policy is loaded, takes a step, is
+A trainer is a subclass of :class:`Run`, which says how a policy is loaded, takes a step, is
 evaluated and is saved. When each of these happens, and what is left on the disk, stands here.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ Completions = list[dict[str, Any]]
 
 
 class Run(ABC):
-    """One run of an engine.
+    """One run of a trainer.
 
     Parameters
     ----------
@@ -48,8 +48,6 @@ class Run(ABC):
 
     Attributes
     ----------
-    supported : collection of str or None
-        Keys of the description, or sections, that the engine follows; None is all.
     description : RunDescription
         Its tasks are named when :meth:`load` is called.
     progress : Progress
@@ -64,7 +62,6 @@ class Run(ABC):
         What is closed when the run ends, however it ends; :meth:`load` may add to it.
     """
 
-    supported: Collection[str] | None = None
     display: Display
     scorer: Scorer
     folder: RunFolder
@@ -82,9 +79,9 @@ class Run(ABC):
         What can be wrong with the model is to be found out here, before anything is written.
         """
 
+    @abstractmethod
     def take_step(self) -> tuple[Metrics, Completions]:
         """Sample, score and learn once; return what there is to report, and all responses."""
-        raise NotImplementedError
 
     @abstractmethod
     def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
@@ -94,8 +91,9 @@ class Run(ABC):
     def checkpoint(self) -> Callable[[Path], None]:
         """Return what fills a checkpoint's folder; of several processes the first calls it."""
 
-    def finish(self) -> None:  # noqa: B027  (most engines leave nothing more)
-        """Add to the folder what only this engine leaves; of several processes the first does."""
+    @abstractmethod
+    def finish(self) -> None:
+        """Export the trained model; of several processes the first does."""
 
     def train(self, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
         """Begin, or go on from the newest checkpoint, and train to the end.
@@ -138,7 +136,7 @@ class Run(ABC):
             at_end.enter_context(closing(self.folder))
             echo = _ECHO if self.processes.size > 1 else 0.0
             self._stop = at_end.enter_context(StopRequest(echo=echo))
-            with resumable(self.folder, lambda: self.progress.step, self.supported):
+            with resumable(self.folder, lambda: self.progress.step):
                 return self._to_the_end()
 
     def _own_display(self) -> Display:
@@ -173,11 +171,7 @@ class Run(ABC):
         return summary
 
     def take_steps(self) -> None:
-        """Take all steps that remain.
-
-        An engine whose library has a loop of its own replaces this, and calls from there what is
-        called here.
-        """
+        """Take all steps that remain."""
         while self.progress.step < self.description.optimization.steps:
             self.stop_if_asked()
             self.end_step(*self.take_step())

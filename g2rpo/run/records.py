@@ -1,4 +1,4 @@
-"""Which records a step trains on and which are held out, for every engine."""
+"""Which records a step trains on and which are held out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from g2rpo.run.sections import BUILTIN_SOURCES, Data
 from g2rpo.tasks import TASKS_BY_SOURCE
 
 # By the text of a description's section, which holds lists and cannot be a key itself: the
-# source, and the functions with which its records were checked and whether they may have videos.
-_opened: dict[str, tuple[Source, tuple[dict[str, str], bool]]] = {}
+# source, and the functions with which its records were checked.
+_opened: dict[str, tuple[Source, dict[str, str]]] = {}
 
 
-def source_of(
-    data: Data, functions: Mapping[str, str] | None = None, *, videos: bool = True
-) -> Source:
+def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
     """Return the source that a description names, opened and checked once a process.
 
     Parameters
@@ -31,8 +29,6 @@ def source_of(
     functions : mapping, optional
         Problem type -> import path of a reward of the user's own, which a record may then name.
         Left out, the source is the one that was opened before.
-    videos : bool
-        Whether records may have videos, for a source that is opened now.
 
     Raises
     ------
@@ -40,11 +36,11 @@ def source_of(
         If the source cannot be used, or an import path leads nowhere.
     """
     key = data.model_dump_json()
-    wanted = dict(functions or {}), videos
+    wanted = dict(functions or {})
     source, known = _opened.get(key, (None, wanted))
     if source is None or (functions is not None and wanted != known):
-        check = partial(check_record, functions=_loaded(wanted[0]))
-        source = open_source(data, videos=videos, check=check)
+        check = partial(check_record, functions=_loaded(wanted))
+        source = open_source(data, check=check)
         _opened[key] = source, wanted
     return source
 
@@ -61,9 +57,7 @@ def with_tasks(description: RunDescription) -> RunDescription:
         a way that no response can meet.
     """
     functions = description.rewards.functions
-    # The other engines read text alone, and would not see that there is a video.
-    videos = description.engine == "reference"
-    source = source_of(description.data, functions, videos=videos)
+    source = source_of(description.data, functions)
     if description.data.source in BUILTIN_SOURCES:
         # A few of them may be trained, the defaults shape them all.
         _refuse_unknown_tasks(description, list(chain(*BUILTIN_SOURCES.values())))
@@ -72,7 +66,7 @@ def with_tasks(description: RunDescription) -> RunDescription:
     _refuse_unknown_tasks(description, source.tasks)
     data = description.data.model_copy(update={"tasks": list(source.tasks)})
     # The same records, checked already.
-    _opened[data.model_dump_json()] = source, (dict(functions), videos)
+    _opened[data.model_dump_json()] = source, dict(functions)
     named = description.model_copy(update={"data": data})
     named.require_reachable_targets()
     return named

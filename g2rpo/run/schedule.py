@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a function of the step alone; for every engine."""
+"""The learning rate of every step, as a function of the step alone."""
 
 import math
 

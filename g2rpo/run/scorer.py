@@ -1,4 +1,4 @@
-"""Rewards of a batch of responses, component by component, for every engine."""
+"""Rewards of a batch of responses, component by component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run scores responses, for every engine: which functions, in which processes."""
+"""How a run scores responses: which functions, in which processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rewards and lengths to the advantages of the two surrogate terms, for every engine."""
+"""From rewards and lengths to the advantages of the two surrogate terms."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Advantages(NamedTuple):
 class Shaping:
     """Turns rewards and lengths into advantages, as a run is described.
 
-    On the host, in NumPy, whatever the engine: a step has a few thousand numbers. It carries what
+    On the host, in NumPy: a step has a few thousand numbers. It carries what
     an estimator, length targets and entropy weights remember from step to step; ``state_dict``
     goes into the checkpoint.
 

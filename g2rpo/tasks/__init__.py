@@ -3,7 +3,7 @@
 Those of images stand for the six families of the paper, each with its kind of reward, so that a
 policy of a million parameters on two cores meets the same mix of rewards as a large one on real
 data. They need Pillow (and scikit-learn for its handwritten digits): ``pip install "g2rpo[cli]"``.
-Those of text are for engines and models without eyes.
+Those of text are for models that read text only.
 
 Examples
 --------

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 
@@ -98,63 +97,11 @@ def test_records_left_out_are_told(run, trainer, tmp_path):
     assert "1 broken record is left out, such as:\nown.jsonl, line 10: " in out
 
 
-@pytest.fixture
-def jax_trainer(monkeypatch, trainer):
-    """The same stand-in as the engine jax."""
-    monkeypatch.setitem(sys.modules, "g2rpo_jax.trainer", trainer)
-    return trainer
-
-
-def test_a_run_is_evaluated_by_the_engine_that_trained_it(run, jax_trainer):
-    run("train", "--engine", "jax", "-t", "sorting", "--steps", "1", "-o", "a")
-    code, out, err = run("eval", "a", "--samples", "samples.jsonl")
-    assert code == 0, err
-    model, description = jax_trainer.calls[-1]
-    assert (model, description.engine) == ("a/checkpoints/step-000001", "jax")
-    assert description.data.source == "builtin-text"
-    assert description.model.name == "builtin"  # as the run says, whatever was trained since
-    assert "0.250–0.750" in out
-
-
-def test_a_checkpoint_is_evaluated_by_the_engine_of_its_run(run, jax_trainer, monkeypatch):
-    run("train", "--engine", "jax", "-t", "sorting", "--steps", "1", "-o", "a")
-    for folder, name in ((".", "a/checkpoints/step-000001"), ("a/checkpoints", "step-000001")):
-        monkeypatch.chdir(folder)
-        code, _, err = run("eval", name)
-        assert code == 0, err
-        model, description = jax_trainer.calls[-1]
-        assert (model, description.engine) == (name, "jax")
-    assert description.model.name == name
-    assert len(description.data.tasks) == 4  # the run's own choice is that of its folder
-
-
-def test_an_engine_brings_its_defaults(run, jax_trainer):
-    code, _, err = run("eval", "--engine", "jax", "--items", "3")
-    assert code == 0, err
-    model, description = jax_trainer.calls[-1]
-    assert (model, description.model.name, description.engine) == ("builtin", "builtin", "jax")
-    assert description.data.source == "builtin-text"
-
-
-def test_another_engine_than_the_one_of_the_run_is_refused(run, trainer):
-    run("train", "-t", "maths", "--steps", "1", "-o", "a")
-    code, _, err = run("eval", "a", "--engine", "jax")
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_option_engine_is_gone(run, trainer, command):
+    code, _, err = run(command, "--engine", "jax")
     assert code == 2
-    assert err.startswith("error: --engine is 'jax', but the run in a was trained by 'reference'")
-
-
-def test_several_processes_for_an_engine_of_one_are_refused(run, jax_trainer, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    code, _, err = run("eval", "--engine", "jax")
-    assert code == 2
-    assert "2 processes were launched, but --engine jax works in a single one" in err
-
-
-def test_an_unknown_engine_is_told(run, trainer):
-    code, _, err = run("eval", "--engine", "jaxx")
-    assert code == 2
-    assert "engine is 'jaxx'" in err
+    assert "No such option" in err
 
 
 @pytest.mark.parametrize("text", ["colour", "colour=", "=a:b", "colour=module", "a.b=module:f"])

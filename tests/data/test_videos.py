@@ -5,8 +5,7 @@ from PIL import Image
 from g2rpo.data import open_source
 from g2rpo.data.broken import BrokenRecord
 from g2rpo.data.videos import Frames, open_video
-from g2rpo.run import RunError, load_description
-from g2rpo.run.records import with_tasks
+from g2rpo.run import RunError
 from g2rpo.run.sections import Data
 
 from ..films import film, numbers_of
@@ -257,18 +256,6 @@ def test_the_video_decides_the_side(saved, tmp_path):
     assert found == {f"{n}.mp4" for n in range(12)}
     rows = [{**row, "videos": {"bytes": film(1 + n)}} for n, row in enumerate(rows)]
     assert len(records_of(open_source(Data(eval_fraction=0.5), rows=rows))) == 12
-
-
-def test_an_engine_that_reads_text_refuses_videos(write, saved):
-    path = str(write(rows_with(saved())))
-    jax, reference = (
-        load_description(overrides={"engine": engine, "data.source": path})
-        for engine in ("jax", "reference")
-    )
-    assert with_tasks(reference).data.tasks == ["sums"]
-    with pytest.raises(RunError, match="line 1: has a video, but this engine takes none; train"):
-        with_tasks(jax)
-    assert with_tasks(reference).data.tasks == ["sums"]
 
 
 def test_a_missing_library_is_named(write, saved, monkeypatch):

@@ -2,10 +2,10 @@ import pytest
 from pydantic import BaseModel
 
 from g2rpo.run import RunDescription, RunError, dump_description, load_description
-from g2rpo.run.presets import ENGINE_DEFAULTS
+from g2rpo.run.presets import presets
 from g2rpo.run.records import with_tasks
 from g2rpo.run.sections import BUILTIN_TASKS
-from g2rpo.tasks import TASKS, TEXT_TASKS
+from g2rpo.tasks import TASKS
 
 
 def fields(model: type[BaseModel], prefix: str = ""):
@@ -72,7 +72,7 @@ def test_dump_reads_back(tmp_path):
 
 def test_flag_wins_over_setting_wins_over_file(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("seed: 1\noptimization: {steps: 1, learning_rate: 1e-3}\nengine: reference\n")
+    path.write_text("seed: 1\noptimization: {steps: 1, learning_rate: 1e-3}\n")
     description = load_description(path, {"seed": 3}, ["seed=2", "optimization.steps=2"])
     assert (description.seed, description.optimization.steps) == (3, 2)
     # PyYAML reads 1e-3, without a point, as text.
@@ -182,39 +182,12 @@ def test_description_does_not_change():
         RunDescription().seed = 3
 
 
-def test_an_engine_has_defaults_of_its_own_beneath_file_and_flags(tmp_path):
-    reference, jax = load_description(), load_description(overrides={"engine": "jax"})
-    assert (reference.data.source, jax.data.source) == ("builtin", "builtin-text")
-    assert jax.data.tasks == list(TEXT_TASKS) == list(jax.length.targets)
-    path = tmp_path / "run.yaml"
-    path.write_text("engine: jax\noptimization: {steps: 7}\n")
-    assert load_description(path).optimization.steps == 7
-    assert load_description(path).optimization.learning_rate == jax.optimization.learning_rate
-    changed = load_description(path, settings=["optimization.learning_rate=1"])
-    assert (changed.optimization.steps, changed.optimization.learning_rate) == (7, 1)
-
-
-def test_a_flag_decides_whose_defaults_count(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("engine: jax\n")
-    assert load_description(path, {"engine": "reference"}) == RunDescription()
-    assert load_description(settings=["engine=jax"]).data.source == "builtin-text"
-
-
-def test_defaults_of_an_engine_are_written_and_read_back(tmp_path):
-    description = load_description(settings=["engine=jax", "optimization.steps=9"])
-    path = tmp_path / "config.yaml"
-    path.write_text(dump_description(description))
-    assert "builtin-text" in path.read_text()
-    assert load_description(path) == description
-
-
-def test_no_preset_of_the_reference_engine_and_none_for_a_key_that_does_not_exist():
-    assert ENGINE_DEFAULTS["reference"] == {}
-    assert load_description(settings=["engine=reference"]) == RunDescription()
-    for engine, presets in ENGINE_DEFAULTS.items():
-        values = load_description(overrides={"engine": engine}).model_dump()
-        for key, preset in presets.items():
+def test_no_preset_of_the_built_in_policy_and_none_for_a_key_that_does_not_exist():
+    assert presets("builtin", 0) == {}
+    for rank in (0, 8):
+        settings = ["model.name=some/model", f"model.lora.rank={rank}"]
+        values = load_description(settings=settings).model_dump()
+        for key, preset in presets("some/model", rank).items():
             value = values
             for part in key.split("."):
                 value = value[part]
@@ -246,11 +219,11 @@ def test_what_is_said_is_left_alone():
     assert list(said["length.targets"]) == ["maths"]
 
 
-def test_an_unknown_engine_is_told_by_name():
-    text = error_of(settings=["engine=jaxx"])
-    assert "engine is 'jaxx'" in text
-    assert "'jax'" in text
+def test_the_key_engine_is_unknown():
+    assert "engine: unknown key" in error_of(settings=["engine=jax"])
 
 
 def test_a_task_of_the_other_source_is_told():
-    assert "unknown task 'maths'" in error_of(settings=["engine=jax", "data.tasks=[maths]"])
+    assert "unknown task 'maths'" in error_of(
+        settings=["data.source=builtin-text", "data.tasks=[maths]"]
+    )

@@ -53,18 +53,6 @@ def test_lack_of_memory_says_what_to_change(folder, error):
     assert caught.value.__cause__ is error
 
 
-def test_keys_that_the_engine_does_not_follow_are_not_advised(folder):
-    keys = ["optimization", "rollout.prompts_per_step"]
-    with pytest.raises(RunError) as caught, resumable(folder, lambda: 3, keys):
-        raise MemoryError
-    assert "--set optimization.micro_batch_tokens=32 (now 64)" in str(caught.value)
-    assert "begin another run with --set rollout.prompts_per_step=12 (now 24)" in str(caught.value)
-    assert "rollout.batch_size" not in str(caught.value)
-    everything = resumable(folder, lambda: 3, ["optimization", "rollout"])
-    with pytest.raises(RunError, match=r"rollout\.batch_size=96"), everything:
-        raise MemoryError
-
-
 def test_the_torch_error_of_a_gpu_is_recognised():
     torch = pytest.importorskip("torch")
     assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))

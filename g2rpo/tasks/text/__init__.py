@@ -1,4 +1,4 @@
-"""Four built-in text tasks, for engines and models without eyes.
+"""Four built-in text tasks, for models that read text only.
 
 Each is the text form of something that the tasks of images ask, with another kind of reward:
 arithmetic is binary, a described box dense, a described chart stepped, and a sorted sequence has
