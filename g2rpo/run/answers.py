@@ -32,6 +32,8 @@ class Answers(NamedTuple):
         Tokens.
     ended : array (N,), bool
         False where the response was cut off at its length limit.
+    opened : sequence of str
+        What each item's prompt has opened, with which its responses begin; none if no prompt has.
     """
 
     first: int
@@ -40,6 +42,7 @@ class Answers(NamedTuple):
     rewards: Rewards
     lengths: npt.NDArray[np.integer[Any]]
     ended: npt.NDArray[np.bool_]
+    opened: Sequence[str] = ()
 
     def samples(self, task: str) -> list[Sample]:
         """Return the responses one by one, each with its item and what it was worth.
@@ -48,8 +51,8 @@ class Answers(NamedTuple):
         -------
         list of dict
             ``task``, ``item`` (its number), ``place`` where it has one, ``problem``, ``answer``,
-            ``response``, ``reward`` and its components, ``length``, ``ended``. A reward that is
-            absent is None.
+            ``response``, ``reward`` and its components, ``length``, ``ended``; ``opened`` where the
+            response begins with a text of the prompt. A reward that is absent is None.
         """
         each = len(self.texts) // len(self.records)
         columns = {name: column.tolist() for name, column in self.rewards._asdict().items()}
@@ -57,6 +60,7 @@ class Answers(NamedTuple):
         samples = []
         for row, text in enumerate(self.texts):
             record: Any = self.records[row // each]
+            opened = self.opened[row // each] if self.opened else ""
             samples.append(
                 {
                     "task": task,
@@ -64,6 +68,7 @@ class Answers(NamedTuple):
                     **({"place": record["place"]} if "place" in record else {}),
                     "problem": record["problem"],
                     "answer": record["answer"],
+                    **({"opened": opened} if opened else {}),
                     "response": text,
                     **{name: _or_none(column[row]) for name, column in columns.items()},
                 }

@@ -304,12 +304,15 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     assert prompt["prompt_token_ids"].count(image) == 1 < requests[0].tokens.count(image)
     assert parameters["stop"] == ["</a>"]
     assert parameters["detokenize"]
+    # A text to stop at may be registered as special.
+    assert parameters["skip_special_tokens"] is False
+    assert parameters["stop_token_ids"] == list(policy.eos_ids)
     assert set(parameters["logit_bias"]) == set(policy.banned_ids.tolist())
     assert parameters["seed"] == 0
 
 
 def test_a_prompt_that_is_read_otherwise_is_an_error():
-    request = Request([5, 9, 6], [], [5, 9, 9, 6], 1, 1, 1.0, 0, None, [2], [8, 9])
+    request = Request([5, 9, 6], [], [5, 9, 9, 6], 1, 1, 1.0, 0, [], [2], [8, 9])
     # The placeholder's own number means nothing.
     require_same_prompt(request, [5, 8, 9, 6])
     for other in ([5, 9, 6], [5, 9, 9, 9, 6], [5, 9, 9, 7], [1, 5, 9, 9, 6]):

@@ -24,7 +24,7 @@ red green blue orange purple black circle square triangle circles squares triang
 """
 
 # The image stands before the question. A system message has no place in so small a model.
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{{ '<bos>' }}{% for message in messages if message.role != 'system' %}"
     "{{ '<' + message.role + '>' }}"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -86,7 +86,7 @@ def build_processor() -> LlavaProcessor:
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token="<image>",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

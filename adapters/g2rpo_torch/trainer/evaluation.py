@@ -18,6 +18,7 @@ from g2rpo.run.scorer import Rewards, Scorer
 from g2rpo.tasks import Record
 
 from .distributed.processes import Processes, joined
+from .inputs.chat import opened_text, whole_responses
 from .inputs.prompts import encode_prompts
 from .model.loading import load_described
 from .model.policy_model import Policy
@@ -135,14 +136,17 @@ def _answered(
         batch_size=rollout.batch_size,
         share=share,
     )
+    own_records = asked[: len(share.own)]
+    whole = whole_responses(policy, own_records, completions.texts)
     with processes.together():
-        own = scorer(asked[: len(share.own)], completions.texts, dtype=np.float64)
+        own = scorer(own_records, whole, dtype=np.float64)
     numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
     columns = (completions.lengths.cpu(), completions.ended.cpu(), *map(torch.from_numpy, own))
     gathered, _ = processes.gather(numbers, *columns)
     lengths, ended, *rewards = (column.numpy() for column in gathered)
-    texts = processes.gather_rows(numbers.tolist(), completions.texts)
-    return Answers(first, records, texts, Rewards(*rewards), lengths, ended)
+    texts = processes.gather_rows(numbers.tolist(), whole)
+    opened = [opened_text(policy, record) for record in records]
+    return Answers(first, records, texts, Rewards(*rewards), lengths, ended, opened)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from g2rpo.run.scorer import Floats, Rewards, Scorer
 from g2rpo.run.shaping import Advantages, Shaping
 
 from .distributed.processes import Processes
+from .inputs.chat import opened_text
 from .learning.batch import Batch
 from .learning.equity import gradient_equity
 from .learning.optimizer import set_learning_rate
@@ -34,7 +35,8 @@ class StepResult(NamedTuple):
     completions : list of dict
         One of each rollout: ``task``, ``prompt``, ``response``, ``length`` in tokens, ``ended``,
         ``advantage``, the components of its reward by their names, ``record``, the number of its
-        prompt in the run, and ``kept``, whether the step learned from it.
+        prompt in the run, and ``kept``, whether the step learned from it; ``opened`` where the
+        response begins with a text of the prompt, which is not part of its length.
     """
 
     metrics: Metrics
@@ -93,7 +95,8 @@ def training_step(
             learned |= update_policy(policy, optimizer, batch, steered, progress)
     else:
         progress.empty_steps += 1
-    table = _table(drawn, progress.position, advantages)
+    opened = [opened_text(policy, record) for record in drawn.records]
+    table = _table(drawn, progress.position, advantages, opened)
     progress.step += 1
     progress.position += len(drawn.records)
     metrics = {
@@ -170,7 +173,9 @@ def _rollout_metrics(
     }
 
 
-def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[str, Any]]:
+def _table(
+    drawn: Rollouts, position: int, advantages: Advantages, opened: list[str]
+) -> list[dict[str, Any]]:
     columns = {
         "length": drawn.outcomes.lengths,
         "ended": drawn.outcomes.ended,
@@ -186,6 +191,7 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
             "record": position + group,
             "task": drawn.records[group]["task_type"],
             "prompt": drawn.records[group]["problem"],
+            **({"opened": opened[group]} if opened[group] else {}),
             "response": text,
             **{name: column[row] for name, column in values.items()},
         }

@@ -59,7 +59,7 @@ def _spare(policy: Policy, like: Batch) -> Batch:
         for field in fields(like)
         if isinstance(tensor := getattr(like, field.name), torch.Tensor)
     }
-    columns["tokens"] += policy.eos_ids[0]
+    columns["tokens"] += policy.harmless_id
     columns["mask"] = torch.ones_like(columns["mask"])
     prompts = encode_prompts(policy, [_QUESTION])
     return Batch(**{"length_advantages": None, **columns, "prompts": prompts})

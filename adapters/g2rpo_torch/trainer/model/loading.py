@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from ..distributed.processes import Processes
 from ..distributed.sharding import shall_shard, shard
 from ..inputs.prompts import prompt_fault
 from . import checkpointed, lora
+from .chat_template import missing_opening
 from .device import memory_advice, resolve_device
 from .freezing import freeze_vision
 from .policy_model import Policy, make_policy
@@ -25,6 +27,8 @@ from .processors import load_processor
 from .trials import Trials
 
 BUILTIN = "builtin"
+
+_logger = logging.getLogger(__name__)
 
 
 class _Source(NamedTuple):
@@ -47,6 +51,11 @@ def load_described(description: RunDescription, name: str | None = None) -> Poli
     name : str, optional
         Another model in place of the described one, such as a checkpoint of the run.
 
+    Raises
+    ------
+    RunError
+        As :func:`load_policy`, or if nothing can end a response.
+
     Notes
     -----
     Where ``data.skip_broken`` is set, the data leave out from now on what this policy cannot read.
@@ -62,10 +71,36 @@ def load_described(description: RunDescription, name: str | None = None) -> Poli
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
     )
+    with Processes.current().together():
+        _check_ends(policy, rollout.stop)
+    # The reference of a run is loaded without a name, and has the same template.
+    if name is not None and Processes.current().is_main:
+        _warn_of_missing_opening(policy)
     if description.data.skip_broken:
         with Processes.current().together():
             source_of(description.data).refuse(lambda record: prompt_fault(policy, record))
     return policy
+
+
+def _check_ends(policy: Policy, stop: str | None) -> None:
+    if not (policy.eos_ids or policy.closing_text or stop):
+        raise RunError(
+            f"nothing can end a response of {policy.name}: neither its generation_config.json nor "
+            "its tokenizer has an eos_token that the model knows, and its chat template closes no "
+            "turn of an assistant; name another template by model.chat_template, or a text that "
+            "ends responses by rollout.stop"
+        )
+
+
+def _warn_of_missing_opening(policy: Policy) -> None:
+    missing = missing_opening(policy.processor)
+    if missing is not None:
+        _logger.warning(
+            "the chat template of %s ignores add_generation_prompt: its prompts end without %s, so "
+            "nothing tells the model that its answer begins; name another by model.chat_template",
+            policy.name,
+            repr(missing) if missing.strip() else "a mark behind the question",
+        )
 
 
 def load_policy(

@@ -9,6 +9,8 @@ from typing import Any
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Model
 
+from .chat_template import template_of
+
 _PARTS = ("image_processor", "tokenizer")
 
 
@@ -129,10 +131,9 @@ def _read_template(path: Path) -> str:
 
 
 def _check_template(processor: Any, source: str) -> None:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if not (processor.chat_template or tokenizer.chat_template):
+    if template_of(processor) is None:
         raise RunError(
-            f"the model {source!r} has no chat template, so nothing says how it was taught to be "
-            "asked; name its instruction-tuned version by --model, or a Jinja file by "
-            "model.chat_template"
+            f"the model {source!r} has no chat template (or several without a default), so nothing "
+            "says how it was taught to be asked; name its instruction-tuned version by --model, or "
+            "a Jinja file by model.chat_template"
         )

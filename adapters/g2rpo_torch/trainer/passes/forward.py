@@ -116,7 +116,7 @@ def plain_predictions(
     output = policy.model(**inputs, use_cache=False, logits_to_keep=tokens.shape[1] + 1)
     logits = policy.masked_logits(output.logits[:, :-1], temperature)
     # Padding may be a banned token: any token with a finite logit will do in its place.
-    safe_tokens = torch.where(mask, tokens, policy.eos_ids[0])
+    safe_tokens = torch.where(mask, tokens, policy.harmless_id)
     logprobs = logits.log_softmax(-1).gather(-1, safe_tokens[..., None])[..., 0]
     return FromLogits(logprobs, g2rpo.entropy_from_logits(logits))
 

@@ -51,7 +51,7 @@ def packed_predictions(
     logits = policy.model(**inputs, use_cache=False, logits_to_keep=num_last).logits
     logits = policy.masked_logits(logits, temperature)
     # Padding may be a banned token: any token with a finite logit will do in its place.
-    labels = torch.where(mask, tokens, policy.eos_ids[0])
+    labels = torch.where(mask, tokens, policy.harmless_id)
     entropies = g2rpo.entropy_from_logits(logits)
     logprobs = logits.log_softmax(-1)[*places, labels]
     return FromLogits(logprobs, entropies[places])

@@ -25,6 +25,7 @@ from ..learning.update import evaluated
 from ..model.policy_model import Policy
 from .requests import Request, Sampled, make_requests
 from .sampling import Completions
+from .stopping import response_texts
 from .synchronised import weights_of
 
 
@@ -168,7 +169,7 @@ class EngineSampler:
             mask=mask,
             logprobs=logprobs,
             entropies=entropies,
-            texts=[policy.tokenizer.decode(r.tokens, skip_special_tokens=True) for r in responses],
+            texts=response_texts(policy, [each.tokens for each in responses]),
             ended=torch.tensor([each.ended for each in responses], device=policy.device),
             sampler_logprobs=sampled,
         )

@@ -23,6 +23,7 @@ from g2rpo.run.sections.rollout import DynamicSampling
 from g2rpo.tasks import Record
 
 from ..distributed.processes import Processes
+from ..inputs.chat import whole_responses
 from ..inputs.prompts import Inputs, encode_prompts, select_rows
 from ..model.policy_model import Policy
 from ..passes.shortcuts import find_shortcuts
@@ -43,7 +44,8 @@ class Rollouts:
     records : list of Record
         The prompts, in the order in which they were drawn.
     texts, outcomes, rewards : list of str, Outcomes, Rewards
-        N = P · n responses, those of one prompt next to each other, with all that is reported.
+        N = P · n responses, those of one prompt next to each other, with all that is reported. A
+        text begins with what its prompt has opened; lengths and entropies are of what was sampled.
     keeps : array (P,), bool
         Which prompts the step learns from.
     tries : int
@@ -143,6 +145,8 @@ def draw_rollouts(
                 prompts = encode_prompts(policy, asked)
             find_shortcuts(policy, prompts)
             completions = sampler(policy, prompts, asked, options, share)
+            texts = whole_responses(policy, own, completions.texts)
+            completions = completions._replace(texts=texts)
         with watch.part("scoring"), processes.together():
             rewards = scorer(own, completions.texts)
         keeps = prompts_to_keep(rewards, len(own), options.dynamic_sampling)

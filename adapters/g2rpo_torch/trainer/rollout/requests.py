@@ -16,6 +16,7 @@ from g2rpo.tasks import Record
 from ..inputs.chat import chat_text
 from ..inputs.prompts import Inputs
 from ..model.policy_model import Policy
+from .stopping import stop_texts
 
 
 class Request(NamedTuple):
@@ -37,8 +38,8 @@ class Request(NamedTuple):
         Of the sampling.
     seed : int
         Of its random numbers.
-    stop : str or None
-        Text whose completion ends a response.
+    stops : list of str
+        Texts whose completion ends a response.
     eos_ids, banned_ids : list of int
         Tokens that end a response, and those that must not be sampled.
     """
@@ -50,7 +51,7 @@ class Request(NamedTuple):
     max_tokens: int
     temperature: float
     seed: int
-    stop: str | None
+    stops: list[str]
     eos_ids: list[int]
     banned_ids: list[int]
 
@@ -128,7 +129,7 @@ def make_requests(
                 max_tokens=options.limit_of(record["task_type"]),
                 temperature=options.temperature,
                 seed=seed,
-                stop=options.stop,
+                stops=stop_texts(policy, options.stop),
                 eos_ids=list(policy.eos_ids),
                 banned_ids=policy.banned_ids.tolist(),
             )

@@ -30,7 +30,7 @@ from ..model.trials import disagreement
 from ..passes.forward import plain_predictions
 from .drawing import Draws, wide_dtype
 from .prefill import expanded_prompts
-from .stopping import ResponseEnds
+from .stopping import ResponseEnds, response_texts
 
 
 class Completions(NamedTuple):
@@ -47,7 +47,7 @@ class Completions(NamedTuple):
     entropies : Tensor (N, T), float32
         Exact entropy in nats of the distribution each token was drawn from; 0 at padding.
     texts : list of str
-        Decoded responses, without special tokens.
+        Decoded responses, without what closes the turn.
     ended : Tensor (N,), bool
         False where the response was cut off at its length limit.
     sampler_logprobs : Tensor (N, T) or None
@@ -240,9 +240,8 @@ def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Comple
     # Some devices notice a few tokens late that all responses are complete.
     tokens = tokens[:, : int(lengths.max())]
     mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-    texts = policy.tokenizer.batch_decode(
-        torch.where(mask, tokens, policy.tokenizer.pad_token_id), skip_special_tokens=True
-    )
+    sampled = zip(tokens.tolist(), lengths.tolist(), strict=True)
+    texts = response_texts(policy, [row[:length] for row, length in sampled])
     logprobs, entropies = (values[:, : tokens.shape[1]] for values in draws.values())
     return Completions(
         tokens=tokens,
@@ -280,7 +279,7 @@ def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
     # Any numbers will do, but none from the run's own.
     uniforms = torch.linspace(0.1, 0.6, count, device=policy.device)[:, None].expand(-1, 4)
     no_token = policy.model.config.get_text_config().vocab_size
-    endless = replace(policy, eos_ids=(no_token,))
+    endless = replace(policy, eos_ids=(no_token,), closing_text=None)
     return _sample(endless, inputs, _Request(limits, uniforms, 1.0))
 
 
@@ -293,6 +292,6 @@ def _plain_decoding(policy: Policy) -> dict[str, Any]:
         "top_k": 50,
         "top_p": 1.0,
         "repetition_penalty": 1.0,
-        "eos_token_id": list(policy.eos_ids),
+        "eos_token_id": list(policy.eos_ids) or None,
         "pad_token_id": policy.tokenizer.pad_token_id,
     }

@@ -1,12 +1,18 @@
-"""Where each response ends: at an end token, at its own limit, or where a text is complete."""
+"""Where each response ends: at an end token, at its own limit, or where a text is complete.
+
+Its text is all that was sampled but what ended it. Special tokens stay: some registered as special
+are tags of the answer format, or boxes and points of an answer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from transformers import StoppingCriteria
 
+from ..model.chat_template import tag_ids
 from ..model.policy_model import Policy
 
 # To look at tokens the host waits for the device, which then has nothing to do. A few tokens too
@@ -41,14 +47,15 @@ class ResponseEnds(StoppingCriteria):
     limits : Tensor (N,), int64
         Most tokens of each response.
     stop : str, optional
-        The token that completes this text in a response is the response's last.
+        The token that completes this text in a response is the response's last. The same holds for
+        a text by which the policy's chat template closes turns.
     """
 
     def __init__(
         self, policy: Policy, prompt_length: int, limits: torch.Tensor, stop: str | None = None
     ) -> None:
         self._policy, self._prompt_length = policy, prompt_length
-        self._limits, self._stop = limits, stop
+        self._limits, self._stops = limits, stop_texts(policy, stop)
         self._stopped_at = torch.full_like(limits, torch.iinfo(limits.dtype).max)
         self._looked_at = 0
 
@@ -64,7 +71,8 @@ class ResponseEnds(StoppingCriteria):
     def of(self, tokens: torch.Tensor) -> Ends:
         """Return where the responses end, of which ``tokens`` (N, T) holds all that was sampled."""
         self._look_for_stop(tokens)
-        is_end = torch.isin(tokens, torch.tensor(self._policy.eos_ids, device=tokens.device))
+        ends = torch.tensor(self._policy.eos_ids, dtype=tokens.dtype, device=tokens.device)
+        is_end = torch.isin(tokens, ends)
         first_end = torch.where(is_end.any(-1), is_end.int().argmax(-1) + 1, tokens.shape[1] + 1)
         complete = torch.minimum(first_end, self._stopped_at)
         limits = self._limits.clamp(max=tokens.shape[1])
@@ -72,10 +80,10 @@ class ResponseEnds(StoppingCriteria):
 
     def _look_for_stop(self, tokens: torch.Tensor) -> None:
         """Note which responses the tokens since the last look complete, and which token does."""
-        if self._stop is None:
+        if not self._stops:
             return
         # No token of these is empty, and none before them can be part of a text that ends here.
-        most = len(self._stop.encode())
+        most = max(len(stop.encode()) for stop in self._stops)
         first = max(0, self._looked_at + 1 - most)
         seen, stopped_at = tokens[:, first:].cpu(), self._stopped_at.cpu()
         for count in range(self._looked_at + 1, tokens.shape[1] + 1):
@@ -83,11 +91,34 @@ class ResponseEnds(StoppingCriteria):
             if not len(still_open):
                 break
             tails = seen[still_open, max(0, count - most - first) : count - first]
-            texts = self._policy.tokenizer.batch_decode(tails, skip_special_tokens=True)
-            complete = torch.tensor([self._stop in text for text in texts], dtype=torch.bool)
-            stopped_at[still_open[complete]] = count
+            texts = self._policy.tokenizer.batch_decode(tails, skip_special_tokens=False)
+            complete = [any(stop in text for stop in self._stops) for text in texts]
+            stopped_at[still_open[torch.tensor(complete)]] = count
         self._stopped_at = stopped_at.to(tokens.device)
         self._looked_at = tokens.shape[1]
+
+
+def stop_texts(policy: Policy, stop: str | None) -> list[str]:
+    """Return the texts that end a response of a policy: that of the run, and the template's."""
+    return [text for text in (stop, policy.closing_text) if text is not None]
+
+
+def response_texts(policy: Policy, responses: Sequence[Sequence[int]]) -> list[str]:
+    """Return the texts of responses, without the token or text that closes the turn.
+
+    Parameters
+    ----------
+    policy : Policy
+        Owner of the tokenizer.
+    responses : sequence of sequence of int
+        Tokens of each, the one that ends it included.
+    """
+    closing = {*policy.eos_ids} - tag_ids(policy.tokenizer)
+    kept = [tokens[:-1] if closing.intersection(tokens[-1:]) else tokens for tokens in responses]
+    texts = [policy.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in kept]
+    if policy.closing_text is None:
+        return texts
+    return [text.partition(policy.closing_text)[0] for text in texts]
 
 
 def _tokens_a_look(device: torch.device) -> int:

@@ -152,10 +152,11 @@ def sampling_options(request: Request) -> dict[str, Any]:
         # The sampled token's own.
         "logprobs": 0,
         "stop_token_ids": request.eos_ids,
-        "stop": None if request.stop is None else [request.stop],
+        "stop": request.stops or None,
         "include_stop_str_in_output": True,
-        # Text is needed only to find the end in.
-        "detokenize": request.stop is not None,
+        # Text is needed only to find the end in, which may be a special token.
+        "detokenize": bool(request.stops),
+        "skip_special_tokens": False,
         # The lowest there is: as good as never.
         "logit_bias": dict.fromkeys(request.banned_ids, -100.0),
     }
