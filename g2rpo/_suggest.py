@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ._shown import listed, shown
+
 __all__ = ["did_you_mean", "unknown_name"]
 
 
@@ -15,10 +17,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ("; did you mean 'numerical'?", '')
     """
     close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {shown(close[0])}?" if close else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the text for an unknown `name` of some `kind`, which lists all that are `known`."""
     names = list(known)
-    return f"unknown {kind} {name!r}{did_you_mean(name, names)} (there are: {', '.join(names)})"
+    return f"unknown {kind} {shown(name)}{did_you_mean(name, names)} (there are: {listed(names)})"

@@ -12,6 +12,9 @@ __all__ = ["load_trainer", "need", "reported"]
 
 _USAGE, _FAILURE = 2, 1
 
+# So much of an error of other libraries fits a screen [characters].
+_LONGEST = 1500
+
 
 @contextmanager
 def reported(*, is_before_start: bool = False) -> Iterator[None]:
@@ -27,6 +30,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
             raise
+        from g2rpo._shown import clipped
         from g2rpo.run.errors import RunError, SharedError
         from g2rpo.run.launch import Launch
 
@@ -41,7 +45,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
         if isinstance(error, RunError):
             _print_error("\n".join([str(error), *notes]))
             raise SystemExit(_USAGE) from None
-        text = " ".join(str(error).split())
+        text = clipped(" ".join(str(error).split()), _LONGEST)
         text = f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)"
         _print_error("\n".join([text, *notes]))
         raise SystemExit(_FAILURE) from None

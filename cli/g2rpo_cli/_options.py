@@ -50,7 +50,8 @@ Settings = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Any value of the description, by its dotted key. Repeat it.",
+        help="Any value of the description, by its dotted key, such as `rollout.limits.ocr=30`; a "
+        "name with a dot in it stands in quotes: `'rollout.limits[\"v1.5\"]=30'`. Repeat it.",
     ),
 ]
 

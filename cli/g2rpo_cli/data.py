@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from g2rpo_cli._errors import need, reported
+from g2rpo_cli._options import Settings
 
 if TYPE_CHECKING:
     from g2rpo.data import PromptRecord
@@ -32,10 +33,7 @@ def show(
         str,
         typer.Argument(help="`builtin`, a file, a folder, `owner/name`, or `reasoning-gym:NAME`."),
     ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any value of the description."),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Check every record of a source, and show its tasks with the first held-out record of each.
 

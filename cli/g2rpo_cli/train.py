@@ -167,8 +167,10 @@ def _refuse_finished(folder: Any, steps: int) -> None:
 
 
 def _value(description: "RunDescription", key: str) -> Any:
+    from g2rpo.run.keys import split_key
+
     value: Any = description.model_dump()
-    for part in key.split("."):
+    for part in split_key(key):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from reprlib import Repr
-from typing import Any
-
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
+from g2rpo._shown import clipped
 
 
 class BrokenRecord(ValueError):
     """A record cannot be used; the text says what it is and what it must be, without its place."""
 
-
-def shown(value: Any) -> str:
-    """Return ``repr(value)``, shortened to what fits an error message."""
-    return _SHORT.repr(value)
+    def __init__(self, text: str) -> None:
+        super().__init__(clipped(text, 500))

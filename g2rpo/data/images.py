@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .broken import BrokenRecord, shown
+from g2rpo._shown import shown
+
+from .broken import BrokenRecord
+from .grey import in_8_bits, scale_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +26,8 @@ def image_source(value: Any) -> ImageSource:
     Parameters
     ----------
     value : object
-        A path, a Pillow image, or the ``{"bytes", "path"}`` of datasets, in which the bytes win.
+        A path, a data URI, a Pillow image, or the ``{"bytes", "path"}`` of datasets, in which the
+        bytes win: the path is then the name that the file had.
 
     Returns
     -------
@@ -40,6 +45,8 @@ def image_source(value: Any) -> ImageSource:
     """
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
         value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        return embedded(value, "image")
     if isinstance(value, str | bytes) and value:
         return value
     if hasattr(value, "convert") and hasattr(value, "size"):  # Pillow is not loaded to tell
@@ -47,6 +54,31 @@ def image_source(value: Any) -> ImageSource:
     raise BrokenRecord(
         f"an image is {shown(value)}; it must be a path, a Pillow image, or {{bytes, path}}"
     )
+
+
+def embedded(uri: str, kind: str) -> bytes:
+    """Return the file that a data URI holds.
+
+    Raises
+    ------
+    BrokenRecord
+        If it is not written in base64, or is empty.
+
+    Examples
+    --------
+    >>> embedded("data:text/plain;base64,aGk=", "image")
+    b'hi'
+    """
+    head, _, text = uri.partition(",")
+    try:
+        data = b64decode(text, validate=True) if head.endswith(";base64") else b""
+    except ValueError:
+        data = b""
+    if not data:
+        raise BrokenRecord(
+            f"{kind} {shown(uri)} holds no file; it must be data:{kind}/…;base64, and base64 text"
+        )
+    return data
 
 
 def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
@@ -75,29 +107,29 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
     setting = f"data.{kind}_dir"
     if folder is None:
         raise BrokenRecord(
-            f"{kind} {path!r} is a path, but the source has no folder; set {setting}"
+            f"{kind} {shown(path)} is a path, but the source has no folder; set {setting}"
         )
     if "://" in path:
-        raise BrokenRecord(f"{kind} {path!r} is an address; save the file and name its path")
+        raise BrokenRecord(f"{kind} {shown(path)} is an address; save the file and name its path")
     try:
         root = folder.resolve()
         found = (root / path).resolve()
         if not found.is_relative_to(root):
-            raise BrokenRecord(f"{kind} {path!r} lies outside {setting} {str(folder)!r}")
+            raise BrokenRecord(f"{kind} {shown(path)} lies outside {setting} {str(folder)!r}")
         if not found.is_file():
             reason = "is not a file" if found.exists() else "does not exist"
-            raise BrokenRecord(f"{kind} {path!r} {reason} in {setting} {str(folder)!r}")
+            raise BrokenRecord(f"{kind} {shown(path)} {reason} in {setting} {str(folder)!r}")
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long
-        raise BrokenRecord(f"{kind} {path!r} cannot be found ({reason_of(error)})") from None
+        raise BrokenRecord(f"{kind} {shown(path)} cannot be found ({reason_of(error)})") from None
     except ValueError as error:
         if isinstance(error, BrokenRecord):
             raise
-        raise BrokenRecord(f"{kind} {path!r} is no path ({error})") from None
+        raise BrokenRecord(f"{kind} {shown(path)} is no path ({error})") from None
     return found
 
 
 def open_image(source: ImageSource, folder: Path | None, kind: str = "image") -> Image:
-    """Return an image as RGB, upright by its EXIF data, transparent parts white.
+    """Return an image as 8-bit RGB, upright by its EXIF data, transparent parts white.
 
     Parameters
     ----------
@@ -116,9 +148,9 @@ def open_image(source: ImageSource, folder: Path | None, kind: str = "image") ->
     Raises
     ------
     BrokenRecord
-        If it cannot be found or decoded.
+        If it cannot be found or decoded, or has grey levels that 8 bits cannot hold.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     place = source if isinstance(source, str) else None
     opened = locate(source, folder, kind) if isinstance(source, str) else source
@@ -126,10 +158,10 @@ def open_image(source: ImageSource, folder: Path | None, kind: str = "image") ->
         if isinstance(opened, Image.Image):
             return _rgb(opened)
         with Image.open(BytesIO(opened) if isinstance(opened, bytes) else opened) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(image)
     # Pillow's plug-ins raise nearly everything on a damaged file.
     except Exception as error:
-        name = f"{kind} {place!r}" if place else "an image"
+        name = f"{kind} {shown(place)}" if place else "an image"
         reason = reason_of(error).partition(" <_io.BytesIO")[0].partition(" '/")[0]
         raise BrokenRecord(f"{name} cannot be read ({reason})") from None
 
@@ -143,8 +175,12 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def _rgb(image: Image) -> Image:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    scale = scale_of(image)
+    image = ImageOps.exif_transpose(image)
+    if scale is not None:
+        image = in_8_bits(image, scale)
     if not image.has_transparency_data:
         return image.convert("RGB")
     coloured = image.convert("RGBA")

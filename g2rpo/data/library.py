@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from g2rpo._shown import shown
 from g2rpo._suggest import unknown_name
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import Data
@@ -16,7 +17,7 @@ from g2rpo.run.sections import Data
 from .broken import BrokenRecord
 from .record import PromptRecord, Reading, Row, read_row
 from .streams import StoredStream, Stream
-from .tables import HubRows, Objects, Table
+from .tables import Table
 
 # So many broken records are told by name.
 _EXAMPLES = 3
@@ -71,11 +72,10 @@ class Library:
         self,
         tables: Sequence[Table],
         data: Data,
-        videos: bool,
         check: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self._tables, self._data = tables, data
-        self._readings = [_reading(table, data, videos, check) for table in tables]
+        self._readings = [_reading(table, data, check) for table in tables]
         self._ends = np.cumsum([len(table) for table in tables])
         self.skipped = Skipped()
         #: Returns what is wrong with a record beyond what its row says, when it is opened, or None.
@@ -164,16 +164,7 @@ class Library:
         return self._tables[index].place(row)
 
 
-def table_of(rows: Any) -> Table:
-    """Return rows that are already there as a table."""
-    if hasattr(rows, "with_format"):
-        return HubRows(rows, "rows", "rows")
-    return Objects(rows, "rows", "rows")
-
-
-def _reading(
-    table: Table, data: Data, videos: bool, check: Callable[[Mapping[str, Any]], None]
-) -> Reading:
+def _reading(table: Table, data: Data, check: Callable[[Mapping[str, Any]], None]) -> Reading:
     images = _folder("image_dir", data.image_dir) or table.folder
     return Reading(
         task=table.task,
@@ -182,7 +173,6 @@ def _reading(
         check=check,
         image_dir=images,
         video_dir=_folder("video_dir", data.video_dir) or images,
-        takes_videos=videos,
         video_frames=data.video_frames,
     )
 
@@ -192,7 +182,7 @@ def _folder(setting: str, value: str | None) -> Path | None:
         return None
     path = Path(value).expanduser()
     if not path.is_dir():
-        raise RunError(f"data.{setting} is {value!r}, which is not a folder")
+        raise RunError(f"data.{setting} is {shown(value)}, which is not a folder")
     return path
 
 

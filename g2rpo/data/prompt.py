@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any, TypeAlias
 
-from .broken import BrokenRecord, shown
+from g2rpo._shown import shown
+
+from .broken import BrokenRecord
 
 MEDIA = ("image", "video")
 """What may stand in a prompt beside text, in the order in which it stands before a question."""
 
 Message: TypeAlias = dict[str, Any]
 
+# Keys under which other formats put a text, an image or a video into a part.
+_CONTENTS = ("text", "image", "image_url", "video", "video_url", "url", "path", "bytes", "base64")
 _ROLES = ("system", "user", "assistant")
 _LETTERED = re.compile(r"\(?[A-Za-z][).:\s]")
 
@@ -46,14 +50,12 @@ def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[
     """
     if not isinstance(problem, str) or not problem.strip():
         raise BrokenRecord(f"problem is {shown(problem)}; it must be a text")
-    # Without images the word is just a word.
-    counts = {kind: count for kind, count in _counts(images, videos).items() if count}
-    placed = [kind for kind in counts if f"<{kind}>" in problem]
+    counts = _counts(images, videos)
+    placed = _words([problem], counts)
     if not placed:
         return problem.strip(), None
-    for kind in placed:
-        _check_count(kind, problem.count(f"<{kind}>"), counts.pop(kind))
-    parts = [*_leading(counts), *_split(problem, placed)]
+    leading = {kind: count for kind, count in counts.items() if kind not in placed}
+    parts = [*_leading(leading), *_split(problem, placed)]
     text = " ".join(part["text"] for part in parts if part["type"] == "text")
     if not text:
         beside = " and ".join(f"{kind}s" for kind in placed)
@@ -68,9 +70,10 @@ def from_messages(prompt: Any, images: int, videos: int = 0) -> tuple[str, list[
     ----------
     prompt : list of dict
         ``role`` and ``content``: a text, or parts ``{"type": "image"}``, ``{"type": "video"}`` and
-        ``{"type": "text", "text": …}``.
+        ``{"type": "text", "text": …}``. In place of such parts, the words ``<image>`` and
+        ``<video>`` may stand in texts.
     images, videos : int
-        How many the record has. If no part stands for them, they open the first question.
+        How many the record has. If no part or word stands for them, they open the first question.
 
     Returns
     -------
@@ -82,25 +85,40 @@ def from_messages(prompt: Any, images: int, videos: int = 0) -> tuple[str, list[
     Raises
     ------
     BrokenRecord
-        If it is no conversation that ends with a question.
+        If it is no conversation that ends with a question, has another number of places than of
+        images or videos, or has places of both sorts.
 
     Examples
     --------
     >>> from_messages([{"role": "user", "content": "How many?"}], 1)
     ('How many?', None)
+    >>> _, (message,) = from_messages([{"role": "user", "content": "In <image>?"}], 1)
+    >>> message["content"]
+    [{'type': 'text', 'text': 'In'}, {'type': 'image'}, {'type': 'text', 'text': '?'}]
     """
     if not isinstance(prompt, list) or not prompt:
         raise BrokenRecord(f"prompt is {shown(prompt)}; it must be a text or a list of messages")
     messages = [_message(message, number) for number, message in enumerate(prompt, 1)]
     if messages[-1]["role"] != "user":
         raise BrokenRecord(f"prompt ends with role {messages[-1]['role']!r}; it must end with user")
-    kinds = [part["type"] for message in messages for part in message["content"]]
+    parts = [part for message in messages for part in message["content"]]
     counts = _counts(images, videos)
+    placed = _words([part["text"] for part in parts if part["type"] == "text"], counts)
+    leading = {kind: count for kind, count in counts.items() if kind not in placed}
     for kind in MEDIA:
-        if kind in kinds:
-            _check_count(kind, kinds.count(kind), counts.pop(kind))
+        if own := sum(part["type"] == kind for part in parts):
+            if kind in placed:
+                raise BrokenRecord(
+                    f"the prompt has places for {kind}s as parts and as the word <{kind}>; "
+                    "it must have one sort"
+                )
+            _check_count(kind, own, leading.pop(kind))
+    for message in messages:
+        message["content"] = [
+            piece for part in message["content"] for piece in _pieces(part, placed)
+        ]
     first = next(message for message in messages if message["role"] == "user")
-    first["content"] = [*_leading(counts), *first["content"]]
+    first["content"] = [*_leading(leading), *first["content"]]
     last = messages[-1]["content"]
     text = " ".join(part["text"] for part in last if part["type"] == "text").strip()
     if not text:
@@ -159,19 +177,42 @@ def _message(message: Any, number: int) -> Message:
 
 
 def _part(part: Any, number: int) -> Message:
-    if isinstance(part, dict) and part.get("type") in MEDIA:
-        return {"type": part["type"]}
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    raise BrokenRecord(
-        f"message {number} has part {shown(part)}; its type must be image, video, or text "
-        "with a text"
-    )
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in (*MEDIA, "text") or (kind == "text" and not isinstance(part.get("text"), str)):
+        raise BrokenRecord(
+            f"message {number} has part {shown(part)}; its type must be image, video, or text "
+            "with a text"
+        )
+    named = ("type", "text") if kind == "text" else ("type",)
+    for name in _CONTENTS:
+        if name not in named and part.get(name):
+            raise BrokenRecord(
+                f"message {number} has a part of type {kind} whose {name} is {shown(part[name])}; "
+                "texts stand in parts of type text, images and videos in columns of their own"
+            )
+    return {name: part[name] for name in named}
 
 
-def _split(problem: str, placed: list[str]) -> list[Message]:
+def _words(texts: list[str], counts: dict[str, int]) -> list[str]:
+    """Return the kinds that stand where words say so; without a medium, the word is just a word."""
+    placed = []
+    for kind, count in counts.items():
+        places = sum(text.count(f"<{kind}>") for text in texts)
+        if count and places:
+            _check_count(kind, places, count)
+            placed.append(kind)
+    return placed
+
+
+def _pieces(part: Message, placed: list[str]) -> list[Message]:
+    """Return a part with its words replaced by parts, or as it stands if it has none."""
+    has_words = any(f"<{kind}>" in part.get("text", "") for kind in placed)
+    return _split(part["text"], placed) if has_words else [part]
+
+
+def _split(text: str, placed: list[str]) -> list[Message]:
     parts: list[Message] = []
-    for number, piece in enumerate(re.split(f"<({'|'.join(placed)})>", problem)):
+    for number, piece in enumerate(re.split(f"<({'|'.join(placed)})>", text)):
         if number % 2:  # texts and what stands between them take turns
             parts.append({"type": piece})
         elif piece.strip():

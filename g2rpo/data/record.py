@@ -9,18 +9,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from g2rpo._shown import listed, shown
 from g2rpo.run.errors import RunError
 from g2rpo.tasks.base import Record
 
-from .broken import BrokenRecord, shown
+from .broken import BrokenRecord
 from .images import ImageSource, fingerprint, image_source, locate, open_image
 from .opening import need_library
 from .prompt import Message, from_messages, from_problem, lettered, with_options
+from .task_names import check_task_name
 from .videos import Frames, Video, VideoSource, open_video, paths_of, video_source
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
-    "prompt": ("prompt",),
+    "prompt": ("prompt", "messages"),
     "images": ("images", "image"),
     "videos": ("videos", "video"),
     "answer": ("answer", "solution"),
@@ -29,9 +31,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "task_type": ("task_type",),
     "options": ("options",),
 }
-"""What a record is made of -> the columns in which it may stand, first come, first served."""
+"""What a record is made of -> the columns in which it may stand."""
 
 DATA_TYPES = ("text", "image", "video")
+
+# A column that holds one of these says nothing, and hides no other.
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 class PromptRecord(Record, total=False):
@@ -69,8 +74,6 @@ class Reading:
         Raises ValueError if a record cannot be scored.
     image_dir, video_dir : Path, optional
         Folders of images and of videos.
-    takes_videos : bool
-        Whether the caller does.
     video_frames : int
         Most frames of a video.
     """
@@ -81,7 +84,6 @@ class Reading:
     check: Callable[[Mapping[str, Any]], None]
     image_dir: Path | None = None
     video_dir: Path | None = None
-    takes_videos: bool = True
     video_frames: int = 16
 
 
@@ -154,25 +156,10 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
     >>> row.problem, row.answer, row.task
     ('2+2?', '4', 'sums')
     """
-    images = [image_source(image) for image in _list(_cell(values, "images", reading))]
-    for image in images:
-        if isinstance(image, str):
-            locate(image, reading.image_dir)
-    videos = _videos(values, reading)
-    problem, messages = _question(values, len(images), len(videos), reading)
-    options = _options(values, reading)
-    problem_type = _named(values, "problem_type", reading.problem_type, reading)
-    row = Row(
-        problem=_offer(problem, options, problem_type) if messages is None else problem,
-        messages=messages,
-        images=images,
-        videos=videos,
-        answer=_answer(values, options, reading),
-        problem_type=problem_type,
-        data_type=_data_type(values, images, videos, reading),
-        task=_named(values, "task_type", reading.task, reading),
-        options=lettered(options),
-    )
+    try:
+        row = _row(values, reading)
+    except RecursionError:
+        raise BrokenRecord("holds lists or objects that lie too deep in each other") from None
     _check_unicode(row)
     try:
         reading.check({"problem_type": row.problem_type, "answer": row.answer})
@@ -181,6 +168,30 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
     except ImportError as error:  # no fault of the record's: a reward lacks its library
         raise RunError(str(error)) from None
     return row
+
+
+def _row(values: Mapping[str, Any], reading: Reading) -> Row:
+    images = [image_source(image) for image in _list(_cell(values, "images", reading))]
+    for image in images:
+        if isinstance(image, str):
+            locate(image, reading.image_dir)
+    videos = _videos(values, reading)
+    problem, messages = _question(values, len(images), len(videos), reading)
+    options = _options(values, reading)
+    problem_type = _named(values, "problem_type", reading.problem_type, reading)
+    task = _named(values, "task_type", reading.task, reading)
+    check_task_name(task)
+    return Row(
+        problem=_offer(problem, options, problem_type) if messages is None else problem,
+        messages=messages,
+        images=images,
+        videos=videos,
+        answer=_answer(values, options, reading),
+        problem_type=problem_type,
+        data_type=_data_type(values, images, videos, reading),
+        task=task,
+        options=lettered(options),
+    )
 
 
 def _check_unicode(row: Row) -> None:
@@ -193,31 +204,81 @@ def _check_unicode(row: Row) -> None:
 
 
 def _cell(values: Mapping[str, Any], name: str, reading: Reading) -> Any:
+    """Return what a record says of a part, which it may say in several columns if they agree."""
     wanted = reading.columns.get(name)
-    for column in (wanted,) if wanted else COLUMNS[name]:
-        if values.get(column) is not None:
-            return values[column]
-    return None
+    columns = (wanted,) if wanted else COLUMNS[name]
+    cells = {column: _plain(values.get(column)) for column in columns}
+    filled = {column: cell for column, cell in cells.items() if cell not in _EMPTY}
+    if not filled:
+        return next((cell for cell in cells.values() if cell is not None), None)
+    first, *others = filled
+    for other in others:
+        if not _agree(filled[first], filled[other]):
+            raise _ambiguous(first, filled[first], other, filled[other], name)
+    return filled[first]
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if isinstance(one, str | int | float) and isinstance(other, str | int | float):
+        return str(one).strip() == str(other).strip()  # an answer is 4 or "4"
+    return _list(one) == _list(other)  # an image, or a list of one
+
+
+def _ambiguous(first: str, one: Any, second: str, other: Any, *names: str) -> BrokenRecord:
+    remedy = " or ".join(f"data.columns.{name}" for name in names)
+    return BrokenRecord(
+        f"{first} is {shown(one)} and {second} is {shown(other)}; name the right column by {remedy}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON would give it: no arrays, and no keys that are there for other rows.
+
+    In a table, the objects of a column have the keys of all rows, null where a row has none.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
 
 
 def _list(value: Any) -> list[Any]:
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return value if isinstance(value, list) else [value]
 
 
 def _question(
     values: Mapping[str, Any], images: int, videos: int, reading: Reading
 ) -> tuple[str, list[Message] | None]:
-    problem, prompt = (_cell(values, name, reading) for name in ("problem", "prompt"))
-    if problem is None and prompt is None:
+    found = {name: _cell(values, name, reading) for name in ("problem", "prompt")}
+    given = {name: value for name, value in found.items() if value not in _EMPTY} or {
+        name: value for name, value in found.items() if value is not None
+    }
+    chosen = [name for name in given if name in reading.columns] or list(given)
+    if not chosen:
         raise BrokenRecord(
-            f"has no problem and no prompt, but the columns {', '.join(values) or '(none)'}; "
-            "name the right one by data.columns.problem"
+            f"has no problem and no prompt, but the columns {listed(values) or '(none)'}; "
+            "name the right one by data.columns.problem, or messages by data.columns.prompt"
         )
-    if problem is None and not isinstance(prompt, str):
-        return from_messages(prompt, images, videos)
-    return from_problem(prompt if problem is None else problem, images, videos)
+    asked = [_asked(name, given[name], images, videos) for name in chosen]
+    if len(asked) > 1 and asked[0] != asked[1]:
+        raise _ambiguous("problem", given["problem"], "prompt", given["prompt"], *given)
+    return asked[0]
+
+
+def _asked(name: str, value: Any, images: int, videos: int) -> tuple[str, list[Message] | None]:
+    if name == "prompt" and not isinstance(value, str):
+        return from_messages(value, images, videos)
+    if isinstance(value, list):
+        raise BrokenRecord(
+            f"problem is {shown(value)}; it must be a text, and messages are named by "
+            "data.columns.prompt"
+        )
+    return from_problem(value, images, videos)
 
 
 def _offer(problem: str, options: list[str], problem_type: str) -> str:
@@ -271,8 +332,6 @@ def _named(values: Mapping[str, Any], name: str, default: str | None, reading: R
 
 def _videos(values: Mapping[str, Any], reading: Reading) -> list[VideoSource]:
     videos = [video_source(video) for video in _list(_cell(values, "videos", reading))]
-    if videos and not reading.takes_videos:
-        raise BrokenRecord("has a video, but this engine takes none; train with engine: reference")
     for video in videos:
         if not isinstance(video, Frames):
             need_library("av", "a record with a video", extra="video")

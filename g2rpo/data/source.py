@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from g2rpo._shown import listed
 from g2rpo._suggest import unknown_name
 from g2rpo.rewards import check_record
 from g2rpo.run.errors import RunError
 from g2rpo.run.sections import BUILTIN_SOURCES, Data
 
-from .library import Library, Skipped, SkippedState, table_of
+from .library import Library, Skipped, SkippedState
 from .mixing import schedule, shares
-from .opening import open_tables
+from .opening import open_tables, table_of
 from .reasoning import PREFIX, PROBLEM_TYPE, reasoning_streams
 from .record import PromptRecord
 from .streams import Stream, builtin_streams
@@ -159,7 +160,6 @@ def open_source(
     data: Data = Data(),  # noqa: B008 - it does not change
     *,
     rows: Sequence[Mapping[str, Any]] | None = None,
-    videos: bool = True,
     check: Callable[[Mapping[str, Any]], None] = check_record,
 ) -> Source:
     """Open the source of a run's prompts and check every record of it.
@@ -169,10 +169,9 @@ def open_source(
     data : Data
         Section ``data`` of the description.
     rows : sequence of mapping, optional
-        Records in place of ``data.source``: a list of dictionaries, or a data set of datasets.
-        All of their tasks are taken; one that names none is of the task ``"rows"``.
-    videos : bool
-        Whether the caller takes videos; if not, a record that has one is broken.
+        Records in place of ``data.source``: a list of dictionaries, or a data set of datasets, with
+        its transform if it has one. All of their tasks are taken; one that names none is of the
+        task ``"rows"``.
     check : callable
         Raises ValueError if a record, of which it gets ``problem_type`` and ``answer``, cannot be
         scored; by default :func:`g2rpo.rewards.check_record`.
@@ -207,7 +206,7 @@ def open_source(
         # The tasks of a description are those of its source, which is not looked at here.
         data = data.model_copy(update={"tasks": []})
         tables = [table_of(rows)]
-    library = Library(tables, data, videos, check)
+    library = Library(tables, data, check)
     return Source(_chosen(library.streams(), data), data, library.skipped, library)
 
 
@@ -231,7 +230,7 @@ def _shares_of(streams: Sequence[Stream], data: Data) -> list[float]:
     missing = [name for name in names if name not in weights]
     if missing:
         raise RunError(
-            f"data.mixing.weights has none for {', '.join(missing)}; name every task (0 is never), "
+            f"data.mixing.weights has none for {listed(missing)}; name every task (0 is never), "
             "or leave tasks out by data.tasks"
         )
     return [weights[name] for name in names]

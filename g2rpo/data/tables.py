@@ -11,10 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from g2rpo._json_lines import parse_object
+from g2rpo._shown import clipped, shown
 from g2rpo.comparison.rows import need_pyarrow
 from g2rpo.run.errors import RunError
 
-from .broken import BrokenRecord, shown
+from .broken import BrokenRecord
 
 # Parquet that unpacks to more than this is mapped from a temporary file in place of memory [bytes].
 _IN_MEMORY = 2**28
@@ -109,7 +110,12 @@ class Objects(Table):
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Return one of them."""
-        row = self._rows[index]
+        try:
+            row = self._rows[index]
+        # A data set of the user's own, or with a transform, runs the user's code.
+        except Exception as error:
+            reason = clipped(f"{type(error).__name__}: {error}")
+            raise RunError(f"{self.place(index)}: cannot be read ({reason})") from error
         if not isinstance(row, Mapping):
             raise BrokenRecord(f"is {shown(row)}, but must be an object with columns")
         return row
@@ -142,8 +148,10 @@ class HubRows(Table):
 
     def __init__(self, dataset: Any, name: str, task: str, folder: Path | None = None) -> None:
         super().__init__(name, task, folder)
-        # As Arrow holds it: nothing is decoded, and images stay {bytes, path}.
-        self._dataset = dataset.with_format("arrow")
+        # As Arrow holds it: nothing is decoded, and images stay {bytes, path}. Columns that the
+        # user's own format leaves out stay out.
+        own = dataset.format
+        self._dataset = dataset.with_format("arrow", own["columns"], own["output_all_columns"])
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .broken import BrokenRecord, shown
-from .images import locate, open_image, reason_of
+from g2rpo._shown import shown
+
+from .broken import BrokenRecord
+from .images import embedded, locate, open_image, reason_of
 from .video_files import Look, Picture, look, pictures_of
 
 
@@ -117,7 +119,7 @@ def video_source(value: Any) -> VideoSource:
     Parameters
     ----------
     value : object
-        A path, the ``{"bytes", "path"}`` of datasets, in which the bytes win, or the
+        A path, a data URI, the ``{"bytes", "path"}`` of datasets, in which the bytes win, or the
         ``{"frames", "fps"}`` of a video that was taken apart.
 
     Returns
@@ -137,12 +139,12 @@ def video_source(value: Any) -> VideoSource:
     Frames(paths=('0.png', '1.png'), fps=2.0)
     """
     if isinstance(value, dict):
-        # In a table every row has the keys of all.
-        given = {name: part for name, part in value.items() if part is not None}
-        if "frames" in given and given.keys() <= {"frames", "fps"}:
-            return _frames(given["frames"], given.get("fps"))
-        if given.keys() <= {"bytes", "path"}:
-            value = given.get("bytes") or given.get("path")
+        if "frames" in value and value.keys() <= {"frames", "fps"}:
+            return _frames(value["frames"], value.get("fps"))
+        if value.keys() <= {"bytes", "path"}:
+            value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        return embedded(value, "video")
     if isinstance(value, str | bytes) and value:
         return value
     raise BrokenRecord(
@@ -216,5 +218,5 @@ def _naming(source: VideoSource) -> Iterator[None]:
     # FFmpeg's errors are of many kinds, and so is what is wrong with damaged files.
     except Exception as error:
         first = next(iter(paths_of(source)), None)
-        name = f"video {first!r}" if first else "a video"
+        name = f"video {shown(first)}" if first else "a video"
         raise BrokenRecord(f"{name} cannot be read ({reason_of(error)})") from None

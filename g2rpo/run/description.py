@@ -2,8 +2,8 @@
 
 Four layers, later ones win: the defaults of the models in `g2rpo.run.sections`, those of a
 pretrained model in `g2rpo.run.presets`, a YAML file, and single values by dotted key
-(``optimization.steps=50``). A mapping such as ``length.targets`` in a file replaces the default
-mapping whole; a dotted key changes one entry of it.
+(``optimization.steps=50``, as :mod:`g2rpo.run.keys` reads it). A mapping such as ``length.targets``
+in a file replaces the default mapping whole; a dotted key changes one entry of it.
 """
 
 import copy
@@ -15,8 +15,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from g2rpo._shown import clipped, shown
 from g2rpo._suggest import did_you_mean
 from g2rpo.run.errors import RunError
+from g2rpo.run.keys import QUOTING, joined_key, split_key, split_setting
 from g2rpo.run.presets import presets
 from g2rpo.run.sections import (
     BUILTIN_SOURCES,
@@ -33,6 +35,9 @@ from g2rpo.run.sections import (
 )
 
 __all__ = ["RunDescription", "dump_description", "load_description", "parse_setting"]
+
+Parts = tuple[str, ...]
+"""A dotted key, taken apart."""
 
 
 class RunDescription(Section):
@@ -96,11 +101,12 @@ class RunDescription(Section):
         for task in self.data.tasks:
             longest = self.rollout.limit_of(task)
             target = self.length.target_of(task, longest)
-            key = f"limits.{task}" if task in self.rollout.limits else "max_completion_length"
+            own = ("limits", task) if task in self.rollout.limits else ("max_completion_length",)
             if target is not None and target.minimum >= longest:
                 raise RunError(
-                    f"length.targets.{task} rewards nothing up to {target.minimum:g} tokens, but "
-                    f"rollout.{key} is {longest}; lower the target or raise that"
+                    f"{joined_key(('length', 'targets', task))} rewards nothing up to "
+                    f"{target.minimum:g} tokens, but {joined_key(('rollout', *own))} is {longest}; "
+                    "lower the target or raise that"
                 )
 
 
@@ -118,7 +124,8 @@ def load_description(
     path : path, optional
         YAML file; keys that it leaves out keep their defaults.
     overrides : mapping of str to object, optional
-        Values by dotted key, such as ``{"optimization.steps": 50}``.
+        Values by dotted key, such as ``{"optimization.steps": 50}``; a name with a dot in it stands
+        in brackets and quotes, ``'rollout.limits["v1.5"]'``.
     settings : iterable of str
         The same as text, ``"optimization.steps=50"``; the right side is read as YAML.
 
@@ -137,15 +144,15 @@ def load_description(
     >>> load_description(settings=["data.tasks=[maths, ocr]"]).data.tasks
     ['maths', 'ocr']
     """
-    origin: dict[str, str] = {}
+    origin: dict[Parts, str] = {}
     contents = _read_yaml(Path(path)) if path is not None else {}
-    singles: list[tuple[str, Any]] = []
-    for text in settings:
-        singles.append(parse_setting(text))
-        origin[singles[-1][0]] = "--set "
-    for key, value in (overrides or {}).items():
-        singles.append((key, value))
-        origin[key] = ""
+    singles: list[tuple[Parts, Any]] = []
+    told = [(*parse_setting(text), "--set ") for text in settings]
+    told += [(key, value, "") for key, value in (overrides or {}).items()]
+    for key, value, where in told:
+        parts = split_key(key)
+        singles.append((parts, value))
+        origin[parts] = where
     values = _laid(_defaults(contents, singles), contents, singles)
     try:
         return RunDescription.model_validate(values)
@@ -164,15 +171,11 @@ def dump_description(description: RunDescription) -> str:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """Split ``"a.b=value"`` into the dotted key and the value, which is read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RunError(
-            f"--set {text!r} must be KEY=VALUE with a dotted key, such as optimization.steps=50"
-        )
+    key, value = split_setting(text)
     try:
-        return key.strip(), yaml.safe_load(value)
+        return joined_key(split_key(key)), yaml.safe_load(value)
     except yaml.YAMLError:
-        raise RunError(f"--set {text!r}: {value!r} is not a YAML value") from None
+        raise RunError(f"--set {shown(text)}: {shown(value)} is not a YAML value") from None
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -198,7 +201,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _defaults(contents: dict[str, Any], singles: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _defaults(contents: dict[str, Any], singles: Sequence[tuple[Parts, Any]]) -> dict[str, Any]:
     """Return what holds where nothing is said, which depends on some of what is said."""
     # The tasks are left to the section itself, which knows those of every source.
     values: dict[str, Any] = RunDescription().model_dump(exclude={"data": {"tasks"}})
@@ -206,7 +209,7 @@ def _defaults(contents: dict[str, Any], singles: Sequence[tuple[str, Any]]) -> d
     model = said["model"]
     chosen = presets(_of(model, "name"), _of(_of(model, "lora"), "rank"))
     for key, value in chosen.items():
-        _lay_key(values, key, copy.deepcopy(value))
+        _lay_key(values, split_key(key), copy.deepcopy(value))
     if str(_of(_laid(values, contents, singles)["data"], "source")) not in BUILTIN_SOURCES:
         values["length"]["targets"] = {}
     return values
@@ -218,7 +221,7 @@ def _of(section: Any, key: str, default: Any = None) -> Any:
 
 
 def _laid(
-    values: dict[str, Any], file: dict[str, Any], singles: Iterable[tuple[str, Any]]
+    values: dict[str, Any], file: dict[str, Any], singles: Iterable[tuple[Parts, Any]]
 ) -> dict[str, Any]:
     """Return a copy of the values with a file and single ones laid over them."""
     values = copy.deepcopy(values)
@@ -228,13 +231,13 @@ def _laid(
             section.update(value)
         else:
             values[key] = value
-    for key, value in singles:
-        _lay_key(values, key, copy.deepcopy(value))
+    for parts, value in singles:
+        _lay_key(values, parts, copy.deepcopy(value))
     return values
 
 
-def _lay_key(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
+def _lay_key(values: dict[str, Any], parts: Parts, value: Any) -> None:
+    *parents, last = parts
     for parent in parents:
         child = values.get(parent)
         if not isinstance(child, dict):
@@ -244,23 +247,29 @@ def _lay_key(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(details: ErrorDetails, origin: Mapping[str, str], file: str) -> str:
+def _explain(details: ErrorDetails, origin: Mapping[Parts, str], file: str) -> str:
     """Turn one of Pydantic's errors into a line: where, the key, what it is, what to do."""
-    key = ".".join(str(part) for part in details["loc"])
-    where = next((origin[k] for k in origin if key == k or key.startswith(f"{k}.")), file)
+    loc = tuple(str(part) for part in details["loc"])
+    key = clipped(joined_key(loc))
+    where = next((origin[parts] for parts in origin if loc[: len(parts)] == parts), file)
     context = details.get("ctx", {})
+    # A dot in a name took it apart, so that there is a mapping where its value belongs.
+    is_deeper = isinstance(details["input"], dict) and any(
+        parts[: len(loc)] == loc != parts for parts in origin
+    )
+    hint = f"; {QUOTING}" if is_deeper and "." in key else ""
     if details["type"] == "extra_forbidden":
-        *parents, last = (str(part) for part in details["loc"])
-        return f"{where}{key}: unknown key{did_you_mean(last, _fields(parents))}"
+        return f"{where}{key}: unknown key{did_you_mean(loc[-1], _fields(loc[:-1]))}"
     if details["type"] == "value_error":  # our own text, complete in itself
-        return f"{where}{key}: {context['error']}" if key else f"{file}{context['error']}"
+        text = clipped(str(context["error"]), 800)
+        return f"{where}{key}: {text}{hint}" if key else f"{file}{text}"
+    value = shown(details["input"])
     if details["type"] == "literal_error":
-        return f"{where}{key} is {details['input']!r}, but must be {context['expected']}"
+        return f"{where}{key} is {value}, but must be {context['expected']}"
     if details["type"] == "missing":  # the only fields without a default are those of a tuple
-        key = key.rpartition(".")[0]
-        return f"{where}{key} is {details['input']!r}, but has too few values"
+        return f"{where}{joined_key(loc[:-1])} is {value}, but has too few values"
     wish = _WISHES.get(details["type"]) or details["msg"].replace("Input should ", "must ")
-    return f"{where}{key} is {details['input']!r}, but {wish}"
+    return f"{where}{key} is {value}, but {wish}{hint}"
 
 
 _WISHES = {
@@ -274,7 +283,7 @@ _WISHES = {
 }
 
 
-def _fields(parents: list[str]) -> list[str]:
+def _fields(parents: Iterable[str]) -> list[str]:
     model: type[BaseModel] = RunDescription
     for parent in parents:
         annotation = model.model_fields[parent].annotation

@@ -116,3 +116,40 @@ def test_a_reward_that_leads_nowhere_is_an_error_of_one_line(run, trainer):
     assert code == 2
     assert err.startswith("error: rewards.functions:")
     assert err.count("\n") == 1
+
+
+def write_sums(path, *tasks):
+    rows = [
+        {"problem": f"{n}+1?", "answer": n + 1, "problem_type": "numerical", "task_type": task}
+        for n, task in enumerate(tasks * 4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("command", ["eval", "train"])
+@pytest.mark.parametrize("name", ["mean", "a/b"])
+def test_a_task_that_would_take_the_place_of_something_else_is_refused_at_the_start(
+    run, trainer, tmp_path, command, name
+):
+    write_sums(tmp_path / "own.jsonl", "sums", name)
+    code, _, err = run(command, "--data", "own.jsonl")
+    assert code == 2
+    assert f"own.jsonl, line 2: task {name!r} has " in err
+    assert trainer.calls == []
+
+
+def test_a_setting_of_a_task_with_a_dot(run, trainer, tmp_path):
+    write_sums(tmp_path / "own.jsonl", "sums", "v1.5")
+    code, out, err = run("eval", "--data", "own.jsonl", "--set", 'rollout.limits["v1.5"]=30')
+    assert code == 0, err
+    assert trainer.calls[0][1].rollout.limits == {"v1.5": 30}
+    assert "v1.5" in out
+    code, _, err = run("eval", "--data", "own.jsonl", "--set", "rollout.limits.v1.5=30")
+    assert code == 2
+    assert 'a name with a dot in it stands in brackets and quotes: rollout.limits["v1.5"]=30' in err
+
+
+def test_help_says_how_a_name_with_a_dot_is_written(run, trainer):
+    for command in ("eval", "train"):
+        _, out, _ = run(command, "--help")
+        assert 'rollout.limits["v1.5"]=30' in "".join(out.replace("│", "").split())

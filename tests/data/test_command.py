@@ -73,3 +73,40 @@ def test_a_task_whose_held_out_images_are_damaged(write, show, tmp_path):
     )
     assert code == 0
     assert "sums: no held-out record can be used" in out
+
+
+def test_images_of_messages_and_float_pictures_are_shown(write, show, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "a.tif")
+    rows = []
+    for row in sums(3):
+        prompt = [{"role": "user", "content": f"In <image>: {row.pop('problem')}"}]
+        rows.append({**row, "messages": prompt, "images": ["a.tif"]})
+    code, out, err = show(write(rows))
+    assert (code, err) == (0, "")
+    assert "sums: [4 × 3] In : What is " in out
+    rows[1]["messages"][0]["content"] += " <image>"
+    code, out, err = show(write(rows))
+    assert (code, out) == (2, "")
+    assert "line 2: the prompt has places for 2 images, but the record has 1" in err
+
+
+def test_tasks_with_dots_have_settings(write, show):
+    path = write([*sums(9, "v1.5"), *sums(9, "v2")])
+    weights = ['data.mixing.weights["v1.5"]=3', "data.mixing.weights['v2']=1"]
+    code, out, err = show(path, *(part for text in weights for part in ("-s", text)))
+    assert (code, err) == (0, "")
+    assert [(row[0], row[4]) for row in rows_of(out)] == [("v1.5", "75.0%"), ("v2", "25.0%")]
+    code, _, err = show(path, "-s", "data.mixing.weights.v1.5=3")
+    assert code == 2
+    assert (
+        "data.mixing.weights.v1 is {'5': 3}, but must be a valid number; a name with a dot" in err
+    )
+
+
+def test_help_says_how_a_name_with_a_dot_is_written(show):
+    code, out, _ = show("--help")
+    assert code == 0
+    assert 'rollout.limits["v1.5"]=30' in "".join(out.replace("│", "").split())

@@ -187,12 +187,12 @@ MESSAGE = {"role": "user", "content": "2+2?"}
         (
             {"text": "2+2?", "n": 1},
             "has no problem and no prompt, but the columns text, n; name the "
-            "right one by data.columns.problem",
+            "right one by data.columns.problem, or messages by data.columns.prompt",
         ),
         (
             {},
             "has no problem and no prompt, but the columns (none); name the right one by "
-            "data.columns.problem",
+            "data.columns.problem, or messages by data.columns.prompt",
         ),
         ({**QUESTION, "problem": " "}, "problem is ' '; it must be a text"),
         ({**QUESTION, "problem": 3}, "problem is 3; it must be a text"),

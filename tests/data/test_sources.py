@@ -226,6 +226,134 @@ def test_rows_may_be_a_data_set(hub):
     assert problems(open_source(rows=hub["train"])) == EXPECTED
 
 
+def test_a_format_keeps_the_columns_that_it_shows(hub):
+    shown = [name for name in hub["train"].column_names if name != "images"]
+    for form in ("numpy", "torch", None):
+        record = records_of(open_source(rows=hub["train"].with_format(form, shown)))[0]
+        assert (record["images"], record["data_type"]) == ([], "text")
+    assert problems(open_source(rows=hub["train"].with_format("torch"))) == EXPECTED
+
+
+def test_a_transform_is_applied(hub):
+    def shout(batch):
+        return {**batch, "problem": [text.upper() for text in batch["problem"]]}
+
+    loud = sorted(text.upper() for text in EXPECTED)
+    for rows in (hub["train"].with_transform(shout), hub["train"].select(range(20))):
+        if rows.format["type"] is None:
+            rows.set_transform(shout)
+        source = open_source(rows=rows)
+        assert problems(source) == loud
+        assert records_of(source)[0]["images"][0].getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_transform_that_fails_is_told(hub):
+    def fail(batch):
+        raise KeyError("question")
+
+    with pytest.raises(RunError) as caught:
+        open_source(rows=hub["train"].with_transform(fail))
+    assert str(caught.value) == "rows, record 1: cannot be read (KeyError: 'question')"
+
+
+def test_what_is_no_sequence_of_records_is_told_with_the_remedy(hub):
+    import pandas
+
+    frame = pandas.DataFrame(sums(3))
+    table = pa.Table.from_pylist(sums(3))
+    for rows, kind, remedy in (
+        (hub, "DatasetDict", "hand over one of its entries, such as a split (train, test)"),
+        (sums(1)[0], "dict", "hand over one of its entries, such as a split (problem, answer,"),
+        (hub["train"].to_iterable_dataset(), "IterableDataset", "records are looked up by number;"),
+        (iter(sums(3)), "list_iterator", "records are looked up by number; hand over list(rows)"),
+        (frame, "DataFrame", "hand over datasets.Dataset.from_pandas(rows)"),
+        (table, "Table", "hand over rows.to_pylist()"),
+        ("train.csv", "str", "name a file, a folder or a data set of the hub by data.source"),
+    ):
+        with pytest.raises(RunError) as caught:
+            open_source(rows=rows)
+        assert str(caught.value).startswith(f"rows is of type {kind}; {remedy}")
+    with pytest.raises(RunError, match=r"^rows: has no records$"):
+        open_source(rows=[])
+
+
+def test_the_remedies_are_right(hub):
+    import datasets
+    import pandas
+
+    frame, table = pandas.DataFrame(sums(20)), pa.Table.from_pylist(sums(20))
+    iterable = hub["train"].to_iterable_dataset()
+    for rows in (datasets.Dataset.from_pandas(frame), table.to_pylist(), list(iterable)):
+        assert problems(open_source(rows=rows)) == EXPECTED
+
+
+def test_rows_of_arrays(tmp_path):
+    import pandas
+
+    rows = [{**row, "images": [IMAGE], "answer": n + 1} for n, row in enumerate(sums(20))]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    # pandas makes NumPy arrays and numbers of lists and numbers.
+    records = pandas.read_parquet(path).to_dict("records")
+    assert type(records[0]["images"]).__name__ == "ndarray"
+    assert problems(open_source(rows=records)) == EXPECTED
+
+
+BOX = [0, 0, 10, 10]
+OBJECTS = {
+    "tracking": [
+        {"boxes": {"1": BOX, "2": BOX}},
+        {"boxes": {"3": BOX}},
+    ],
+    "spatial-temporal grounding": [
+        {"time": [0, 2], "boxes": {"1": BOX}},
+        {"time": [1, 3], "boxes": {"2": BOX}},
+    ],
+    "segmentation": [
+        {"boxes": BOX, "positive_points": [[1, 1]], "negative_points": [[9, 9]], "time": 2},
+        {"boxes": BOX, "positive_points": [[1, 1]], "negative_points": [[9, 9]]},
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "rows", "list"])
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_keys_that_other_rows_have_are_absent(kind, form, tmp_path):
+    import datasets
+
+    rows = [
+        {"problem": f"{number}?", "answer": answer, "problem_type": kind, "task_type": "t"}
+        for number, answer in enumerate(OBJECTS[kind])
+    ]
+    path = tmp_path / "rows.parquet"
+    if form == "parquet":
+        source = opened(write_parquet(path, rows))
+    elif form == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+        source = opened(path)
+    else:
+        table = datasets.Dataset.from_list(rows)
+        source = open_source(rows=table if form == "rows" else table.to_list())
+    found = sorted(records_of(source), key=lambda record: record["problem"])
+    for record, answer in zip(found, OBJECTS[kind], strict=True):
+        assert json.loads(record["answer"]) == answer
+        right = f"<think>x</think><answer>{json.dumps(answer)}</answer>"
+        assert components(record, right).accuracy == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.jsonl.gz", "a.tsv", "data", "sub/a.csv"])
+def test_a_file_of_another_format(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_text("problem,answer\n")
+    for source in (name, str(tmp_path / name)):
+        with pytest.raises(RunError) as caught:
+            opened(source)
+        assert str(caught.value) == (
+            f"data.source: {source!r} is a file, but not of a format that is read here; save its "
+            "records as .jsonl, .json or .parquet"
+        )
+
+
 @pytest.mark.parametrize(
     ("source", "module"), [("o/n", "datasets"), ("reasoning-gym:x", "reasoning_gym")]
 )

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from pydantic import BaseModel
 
 from g2rpo.run import RunDescription, RunError, dump_description, load_description
+from g2rpo.run.keys import joined_key, split_key
 from g2rpo.run.presets import presets
 from g2rpo.run.records import with_tasks
 from g2rpo.run.sections import BUILTIN_TASKS
@@ -118,6 +121,51 @@ def test_no_task_stage(word):
 def test_entropy_bounds_of_a_task():
     entropy = load_description(settings=["entropy.bounds.ocr=[0.1, 0.3]"]).entropy
     assert (entropy.of("ocr"), entropy.of("vqa")) == ((0.1, 0.3), (entropy.low, entropy.high))
+
+
+@pytest.mark.parametrize("name", ["v1.5", "a=b", "a.b.c", "it's", 'say "x"', "[x]", "a b", "é\\"])
+def test_every_mapping_by_task_takes_every_name(name):
+    quoted = f"[{json.dumps(name)}]"
+    values = {
+        "rollout.limits": 30,
+        "entropy.bounds": (0.0, 1.0),
+        "entropy.weights": 2.0,
+        "length.targets": (0.0, 1.0, 2.0, 3.0),
+        "data.mixing.weights": 2.0,
+        "rewards.functions": "module:function",
+    }
+    settings = [f"{key}{quoted}={json.dumps(value)}" for key, value in values.items()]
+    description = load_description(settings=["data.source=own.jsonl", *settings])
+    for key, value in values.items():
+        section = description
+        for part in key.split("."):
+            section = getattr(section, part)
+        assert section == {name: value}
+        assert split_key(joined_key([*key.split("."), name])) == (*key.split("."), name)
+
+
+@pytest.mark.parametrize("key", ["a..b", ".a", "a.", "", " ", 'a["b', 'a["b"]c', r'a["\x"]'])
+def test_what_is_no_key(key):
+    with pytest.raises(RunError, match="dotted key"):
+        split_key(key)
+    assert 'rollout.limits["v1.5"]=30' in error_of(settings=[f"{key}=3"]) or "\\x" in key
+
+
+def test_a_name_with_a_dot_is_quoted_in_errors():
+    named = ["data.source=own.jsonl", "data.tasks=[v1.5]", "rollout.max_completion_length=40"]
+    settings = [*named, "length.targets['v1.5']=[30, 40, 50, 60]", "rollout.limits['v1.5']=20"]
+    assert error_of(settings=settings) == (
+        'length.targets["v1.5"] rewards nothing up to 30 tokens, but rollout.limits["v1.5"] is 20; '
+        "lower the target or raise that"
+    )
+    assert "a name with a dot in it" in error_of(settings=["rollout.limits.v1.5=30"])
+
+
+def test_no_message_is_longer_than_a_screen():
+    long, many = "x" * 10**5, ", ".join(map(str, range(10**5)))
+    for setting in (long, f"{long}=3", f"seed={long}", f"data=[{many}]", f"data.source={long}"):
+        assert len(error_of(settings=[setting])) < 1000
+    load_description(settings=[f"data.source=reasoning-gym:{','.join(['chain_sum'] * 99)}"])
 
 
 @pytest.mark.parametrize(

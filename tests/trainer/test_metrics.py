@@ -53,6 +53,18 @@ def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
     assert logged - {"step"} == listed - only_with_vllm
 
 
+def test_no_name_of_a_task_makes_one_metric_of_two():
+    rows = [
+        row
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if (row := _ROW.fullmatch(line))
+    ]
+    names = {name: row[2] for row in rows for name in re.findall(r"`([^`]+)`", row[1])}
+    by_task = {name for name, kind in names.items() if kind != "no"}
+    # Tasks have no slash in their names, so that `name/task` has one way to be taken apart.
+    assert [name for name in names if name.rpartition("/")[0] in by_task] == []
+
+
 def outcomes(lengths, entropies=None) -> Outcomes:
     """Return responses of so many tokens; each token has an entropy of 1, or its response's."""
     lengths = np.asarray(lengths)

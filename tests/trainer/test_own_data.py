@@ -108,3 +108,37 @@ def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
 def test_rewards_of_reasoning_gym_are_its_own():
     description = load_description(overrides={"data.source": "reasoning-gym:chain_sum"})
     assert "reasoning-gym" in own_functions(description)
+
+
+def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):
+    names = ["old", "v1.5", "mean reward"]
+    rows = [
+        {"problem": f"What is {n} + 1?", "answer": n + 1, "problem_type": "numerical"}
+        | {"task_type": names[n % 3]}
+        for n in range(24)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    description = load_description(
+        overrides={
+            "model.device": "cpu",
+            "data.source": str(path),
+            "data.eval_items": 2,
+            "data.eval_generations": 1,
+            "length.mode": "off",
+            'rollout.limits["v1.5"]': 3,
+            "rollout.prompts_per_step": 3,
+            "rollout.num_generations": 2,
+            "rollout.max_completion_length": 8,
+            "optimization.steps": 1,
+            "output.plots": False,
+            "output.dir": str(tmp_path / "run"),
+        }
+    )
+    summary = train(description)
+    assert set(summary["after"]) == {*names, "mean"}
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    assert metrics["completions/max_length/v1.5"] <= 3
+    assert all(f"reward/{name}" in metrics for name in names)
+    assert load_description(tmp_path / "run" / "config.yaml").rollout.limits == {"v1.5": 3}

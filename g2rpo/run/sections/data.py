@@ -1,11 +1,13 @@
 """The section ``data``: what the policy is asked."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from g2rpo._shown import shown
 from g2rpo._suggest import did_you_mean, unknown_name
 
 from .section import Section
@@ -31,6 +33,9 @@ RECORD_COLUMNS = (
     "options",
 )
 """What a record is made of. Kept here so that reading a description loads no data."""
+
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Endings of the files that are read."""
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -136,7 +141,15 @@ class Data(Section):
     @field_validator("source")
     @classmethod
     def _source_is_known(cls, source: str) -> str:
-        if source in BUILTIN_SOURCES or _is_path(source) or _HUB.fullmatch(source):
+        if source in BUILTIN_SOURCES or _is_path(source):
+            return source
+        if os.path.isfile(os.path.expanduser(source)):  # unlike pathlib, False for names too long
+            *first, last = DATA_SUFFIXES
+            raise ValueError(
+                f"{source!r} is a file, but not of a format that is read here; save its records "
+                f"as {', '.join(first)} or {last}"
+            )
+        if _HUB.fullmatch(source):
             return source
         kind, colon, names = source.partition(":")
         if colon and kind == "reasoning-gym":
@@ -147,7 +160,7 @@ class Data(Section):
             return source
         hint = did_you_mean(source, [*BUILTIN_SOURCES, "reasoning-gym:NAME"])
         raise ValueError(
-            f"unknown source {source!r}{hint} (there are: builtin, builtin-text, "
+            f"unknown source {shown(source)}{hint} (there are: builtin, builtin-text, "
             "reasoning-gym:NAME, a file .jsonl, .json or .parquet, a folder, and owner/name of a "
             "data set of the hub)"
         )
@@ -177,5 +190,5 @@ class Data(Section):
 
 
 def _is_path(source: str) -> bool:
-    path = Path(source).expanduser()
-    return path.suffix.lower() in (".jsonl", ".json", ".parquet") or path.is_dir()
+    path = os.path.expanduser(source)
+    return Path(path).suffix.lower() in DATA_SUFFIXES or os.path.isdir(path)

@@ -1,0 +1,52 @@
+"""Values and texts of users in error messages, so short that a message fits a screen."""
+
+from collections.abc import Iterable
+from reprlib import Repr
+
+__all__ = ["clipped", "listed", "shown"]
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_LONGEST = 400
+_NAMES = 20
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)``, shortened, on one line.
+
+    Examples
+    --------
+    >>> shown("a.png"), len(shown("x" * 10**6)), shown(list(range(9)))
+    ("'a.png'", 200, '[0, 1, 2, 3, 4, 5, ...]')
+    """
+    try:
+        return clipped(" ".join(_SHORT.repr(value).splitlines()))
+    except ValueError:  # a whole number with too many digits to be written
+        return f"a number of type {type(value).__name__}"
+
+
+def clipped(text: str, longest: int = _LONGEST) -> str:
+    """Return a text without its middle if it is too long; the end often holds the remedy.
+
+    Examples
+    --------
+    >>> clipped("0123456789", 5), clipped("01234", 5)
+    ('01…89', '01234')
+    """
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names with commas between them, the first ones of many.
+
+    Examples
+    --------
+    >>> listed(["ocr", "maths"]), listed(range(100))[-14:]
+    ('ocr, maths', '19 and 80 more')
+    """
+    texts = [clipped(str(name), 60) for name in names]
+    more = f" and {len(texts) - _NAMES} more" if len(texts) > _NAMES else ""
+    return ", ".join(texts[:_NAMES]) + more
