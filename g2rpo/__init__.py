@@ -24,10 +24,13 @@ from g2rpo.entropy import (
     entropy_penalty,
     task_means,
 )
+from g2rpo.high_entropy import high_entropy_mask
 from g2rpo.labels import encode_labels
 from g2rpo.length import LengthTarget, LengthTargets, length_reward
 from g2rpo.losses import kl_penalty, policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
+from g2rpo.off_policy import off_policy_mask, sampler_weights
+from g2rpo.task_weights import adapt_task_weights
 from g2rpo.transport import match_gaussian
 
 __version__ = "0.1.0"
@@ -43,6 +46,7 @@ __all__ = [
     "LengthTargets",
     "LossTerms",
     "adapt_entropy_weights",
+    "adapt_task_weights",
     "batch_totals",
     "calibrate_lengths",
     "diagnostics",
@@ -55,12 +59,15 @@ __all__ = [
     "gaussian_advantages",
     "gdpo_advantages",
     "grpo_advantages",
+    "high_entropy_mask",
     "kl_penalty",
     "length_quantiles",
     "length_reward",
     "match_gaussian",
+    "off_policy_mask",
     "policy_loss",
     "register_estimator",
     "rloo_advantages",
+    "sampler_weights",
     "task_means",
 ]

@@ -1,10 +1,11 @@
-"""What steers a run from step to step: each task's length target and entropy weight.
+"""What steers a run from step to step: each task's length target, entropy weight and weight.
 
-Both hold a few numbers a task, on NumPy, and go into the checkpoint.
+They hold a few numbers a task, on NumPy, and go into the checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,67 @@ class EntropyControl:
         """Restore what ``state_dict`` returned."""
         if state:
             self._control = g2rpo.EntropyControl.from_json(state, self.weights)
+
+
+class TaskWeightControl:
+    """The factor of every task's advantages, fixed or following the tasks' gradient norms.
+
+    Parameters
+    ----------
+    description : RunDescription
+        Its data and task_weights sections; the tasks are named.
+
+    Examples
+    --------
+    >>> from g2rpo.run import load_description
+    >>> control = TaskWeightControl(
+    ...     load_description(settings=["data.tasks=[ocr, maths]", "task_weights.adapt=10"])
+    ... )
+    >>> control.observe({"ocr": 4.0, "maths": 1.0}, step=10)
+    >>> control.weights.round(4)
+    array([0.7071, 1.4142])
+    """
+
+    def __init__(self, description: RunDescription) -> None:
+        self._options = description.task_weights
+        self._names = description.data.tasks
+        weights = [self._options.weights.get(task, 1.0) for task in self._names]
+        self.weights: Floats = np.asarray(weights, np.float64)
+
+    def observe(self, norms: Mapping[str, float], step: int) -> None:
+        """Take the norms of the tasks' gradients into account, if an adaptation is due.
+
+        Parameters
+        ----------
+        norms : mapping of str to float
+            Norm of each measured task's own gradient, with its weight as it is.
+        step : int
+            From 1.
+        """
+        options = self._options
+        if not options.adapt or step % options.adapt:
+            return
+        measured = [norms.get(task, np.nan) for task in self._names]
+        self.weights = g2rpo.adapt_task_weights(
+            np.asarray(measured, np.float64),
+            self.weights,
+            rate=options.rate,
+            low=options.low,
+            high=options.high,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``task_weight/<task>`` of every task; nothing if all are 1 for good."""
+        if not self._options.adapt and not self._options.weights:
+            return {}
+        weights = self.weights.tolist()
+        return {f"task_weight/{task}": w for task, w in zip(self._names, weights, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON holds it; nothing if it follows from the description."""
+        return {"weights": self.weights.tolist()} if self._options.adapt else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if state:
+            self.weights = np.asarray(state["weights"], np.float64)

@@ -32,6 +32,7 @@ from g2rpo.run.sections import (
     Rewards,
     Rollout,
     Section,
+    TaskWeights,
 )
 
 __all__ = ["RunDescription", "dump_description", "load_description", "parse_setting"]
@@ -53,6 +54,9 @@ class RunDescription(Section):
     estimator: Estimator = Field(default=Estimator(), description="how rewards become advantages")
     length: Length = Field(default=Length(), description="shaping of the response length")
     entropy: Entropy = Field(default=Entropy(), description="bounds of the token entropy")
+    task_weights: TaskWeights = Field(
+        default=TaskWeights(), description="how much each task counts in the surrogates"
+    )
     optimization: Optimization = Field(
         default=Optimization(), description="how advantages change the policy"
     )
@@ -85,8 +89,18 @@ class RunDescription(Section):
                 f"than rollout.prompts_per_step {self.rollout.prompts_per_step}; "
                 "an update needs at least one prompt"
             )
+        if self.optimization.off_policy_mask_threshold and self._is_on_policy():
+            raise ValueError(
+                f"optimization.off_policy_mask_threshold is "
+                f"{self.optimization.off_policy_mask_threshold:g}, but with "
+                "optimization.updates_per_batch 1 and rollout.engine transformers every response "
+                "is the policy's own; leave it out, or take several updates"
+            )
         self.require_reachable_targets()
         return self
+
+    def _is_on_policy(self) -> bool:
+        return self.rollout.engine == "transformers" and self.optimization.updates_per_batch == 1
 
     def require_reachable_targets(self) -> None:
         """Raise if the longest response allowed to a task is too short for its length target.

@@ -42,6 +42,8 @@ def rollout_metrics(
     tasks: Labels,
     names: Sequence[str],
     length_reward: Floats | None = None,
+    *,
+    masks_truncated: bool = False,
 ) -> dict[str, float]:
     """Return what describes all rollouts, and those of each task.
 
@@ -57,6 +59,9 @@ def rollout_metrics(
         Names of the tasks; one that has no rollout in this step has no metric.
     length_reward : array (N,), optional
         How well the lengths fit; NaN where no length is rewarded.
+    masks_truncated : bool
+        Whether responses that were cut off are left out of the loss: their share of all tokens is
+        reported.
 
     Returns
     -------
@@ -82,6 +87,9 @@ def rollout_metrics(
         for name in ("mean", "min", "max"):
             statistic = float(getattr(lengths[rows], name)())
             metrics[f"completions/{name}_length{suffix}"] = statistic
+        if masks_truncated:
+            masked = lengths[rows & ~outcomes.ended].sum() / lengths[rows].sum()
+            metrics["completions/masked_ratio" + suffix] = float(masked)
         metrics["entropy" + suffix] = float(outcomes.entropies[rows].sum() / lengths[rows].sum())
     metrics["num_tokens"] = float(lengths.sum())
     return metrics

@@ -79,6 +79,7 @@ def _refuse_unknown_tasks(description: RunDescription, tasks: Sequence[str]) -> 
         "entropy.bounds": description.entropy.bounds,
         "entropy.weights": description.entropy.weights,
         "rollout.limits": description.rollout.limits,
+        "task_weights.weights": description.task_weights.weights,
     }
     for key, mapping in named.items():
         for task in mapping:

@@ -32,6 +32,10 @@ class Rewards(NamedTuple):
     format: Floats
     structure: Floats
 
+    def without(self, absent: npt.NDArray[np.bool_]) -> Rewards:
+        """Return the rewards with NaN, which no statistic counts, where a response is absent."""
+        return Rewards(*(np.where(absent, np.asarray(np.nan, c.dtype), c) for c in self))
+
 
 class Scorer:
     """Scores the responses of a run; it owns the processes in which that happens.

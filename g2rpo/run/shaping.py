@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 import g2rpo
-from g2rpo.run.controllers import EntropyControl, LengthControl
+from g2rpo.run.controllers import EntropyControl, LengthControl, TaskWeightControl
 from g2rpo.run.description import RunDescription
 from g2rpo.run.scorer import Floats, Rewards
 from g2rpo.run.scoring import reward_weights
 
+Flags = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]
 
 
@@ -38,26 +40,32 @@ class Advantages(NamedTuple):
 class Shaping:
     """Turns rewards and lengths into advantages, as a run is described.
 
-    On the host, in NumPy: a step has a few thousand numbers. It carries what
-    an estimator, length targets and entropy weights remember from step to step; ``state_dict``
-    goes into the checkpoint.
+    On the host, in NumPy: a step has a few thousand numbers. It carries what an estimator, length
+    targets, entropy weights and task weights remember from step to step; ``state_dict`` goes into
+    the checkpoint.
 
     Parameters
     ----------
     description : RunDescription
-        Its estimator, rewards, length and entropy sections; the tasks are named.
+        Its estimator, rewards, length, entropy and task_weights sections; the tasks are named.
     """
 
     def __init__(self, description: RunDescription) -> None:
         self._description = description
         self._length, self._entropy = LengthControl(description), EntropyControl(description)
+        self._task_weights = TaskWeightControl(description)
         self._ema: g2rpo.EMAState | None = None
         if description.estimator.name == "ema-grpo":
             zeros = np.zeros(1, np.float32)
             self._ema = g2rpo.EMAState.start(len(description.data.tasks), zeros)
 
     def __call__(
-        self, rewards: Rewards, lengths: Labels, groups: Labels, tasks: Labels
+        self,
+        rewards: Rewards,
+        lengths: Labels,
+        groups: Labels,
+        tasks: Labels,
+        absent: Flags | None = None,
     ) -> Advantages:
         """Return the advantages of a step's N rollouts; called once a step.
 
@@ -69,9 +77,15 @@ class Shaping:
             Tokens.
         groups, tasks : array (N,), integer
             Prompt and task of each response; tasks number ``description.data.tasks``.
+        absent : array (N,), bool, optional
+            Responses that enter no statistic; their advantages are 0.
         """
         mode = self._description.length.mode
         length_reward = None if mode == "off" else self._length_reward(rewards, lengths, tasks)
+        if absent is not None:
+            rewards = rewards.without(absent)
+            if length_reward is not None:
+                length_reward = np.where(absent, np.float32(np.nan), length_reward)
         self._length.observe(lengths, rewards.accuracy, tasks)
         length = None
         if mode == "term":
@@ -95,9 +109,19 @@ class Shaping:
         self._entropy.observe(means, present)
         return self._entropy.steered(self._description)
 
+    def weighted(self, advantages: Floats, tasks: Labels) -> Floats:
+        """Return advantages (N,) times the weights of their tasks (N,)."""
+        weighted: Floats = advantages * self._task_weights.weights.astype(advantages.dtype)[tasks]
+        return weighted
+
+    def balance(self, norms: Mapping[str, float], step: int) -> None:
+        """Let the task weights of the next steps follow the norms of the tasks' gradients."""
+        self._task_weights.observe(norms, step)
+
     def metrics(self) -> dict[str, float]:
-        """Return each task's length target and entropy weight as they are now."""
-        return {**self._length.metrics(), **self._entropy.metrics()}
+        """Return each task's length target, entropy weight and weight as they are now."""
+        controls = (self._length, self._entropy, self._task_weights)
+        return {name: value for each in controls for name, value in each.metrics().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON holds it."""
@@ -105,12 +129,14 @@ class Shaping:
             "ema": self._ema.to_json() if self._ema else {},
             "length": self._length.state_dict(),
             "entropy": self._entropy.state_dict(),
+            "task_weights": self._task_weights.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._length.load_state_dict(state["length"])
         self._entropy.load_state_dict(state["entropy"])
+        self._task_weights.load_state_dict(state["task_weights"])
         if self._ema:
             self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
 

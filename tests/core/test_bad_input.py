@@ -16,6 +16,55 @@ M = np.ones((2, 3), dtype=bool)
 A = np.ones(2)
 
 CASES = [
+    (
+        g2rpo.sampler_weights,
+        (T, T[:, :2], M),
+        {},
+        ValueError,
+        "sampler_logprobs must have shape (2, 3), got (2, 2)",
+    ),
+    (
+        g2rpo.sampler_weights,
+        (T, T, M),
+        {"level": "response"},
+        ValueError,
+        "level must be one of 'token', 'sequence', 'geometric', got 'response'",
+    ),
+    (
+        g2rpo.off_policy_mask,
+        (T, T, A[:1], M),
+        {"threshold": 0.5},
+        ValueError,
+        "advantages must have shape (2,) or (2, 3), got (1,)",
+    ),
+    (
+        g2rpo.off_policy_mask,
+        (T, T, A, M),
+        {"threshold": 0.0},
+        ValueError,
+        "threshold must be finite and positive, got 0.0",
+    ),
+    (
+        g2rpo.high_entropy_mask,
+        (M, M),
+        {"share": 0.5},
+        TypeError,
+        "entropies must be real floating point, got dtype bool",
+    ),
+    (
+        g2rpo.high_entropy_mask,
+        (T, M, A),
+        {"share": 0.5},
+        TypeError,
+        "tasks must hold integer labels, got dtype float64",
+    ),
+    (
+        g2rpo.adapt_task_weights,
+        (A, R),
+        {},
+        ValueError,
+        "weights must have shape (2,), got (4,)",
+    ),
     (g2rpo.match_gaussian, ([1.0, 2.0],), {}, TypeError, "values must be an array"),
     (g2rpo.match_gaussian, (R, [0, 0, 1, 1]), {}, TypeError, "segments must be an array"),
     (g2rpo.match_gaussian, (R * 1j,), {}, TypeError, "values must be real, got dtype complex128"),

@@ -20,6 +20,7 @@ from g2rpo import (
     LengthCalibration,
     LengthTarget,
     adapt_entropy_weights,
+    adapt_task_weights,
     calibrate_lengths,
     ema_grpo_advantages,
     entropy_from_logits,
@@ -27,9 +28,12 @@ from g2rpo import (
     gaussian_advantages,
     gdpo_advantages,
     grpo_advantages,
+    high_entropy_mask,
     length_reward,
     match_gaussian,
+    off_policy_mask,
     rloo_advantages,
+    sampler_weights,
     task_means,
 )
 
@@ -227,6 +231,33 @@ def test_torch_compile(rng, name):
         warnings.filterwarnings("ignore", message=".*lru_cache")
         compiled = torch.compile(ADVANTAGES[name], fullgraph=True)(*arrays)
     np.testing.assert_allclose(compiled, ADVANTAGES[name](*arrays), atol=2e-6)
+
+
+def token_selection(logprobs, old, advantages, mask, entropies, tasks, norms):
+    """All that decides which tokens count for how much, as one function."""
+    weights, metrics = sampler_weights(logprobs, old, mask, level="geometric", low=0.9, high=1.2)
+    near = off_policy_mask(logprobs, old, advantages, mask, threshold=0.05)
+    unsure = high_entropy_mask(entropies, mask, tasks, share=0.3)
+    return weights, near, unsure, adapt_task_weights(norms, norms), *metrics.values()
+
+
+@pytest.mark.slow
+def test_torch_compile_of_the_selection_of_tokens(rng):
+    arrays = [torch.tensor(a) for a in loss_inputs(rng)]
+    expected = token_selection(*arrays)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lru_cache")
+        compiled = torch.compile(token_selection, fullgraph=True)(*arrays)
+    for ours, eager in zip(compiled, expected, strict=True):
+        np.testing.assert_allclose(ours, eager, rtol=1e-5, atol=1e-6)
+
+
+def test_jit_of_the_selection_of_tokens(rng):
+    arrays = [jnp.asarray(a) for a in loss_inputs(rng)]
+    for ours, eager in zip(
+        jax.jit(token_selection)(*arrays), token_selection(*arrays), strict=True
+    ):
+        np.testing.assert_allclose(ours, eager, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import numpy as np
 from g2rpo._checks import namespace_of
 
 TASKS = 3
+CORRECTIONS = (("token", "truncate"), ("sequence", "mask"), ("geometric", "reject"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ def _loss(g, logprobs, old, advantages, mask, entropies, tasks, length, low, hig
 
 def _loss_inputs(rng, n):
     return [*tokens(rng, n), np.asarray([0.1, 0.9, 0.2]), np.asarray([0.4, np.inf, 9.0])]
+
+
+def _selected(mask, values):
+    return namespace_of(values=values).where(mask, values, 0.0)
 
 
 def _state_of(g, rewards, groups, tasks, means):
@@ -215,6 +220,39 @@ def _cases() -> list[Case]:
             ),
             task_entropies,
             (0, 1, 2, 3),
+        ),
+        Case(
+            "adapt_task_weights",
+            lambda g, h, low, high, w, present: g.adapt_task_weights(h, w, present=present),
+            task_entropies,
+            (0, 3),
+        ),
+        Case(
+            "high_entropy_mask",
+            lambda g, *a: _selected(g.high_entropy_mask(a[4], a[3], a[5], share=0.3), a[4]),
+            tokens,
+            (4,),
+        ),
+        *(
+            Case(
+                "sampler_weights",
+                lambda g, *a, k=level, m=mode: g.sampler_weights(
+                    a[0], a[1], a[3], level=k, mode=m, low=0.8, high=1.3
+                ),
+                tokens,
+                r,
+            )
+            for level, mode in (
+                ("token", "truncate"),
+                ("sequence", "mask"),
+                ("geometric", "reject"),
+            )
+        ),
+        Case(
+            "off_policy_mask",
+            lambda g, *a: _selected(g.off_policy_mask(*a[:4], threshold=0.05), a[4]),
+            tokens,
+            (4,),
         ),
         *(
             Case("kl_penalty", lambda g, a, b, *_, k=kind: g.kl_penalty(a, b, kind=k), tokens, r)

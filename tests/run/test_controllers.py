@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from g2rpo.run import RunDescription, RunError, load_description
-from g2rpo.run.controllers import EntropyControl, LengthControl
+from g2rpo.run.controllers import EntropyControl, LengthControl, TaskWeightControl
 from g2rpo.run.records import with_tasks
 from g2rpo.run.sections import Data, Length
 
@@ -158,3 +158,32 @@ def test_a_target_for_a_task_that_there_is_not_is_refused():
     assert with_tasks(describe("length.targets.vqa=direct")).data.tasks == ["maths", "ocr"]
     with pytest.raises(RunError, match=r"length.targets: unknown task 'math'.*'maths'"):
         with_tasks(describe("length.targets.math=direct"))
+
+
+def test_fixed_task_weights_stay():
+    control = TaskWeightControl(describe("task_weights.weights={ocr: 3}"))
+    control.observe({"maths": 1.0, "ocr": 9.0}, step=10)
+    assert control.weights.tolist() == [1, 3]
+    assert control.metrics() == {"task_weight/maths": 1, "task_weight/ocr": 3}
+    assert control.state_dict() == {}
+
+
+def test_task_weights_follow_the_norms_in_the_steps_that_are_due():
+    settings = ["task_weights.adapt=2", "task_weights.rate=1", "task_weights.high=2.5"]
+    control = TaskWeightControl(describe(*settings))
+    control.observe({"maths": 1.0, "ocr": 4.0}, step=3)
+    assert control.weights.tolist() == [1, 1]
+    control.observe({"maths": 1.0, "ocr": 4.0}, step=4)
+    assert control.weights == pytest.approx([2, 0.5])
+    control.observe({"ocr": 4.0}, step=6)  # alone it has no other to be compared with
+    assert control.weights == pytest.approx([2, 0.5])
+    control.observe({"maths": 1.0, "ocr": 4.0}, step=8)
+    assert control.weights == pytest.approx([2.5, 0.4])
+    other = TaskWeightControl(describe(*settings))
+    other.load_state_dict(json.loads(json.dumps(control.state_dict())))
+    assert np.array_equal(other.weights, control.weights)
+
+
+def test_a_weight_for_no_task_is_told():
+    with pytest.raises(RunError, match=r"task_weights\.weights: .*'orc'"):
+        with_tasks(load_description(settings=["task_weights.weights={orc: 2}"]))

@@ -108,6 +108,19 @@ def test_length_mode_off_survives_yaml(word, mode):
     assert load_description(settings=[f"length.mode={word}"]).length.mode == mode
 
 
+@pytest.mark.parametrize(
+    ("word", "mode"),
+    [("off", "off"), ("false", "off"), ("true", "loss"), ("loss", "loss"), ("all", "all")],
+)
+def test_truncated_responses_are_masked_as_in_trl_or_further(word, mode, tmp_path):
+    settings = [f"optimization.mask_truncated_completions={word}"]
+    described = load_description(settings=settings)
+    assert described.optimization.mask_truncated_completions == mode
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_description(described))
+    assert load_description(path) == described
+
+
 def test_shared_prompts_off_survives_yaml():
     assert load_description().rollout.shared_prompts == "auto"
     assert load_description(settings=["rollout.shared_prompts=off"]).rollout.shared_prompts == "off"
@@ -193,6 +206,22 @@ def test_no_message_is_longer_than_a_screen():
         ("entropy.low=3", ["entropy.low 3.0", "entropy.high"]),
         ("entropy.bounds.ocr=[1, 0]", ["entropy.bounds", "ocr", "low <= high"]),
         ("optimization.updates_per_batch=99", ["updates_per_batch 99", "prompts_per_step"]),
+        (
+            "optimization.mask_truncated_completions=some",
+            ["mask_truncated_completions is 'some'", "'off', 'loss' or 'all'"],
+        ),
+        ("optimization.top_entropy_quantile=1.5", ["top_entropy_quantile is 1.5", "equal to 1"]),
+        (
+            "optimization.off_policy_mask_threshold=0.5",
+            ["off_policy_mask_threshold is 0.5", "updates_per_batch 1", "several updates"],
+        ),
+        ("rollout.vllm_importance_sampling_mode=token", ["mode is 'token'", "'token_truncate'"]),
+        (
+            "rollout.vllm_importance_sampling_clip_min=3",
+            ["vllm_importance_sampling_clip_min 3 must be below", "clip_max 3"],
+        ),
+        ("task_weights.weights.ocr=-1", ["task_weights.weights", "ocr is -1", "0 or more"]),
+        ("task_weights.low=2", ["task_weights.low is 2", "less than or equal to 1"]),
         ("steps", ["'steps'", "KEY=VALUE"]),
         ("seed=[", ["'['", "YAML"]),
     ],

@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 
 from g2rpo.run import load_description
 from g2rpo.run.errors import RunError
+from g2rpo.run.metrics import equity_metrics
 from g2rpo.run.progress import Progress
 from g2rpo_torch.trainer.distributed.processes import joined
 from g2rpo_torch.trainer.distributed.sharding import is_sharded, shard, whole_weights
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts
 from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.equity import gradient_equity
+from g2rpo_torch.trainer.learning.equity import gradient_norms
 from g2rpo_torch.trainer.learning.optimizer import (
     make_optimizer,
     optimizer_tensors,
@@ -138,7 +139,7 @@ def learn(case, sharded, processes):
         part = batch
         if description.optimization.beta:
             part = with_reference(batch, reference, description)
-        metrics = gradient_equity(policy, part, description, 1)
+        metrics = equity_metrics(gradient_norms(policy, part, description, 1).norms)
         metrics |= update_policy(policy, optimizer, part, description, progress)
         losses.append(metrics)
     state = {**saved_weights(policy, sharded), **optimizer_tensors(policy, optimizer)}

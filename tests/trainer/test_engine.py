@@ -13,7 +13,7 @@ import g2rpo
 from g2rpo.run.errors import RunError
 from g2rpo.run.progress import Progress
 from g2rpo.run.scorer import Scorer
-from g2rpo.run.sections import Model
+from g2rpo.run.sections import Model, Rollout
 from g2rpo.run.shaping import Shaping
 from g2rpo_torch.trainer.distributed.processes import Share
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
@@ -94,6 +94,14 @@ def drawn(policy, prompts, records, tiny_run, engine):
     return sampler(policy, prompts, records, description.rollout), engine
 
 
+def correction(mode, high, low=None):
+    return Rollout(
+        vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_max=high,
+        vllm_importance_sampling_clip_min=low,
+    )
+
+
 def expected_ratios(found):
     places = found.mask.nonzero(as_tuple=True)[1]
     return torch.where(places % 2 == 1, 1.5, -0.25).exp()
@@ -112,25 +120,55 @@ def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     assert all(length <= limit for length, limit in zip(found.lengths, limits, strict=True))
     assert (found.entropies[found.mask] > 0).all()
     expected = expected_ratios(found)
-    weights = importance_weights(found)[found.mask]
+    options = correction("token_truncate", 100.0)
+    weights = importance_weights(found, options)[found.mask]
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
-    metrics = sampler_metrics(found, 2.0)
-    assert metrics["sampler/ratio_max"] == pytest.approx(4.4817, rel=1e-4)
-    assert metrics["sampler/ratio_mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
-    assert metrics["sampler/capped_ratio"] == pytest.approx(float((expected > 2).float().mean()))
-    assert metrics["sampler/kl"] == pytest.approx(-float(expected.log().mean()), rel=1e-3)
-    assert sampler_metrics(found._replace(sampler_logprobs=None), 2.0) == {}
+    metrics = sampler_metrics(found, correction("token_truncate", 2.0))
+    assert metrics["sampler/ratio/max"] == pytest.approx(4.4817, rel=1e-4)
+    assert metrics["sampler/ratio/min"] == pytest.approx(0.7788, rel=1e-4)
+    assert metrics["sampler/ratio/mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert metrics["sampler/frac_high"] == pytest.approx(float((expected > 2).float().mean()))
+    assert metrics["sampler/frac_low"] == metrics["sampler/frac_masked"] == 0
+    k3 = expected - 1 - expected.log()
+    assert metrics["sampler/kl"] == pytest.approx(float(k3.mean()), rel=1e-3)
+    assert sampler_metrics(found._replace(sampler_logprobs=None), options) == {}
+    # Without weights the distance is reported all the same.
+    off = correction("off", 2.0)
+    assert importance_weights(found, off) is None
+    assert sampler_metrics(found, off)["sampler/kl"] == metrics["sampler/kl"]
+
+
+@pytest.mark.parametrize("bounds", [(None, 3.0), (0.9, 1.1)])
+@pytest.mark.parametrize("how", ["truncate", "mask", "reject"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_modes_and_bounds_are_those_of_the_core(drawn, level, how, bounds):
+    found, _ = drawn
+    low, high = bounds
+    expected, metrics = g2rpo.sampler_weights(
+        found.logprobs,
+        found.sampler_logprobs,
+        found.mask,
+        level=level,
+        mode=how,
+        low=low,
+        high=high,
+    )
+    options = correction(f"{level}_{how}", high, low)
+    assert torch.equal(importance_weights(found, options), expected)
+    for name, value in sampler_metrics(found, options).items():
+        assert value == pytest.approx(float(metrics[name]), rel=1e-6), name
 
 
 @pytest.mark.parametrize("cap", [2.0, 1.0, 100.0])
 def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
     found, _ = drawn
-    description = tiny_run(f"rollout.importance_cap={cap}", "entropy.weight=0")
+    mode = "rollout.vllm_importance_sampling_mode=token_truncate"
+    bound = f"rollout.vllm_importance_sampling_clip_max={cap}"
+    description = tiny_run(mode, bound, "entropy.weight=0")
     groups = torch.arange(len(found.tokens)) // 2
     advantages = torch.linspace(-1, 2, len(groups))
-    batch = Batch(
-        prompts, groups, *found[:4], advantages, None, groups, None, importance_weights(found)
-    )
+    weights = importance_weights(found, description.rollout)
+    batch = Batch(prompts, groups, *found[:4], advantages, None, groups, None, weights)
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
     terms, metrics = batch_loss(policy, batch, totals, description)
     weights = expected_ratios(found).clamp(max=cap)
@@ -141,7 +179,11 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
 
 
 def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_run, engine):
-    description = tiny_run("length.mode=off", "optimization.learning_rate=0.01")
+    description = tiny_run(
+        "length.mode=off",
+        "optimization.learning_rate=0.01",
+        "rollout.vllm_importance_sampling_mode=token_truncate",
+    )
     sampler = EngineSampler(engine, description)
     optimizer = make_optimizer(policy, description.optimization)
     shaping, progress = Shaping(description), Progress()
@@ -152,7 +194,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
             )
             assert engine.loads == step
             # With weights from before the update other ratios would come out.
-            assert result.metrics["sampler/ratio_max"] == pytest.approx(4.4817, rel=1e-3)
+            assert result.metrics["sampler/ratio/max"] == pytest.approx(4.4817, rel=1e-3)
 
 
 def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run, engine):
@@ -380,7 +422,7 @@ def test_a_gguf_is_given_as_a_folder(policy, prompts, records, tiny_run, stand_i
     described = tiny_run("model.name=nowhere", "model.gguf_file=a.gguf", "rollout.engine=vllm")
     sampler = open_sampler(described, policy)
     found = sampler(policy, prompts, records, described.rollout)
-    ratios = importance_weights(found)[found.mask]
+    ratios = importance_weights(found, correction("token_truncate", 3.0))[found.mask]
     torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0, atol=1e-4)
 
 

@@ -7,11 +7,18 @@ import torch
 
 import g2rpo
 from g2rpo.run import load_description
+from g2rpo.run.metrics import equity_metrics
 from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.equity import gradient_equity
+from g2rpo_torch.trainer.learning.equity import gradient_norms
 from g2rpo_torch.trainer.learning.update import batch_loss
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
+
+
+def gradient_equity(policy, batch, description, step):
+    """Return what is logged of the norms that are measured in a step."""
+    norms, _ = gradient_norms(policy, batch, description, step)
+    return equity_metrics(norms) if norms else {}
 
 
 def describe(*settings: str):
@@ -135,3 +142,24 @@ def test_it_is_measured_every_so_many_steps(random_policy, batch, every, steps):
     assert [
         s for s in range(1, 5) if gradient_equity(random_policy, batch, description, s)
     ] == steps
+
+
+@pytest.mark.parametrize(("every", "adapt", "steps"), [(0, 2, [2, 4]), (3, 2, [2, 3, 4])])
+def test_task_weights_have_it_measured_too(random_policy, batch, every, adapt, steps):
+    description = describe(f"output.equity_steps={every}", f"task_weights.adapt={adapt}")
+    assert [
+        s for s in range(1, 5) if gradient_norms(random_policy, batch, description, s).norms
+    ] == steps
+
+
+def test_a_gradient_of_entropy_alone_is_no_signal(random_policy, batch):
+    dull = batch.tasks == TASKS.index("ocr")
+    still = replace(
+        batch,
+        advantages=batch.advantages.masked_fill(dull, 0.0),
+        length_advantages=batch.length_advantages.masked_fill(dull, 0.0),
+    )
+    description = describe("entropy.low=90", "entropy.high=100", "entropy.weight=1")
+    norms, with_signal = gradient_norms(random_policy, still, description, 2)
+    assert norms["ocr"] > 0
+    assert set(norms) - set(with_signal) == {"ocr"}

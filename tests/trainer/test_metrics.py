@@ -32,6 +32,11 @@ def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
         "data.skip_broken=true",
         "optimization.steps=2",
         "optimization.beta=0.01",
+        "optimization.mask_truncated_completions=loss",
+        "optimization.top_entropy_quantile=0.5",
+        "optimization.updates_per_batch=2",
+        "optimization.off_policy_mask_threshold=0.5",
+        "task_weights.adapt=1",
         "output.eval_steps=2",
         "output.equity_steps=1",
         "output.trackers=[]",
@@ -49,7 +54,7 @@ def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
         logged |= json.loads(line).keys()
     listed = documented(description.data.tasks)
     only_with_vllm = {name for name in listed if name.startswith("sampler/")}
-    assert len(only_with_vllm) == 4
+    assert len(only_with_vllm) == 7
     assert logged - {"step"} == listed - only_with_vllm
 
 

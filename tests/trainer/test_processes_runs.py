@@ -148,6 +148,32 @@ def test_an_adapter_and_a_divided_base(tmp_path):
         assert_equal_tensors(*merged)
 
 
+def test_what_counts_for_how_much_is_that_of_all_responses(tmp_path):
+    """Truncated responses, quantiles of entropies, old responses and task weights."""
+    more = [
+        "rollout.max_completion_length=20",
+        "rollout.prompts_per_step=6",
+        "optimization.mask_truncated_completions=all",
+        "optimization.top_entropy_quantile=0.5",
+        "optimization.updates_per_batch=2",
+        "optimization.off_policy_mask_threshold=0.0001",
+        "task_weights.adapt=1",
+        "length.mode=off",
+    ]
+    folders = {name: tmp_path / name for name in ("alone", "replicas", "shards")}
+    for name, launcher in (("alone", ()), ("replicas", REPLICAS), ("shards", SHARDS)):
+        arguments = settings(folders[name], "builtin", *more)
+        code, output = run(launcher, *arguments, "--steps", "3")
+        assert code == 0, output
+    lines = lines_of(folders["alone"], "metrics.jsonl")
+    assert 0 < lines[0]["completions/masked_ratio"] < 1
+    assert 0.4 < lines[0]["frac_high_entropy"] < 1
+    assert max(line["off_policy/masked_ratio"] for line in lines) > 0
+    assert lines[-1]["task_weight/ocr"] != 1
+    for name in ("replicas", "shards"):
+        assert_equal_runs(folders[name], folders["alone"], 3)
+
+
 def test_a_process_without_prompts_and_sixteen_bits(random_policy_folder, tmp_path):
     """Replicas and parts of a model of bfloat16 weights come to the same masters."""
     more = ["model.dtype=bfloat16", "rollout.prompts_per_step=1", "output.equity_steps=0"]

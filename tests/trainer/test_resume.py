@@ -30,7 +30,12 @@ TINY = [
 ]
 # Everything that carries state from step to step is on in one of them.
 VARIANTS = {
-    "gaussian": ["length.calibrate=true", "entropy.control=adaptive", "length.only_right=false"],
+    "gaussian": [
+        "length.calibrate=true",
+        "entropy.control=adaptive",
+        "length.only_right=false",
+        "task_weights.adapt=2",
+    ],
     "ema-grpo": [
         "estimator.name=ema-grpo",
         "optimization.beta=0.01",

@@ -88,6 +88,36 @@ def test_an_absent_reward_takes_no_part(mode):
         assert np.isfinite(advantages.length).all()
 
 
+@pytest.mark.parametrize("mode", ["term", "reward", "off"])
+@pytest.mark.parametrize("only_right", ["true", "false"])
+def test_an_absent_response_enters_no_statistic(mode, only_right):
+    """The others get what they would get if there were no such response."""
+    settings = [f"length.mode={mode}", f"length.only_right={only_right}"]
+    rewards, absent = some_rewards(), np.zeros(12, bool)
+    absent[[5, 9]] = True
+    there = ~absent
+    found = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS, absent)
+    fewer = Rewards(*(column[there] for column in rewards))
+    expected = shaping(*settings)(fewer, LENGTHS[there], GROUPS[there], TASKS[there])
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            np.testing.assert_allclose(ours[there], theirs, atol=1e-6)
+            assert (ours[absent] == 0).all()
+    if mode != "off":
+        assert np.isnan(found.length_reward[absent]).all()
+
+
+def test_task_weights_are_factors_of_the_advantages():
+    control = shaping("data.tasks=[maths, ocr]", "task_weights.weights={ocr: 2.5}")
+    advantages = np.linspace(-1, 1, 12, dtype=np.float32)
+    weighted = control.weighted(advantages, np.arange(12) % 2)
+    assert weighted.dtype == np.float32
+    assert np.array_equal(weighted, advantages * np.tile(np.float32([1, 2.5]), 6))
+    assert control.metrics()["task_weight/ocr"] == 2.5
+    assert not [name for name in shaping().metrics() if "task_weight" in name]
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "dr-grpo", "rloo", "grpo-batch", "ema-grpo"])
 def test_every_estimator_takes_a_runs_rewards(estimator):
     rewards = some_rewards()
@@ -122,10 +152,12 @@ def test_entropy_weights_reach_the_loss_of_their_task():
 
 def test_state_of_all_parts_goes_through_json():
     settings = ["length.calibrate=true", "entropy.control=adaptive", "estimator.name=ema-grpo"]
+    settings += ["data.tasks=[maths, ocr]", "task_weights.adapt=1"]
     one, other = shaping(*settings), shaping(*settings)
 
     def step(control, seed):
-        control.steer(np.random.default_rng(seed).random(1) + 1, np.asarray([True]))
+        control.balance({"maths": 1.0 + seed, "ocr": 4.0}, seed + 1)
+        control.steer(np.random.default_rng(seed).random(2) + 1, np.asarray([True, True]))
         return control(some_rewards(seed), LENGTHS + 30, GROUPS, TASKS)
 
     step(one, 0)

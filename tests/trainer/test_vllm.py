@@ -19,7 +19,6 @@ import torch
 from g2rpo.run.description import load_description
 from g2rpo_torch.trainer.inputs.prompts import encode_prompts
 from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.rollout.engine import importance_weights
 from g2rpo_torch.trainer.rollout.opening import close_sampler, open_sampler
 
 from . import tiny_models
@@ -84,7 +83,7 @@ def largest_difference(description, family, change=None):
         for _ in range(2):
             torch.manual_seed(0)
             drawn = sampler(policy, prompts, records, description.rollout)
-            differences = importance_weights(drawn)[drawn.mask].log().abs()
+            differences = (drawn.logprobs - drawn.sampler_logprobs)[drawn.mask].abs()
             found.append((float(differences.max()), drawn.tokens))
             torch.manual_seed(1)
             with torch.no_grad():

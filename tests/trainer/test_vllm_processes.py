@@ -32,7 +32,7 @@ def sampled(launcher, folder, model, *more):
     assert code == 0, output[-3000:]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        assert line["sampler/ratio_max"] == pytest.approx(1, abs=1e-3)
+        assert line["sampler/ratio/max"] == pytest.approx(1, abs=1e-3)
     return lines
 
 

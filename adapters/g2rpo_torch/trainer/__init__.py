@@ -21,7 +21,7 @@
 - ``learning/``: a step's rollouts (``batch.py``), what goes through the model together
   (``microbatches.py``), loss and gradients (``update.py``), what is reported of them
   (``reports.py``), AdamW over float32 masters (``optimizer.py``), each task's own gradient
-  (``equity.py``).
+  (``equity.py``), the tokens that the surrogates are over (``selection.py``).
 - ``distributed/``: several processes (``processes.py``), a model that is divided over them
   (``sharding.py``), as many passes on each of them (``spare_passes.py``).
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from g2rpo.run.description import RunDescription
-from g2rpo.run.metrics import rollout_metrics
+from g2rpo.run.metrics import equity_metrics, rollout_metrics
 from g2rpo.run.progress import Progress
 from g2rpo.run.scorer import Floats, Rewards, Scorer
 from g2rpo.run.shaping import Advantages, Shaping
@@ -16,8 +16,9 @@ from g2rpo.run.shaping import Advantages, Shaping
 from .distributed.processes import Processes
 from .inputs.chat import opened_text
 from .learning.batch import Batch
-from .learning.equity import gradient_equity
+from .learning.equity import gradient_norms
 from .learning.optimizer import set_learning_rate
+from .learning.selection import high_entropy_tokens
 from .learning.update import Metrics, mini_batch_totals, update_policy, with_reference
 from .model.policy_model import Policy
 from .rollout.engine import Sampler, importance_weights, sampler_metrics
@@ -84,17 +85,25 @@ def training_step(
     torch.manual_seed(_step_seed(description.seed, progress.step))
     drawn = draw_rollouts(policy, sampler, scorer, description, progress.position, watch)
     # Of a step that keeps no prompt.
-    advantages, learned = Advantages(np.zeros(0, np.float32), None), {}
+    advantages, batch = Advantages(np.zeros(0, np.float32), None), None
+    learned: Metrics = {}
     if drawn.keeps.any():
         with watch.part("scoring"):
-            advantages, steered, batch = _shaped(drawn, shaping, description, policy.device)
+            advantages, batch = _shaped(drawn, shaping, description, policy.device)
+    if batch is None:
+        progress.empty_steps += 1
+    else:
         with watch.part("update"):
+            steered = _steered(batch, shaping, description)
+            options = description.optimization
+            tasks = description.data.tasks
+            batch, learned = high_entropy_tokens(batch, options.top_entropy_quantile, tasks)
             if reference is not None:
                 batch = with_reference(batch, reference, description)
-            learned = gradient_equity(policy, batch, steered, progress.step + 1)
+            measured = gradient_norms(policy, batch, steered, progress.step + 1)
+            learned |= equity_metrics(measured.norms) if measured.norms else {}
             learned |= update_policy(policy, optimizer, batch, steered, progress)
-    else:
-        progress.empty_steps += 1
+            shaping.balance(measured.with_signal, progress.step + 1)
     opened = [opened_text(policy, record) for record in drawn.records]
     table = _table(drawn, progress.position, advantages, opened)
     progress.step += 1
@@ -112,41 +121,56 @@ def training_step(
 
 def _shaped(
     drawn: Rollouts, shaping: Shaping, description: RunDescription, device: torch.device
-) -> tuple[Advantages, RunDescription, Batch]:
+) -> tuple[Advantages, Batch | None]:
     """Return what the step learns from: only the prompts that are kept take part in it.
 
-    Advantages and entropies are those of the rollouts of all processes, and the batch is this
-    process's own.
+    Advantages are those of the rollouts of all processes, and the batch is this process's own,
+    without the responses that are masked as truncated; None if that leaves none to any process.
     """
     kept = drawn.kept
     rewards = Rewards(*(column[kept] for column in drawn.rewards))
     _, numbers = np.unique(drawn.groups[kept], return_inverse=True)
     tasks = drawn.tasks(description.data.tasks)[kept]
-    advantages = shaping(rewards, drawn.outcomes.lengths[kept], numbers, tasks)
+    masking = description.optimization.mask_truncated_completions
+    counts = drawn.outcomes.ended[kept] if masking != "off" else np.ones(len(kept), bool)
+    absent = ~counts if masking == "all" else None
+    advantages = shaping(rewards, drawn.outcomes.lengths[kept], numbers, tasks, absent)
+    if not counts.any():
+        return advantages, None
     own = np.isin(kept, drawn.own)
-    _, groups = np.unique(numbers[own], return_inverse=True)
+    groups = np.zeros_like(numbers)
+    groups[own] = np.unique(numbers[own], return_inverse=True)[1]
+    numbers[counts] = np.unique(numbers[counts], return_inverse=True)[1]
+    own &= counts
 
     def placed(column: Any) -> torch.Tensor:
         return torch.from_numpy(np.asarray(column)).to(device)
 
-    completions = drawn.completions.rows(placed(np.flatnonzero(np.isin(drawn.own, kept))))
-    length = advantages.length
+    rows = placed(np.flatnonzero(np.isin(drawn.own, kept[counts])))
+    completions = drawn.completions.rows(rows)
+    policy, length = advantages.policy, advantages.length
     batch = Batch(
         prompts=drawn.prompts,
-        groups=placed(groups),
+        groups=placed(groups[own]),
         tokens=completions.tokens,
         mask=completions.mask,
         logprobs=completions.logprobs,
         entropies=completions.entropies,
-        advantages=placed(advantages.policy[own]),
-        length_advantages=None if length is None else placed(length[own]),
+        advantages=placed(shaping.weighted(policy, tasks)[own]),
+        length_advantages=None if length is None else placed(shaping.weighted(length, tasks)[own]),
         tasks=placed(tasks[own]),
-        importance_weights=importance_weights(completions),
+        importance_weights=importance_weights(completions, description.rollout),
         numbers=placed(numbers[own]),
+        sampler_logprobs=completions.sampler_logprobs,
     )
+    return advantages, batch
+
+
+def _steered(batch: Batch, shaping: Shaping, description: RunDescription) -> RunDescription:
+    """Return the description with this step's entropy weights."""
     totals: Any = mini_batch_totals(batch, description)
     means, tokens = totals.task_entropy.cpu().numpy(), totals.task_tokens.cpu().numpy()
-    return advantages, shaping.steer(means, tokens > 0), batch
+    return shaping.steer(means, tokens > 0)
 
 
 def _rollout_metrics(
@@ -161,9 +185,15 @@ def _rollout_metrics(
     if length_reward is not None:
         length_reward = _of_all(drawn, length_reward, np.nan)
     metrics = rollout_metrics(
-        drawn.rewards, drawn.outcomes, drawn.groups, drawn.tasks(names), names, length_reward
+        drawn.rewards,
+        drawn.outcomes,
+        drawn.groups,
+        drawn.tasks(names),
+        names,
+        length_reward,
+        masks_truncated=description.optimization.mask_truncated_completions != "off",
     )
-    metrics |= sampler_metrics(drawn.completions, description.rollout.importance_cap)
+    metrics |= sampler_metrics(drawn.completions, description.rollout)
     if description.rollout.dynamic_sampling.mode == "off":
         return metrics
     return {

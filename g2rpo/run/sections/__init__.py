@@ -18,6 +18,7 @@ from .output import Output
 from .rewards import Rewards, RewardWeights
 from .rollout import Rollout
 from .section import Section
+from .task_weights import TaskWeights
 
 __all__ = [
     "BUILTIN_SOURCES",
@@ -41,4 +42,5 @@ __all__ = [
     "Rewards",
     "Rollout",
     "Section",
+    "TaskWeights",
 ]

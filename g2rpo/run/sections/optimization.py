@@ -1,10 +1,10 @@
 """The section ``optimization``: how advantages change the policy."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from .section import Section
+from .section import Section, loss_or_off
 
 
 class Optimization(Section):
@@ -57,4 +57,25 @@ class Optimization(Section):
     )
     aggregation: Literal["token", "sequence", "constant"] = Field(
         default="token", description="what the loss is a mean over"
+    )
+    mask_truncated_completions: Annotated[
+        Literal["off", "loss", "all"], BeforeValidator(loss_or_off)
+    ] = Field(
+        default="off",
+        description="responses that their length limit cut off count everywhere (`off`, or "
+        "`false`); not in the loss but in the statistics of the advantages (`loss`, or `true`); or "
+        "in neither (`all`)",
+    )
+    top_entropy_quantile: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of each task's tokens, those of the highest entropies, that the "
+        "surrogates are over",
+    )
+    off_policy_mask_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        description="mean log-ratio of sampler to policy beyond which a response of negative "
+        "advantage leaves the surrogates; null for none [nats]",
     )

@@ -6,6 +6,19 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .section import Section, off_is_text
 
+ImportanceMode = Literal[
+    "off",
+    "token_truncate",
+    "token_mask",
+    "token_reject",
+    "sequence_truncate",
+    "sequence_mask",
+    "sequence_reject",
+    "geometric_truncate",
+    "geometric_mask",
+    "geometric_reject",
+]
+
 
 class DynamicSampling(Section):
     """Which prompts a step replaces by others before it learns."""
@@ -78,11 +91,17 @@ class Rollout(Section):
     vllm_start_seconds: float = Field(
         default=600.0, gt=0, description="longest that servers may take to start [seconds]"
     )
-    importance_cap: float = Field(
-        default=2.0,
-        gt=0,
-        description="most that a token counts for being likelier under the policy than under an "
-        "engine that sampled it",
+    vllm_importance_sampling_mode: Annotated[ImportanceMode, BeforeValidator(off_is_text)] = Field(
+        default="sequence_mask",
+        description="how the ratio of the policy to vLLM weights the surrogates: of a token, a "
+        "sequence (product) or its geometric mean; brought to the bounds (`truncate`), 0 outside "
+        "(`mask`), or 1 inside and 0 outside (`reject`); or not at all (`off`)",
+    )
+    vllm_importance_sampling_clip_min: float | None = Field(
+        default=None, gt=0, description="lower bound of that ratio; null for none"
+    )
+    vllm_importance_sampling_clip_max: float | None = Field(
+        default=3.0, gt=0, description="upper bound of that ratio; null for none"
     )
     dynamic_sampling: DynamicSampling = Field(
         default=DynamicSampling(), description="which prompts a step replaces before it learns"
@@ -103,6 +122,13 @@ class Rollout(Section):
         if self.vllm_devices and self.vllm != "server":
             raise ValueError(
                 f"vllm_devices is {self.vllm_devices}, but they are a server's; name vllm: server"
+            )
+        least = self.vllm_importance_sampling_clip_min
+        most = self.vllm_importance_sampling_clip_max
+        if least is not None and most is not None and least >= most:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min {least:g} must be below "
+                f"vllm_importance_sampling_clip_max {most:g}"
             )
         if self.batch_size is not None and self.batch_size < self.num_generations:
             raise ValueError(

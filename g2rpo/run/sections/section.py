@@ -17,6 +17,11 @@ def off_is_text(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def loss_or_off(value: Any) -> Any:
+    """Return text for TRL's truth value: True leaves a response out of the loss."""
+    return {True: "loss", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def none_is_null(value: Any) -> Any:
     """Return None for the way in which Python writes it."""
     # YAML's null is `null` or `~`; people who come from Python write None.

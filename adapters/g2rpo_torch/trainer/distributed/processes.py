@@ -27,6 +27,7 @@ from g2rpo_torch import gather_rollouts
 _PATIENCE = timedelta(hours=6)
 # Gradients travel in pieces of this many entries, so that no second copy of all is needed.
 _BUCKET = 2**25
+_JOINS = {"max": np.maximum, "min": np.minimum}
 
 
 class Share(NamedTuple):
@@ -151,15 +152,16 @@ class Processes:
         return [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
 
     def add_up(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the sums of all processes' values by name; the largest where that ends in /max.
+        """Return the sums of all processes' values by name.
 
+        Where a name ends in /max it is the largest value, in /min the smallest.
         They are numbers, or lists of as many numbers; a process may lack some of the names.
         """
         added: dict[str, Any] = {}
         for each in self.gather_objects(values):
             for name, value in each.items():
                 if name in added:
-                    join = np.maximum if name.endswith("/max") else np.add
+                    join = _JOINS.get(name.rpartition("/")[2], np.add)
                     value = join(added[name], value).tolist()
                 added[name] = value
         return added

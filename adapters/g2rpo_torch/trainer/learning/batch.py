@@ -32,9 +32,11 @@ class Batch:
     ref_logprobs : Tensor (N, T) or None
         Log-probabilities under the reference policy, where there is a KL term.
     importance_weights : Tensor (N, T) or None
-        Probability under the policy over that under the sampler, where the two are not the same.
+        Factor of each token in the surrogates; None for 1.
     numbers : Tensor (N,), int64, or None
         Number of each rollout's prompt among those of all processes; None if this one has all.
+    sampler_logprobs : Tensor (N, T) or None
+        Log-probabilities where the tokens were sampled, if that was not the policy itself.
     """
 
     prompts: Inputs
@@ -49,6 +51,7 @@ class Batch:
     ref_logprobs: torch.Tensor | None = None
     importance_weights: torch.Tensor | None = None
     numbers: torch.Tensor | None = None
+    sampler_logprobs: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -71,6 +74,16 @@ class Batch:
         kept, tensors["groups"] = tensors["groups"].unique(return_inverse=True)
         prompts = select_rows(self.prompts, kept)
         return replace(self, prompts=trim_padding(prompts) if len(kept) else prompts, **tensors)
+
+    def restricted(self, counts: torch.Tensor) -> Batch:
+        """Return the batch with surrogates over those tokens (N, T) alone that are marked.
+
+        The others stay in the denominators and in the terms of entropy and KL.
+        """
+        weights = counts.to(self.logprobs.dtype)
+        if self.importance_weights is not None:
+            weights = weights * self.importance_weights
+        return replace(self, importance_weights=weights)
 
     @torch.no_grad()
     def logprobs_of(self, policy: Policy, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
 from g2rpo.run.description import RunDescription
-from g2rpo.run.metrics import equity_metrics
 from g2rpo_torch import gather_rollouts
 
 from ..distributed.processes import Processes
@@ -23,10 +23,26 @@ from .optimizer import trained_parameters
 from .update import accumulate_gradients, mini_batch_totals
 
 
-def gradient_equity(
+class TaskNorms(NamedTuple):
+    """The norm of each measured task's own gradient.
+
+    Attributes
+    ----------
+    norms : dict of str to float
+        By task; empty where nothing was measured.
+    with_signal : dict of str to float
+        Those of tasks whose rewards or lengths pull: the others have the gradients of entropy and
+        KL alone, which no task weight can change.
+    """
+
+    norms: dict[str, float]
+    with_signal: dict[str, float]
+
+
+def gradient_norms(
     policy: Policy, batch: Batch, description: RunDescription, step: int
-) -> dict[str, float]:
-    """Measure each task's own gradient and how unequal they are, every ``output.equity_steps``.
+) -> TaskNorms:
+    """Measure each task's own gradient, every ``output.equity_steps`` or ``task_weights.adapt``.
 
     It takes ``output.equity_prompts`` prompts of each task; where one has fewer in the batch, all
     tasks have that many, for a mean over fewer samples has a larger norm. The gradients of all
@@ -46,24 +62,31 @@ def gradient_equity(
 
     Returns
     -------
-    dict of str to float
-        ``equity/grad_norm/<task>``, and ``equity/ratio``: the largest over the smallest. Empty in
-        all other steps.
+    TaskNorms
+        Of the tasks that are there; empty in all other steps.
     """
-    every = description.output.equity_steps
-    if not every or step % every:
-        return {}
+    periods = (description.output.equity_steps, description.task_weights.adapt)
+    if not any(every and step % every == 0 for every in periods):
+        return TaskNorms({}, {})
     part = batch.rows(_rows_of_each_task(batch, description.output.equity_prompts))
     totals = mini_batch_totals(part, description)
-    norms = {}
+    found = TaskNorms({}, {})
     for number in _tasks_of_all(part).tolist():
         rows = (part.tasks == number).nonzero()[:, 0]
         with _own_gradients(policy) as weights:
             accumulate_gradients(policy, part.rows(rows), totals, description)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             norm = whole(torch.nn.utils.get_total_norm(gradients))
-            norms[description.data.tasks[number]] = float(norm)
-    return equity_metrics(norms)
+        task = description.data.tasks[number]
+        found.norms[task] = float(norm)
+        if Processes.current().any(_has_signal(part.rows(rows))):
+            found.with_signal[task] = float(norm)
+    return found
+
+
+def _has_signal(batch: Batch) -> bool:
+    columns = (batch.advantages, batch.length_advantages)
+    return any(bool(each.any()) for each in columns if each is not None)
 
 
 def _rows_of_each_task(batch: Batch, prompts: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .batch import Batch
 from .microbatches import micro_batch_rows
 from .optimizer import trained_parameters
 from .reports import Reports
+from .selection import near_policy
 
 Metrics = dict[str, float]
 
@@ -62,9 +63,16 @@ def update_policy(
     RunError
         After too many gradients in a row that are not finite.
     """
-    updates = description.optimization.updates_per_batch
-    parts = _mini_batches(batch, updates)
-    made = [_step(policy, optimizer, part, description, progress) for part in parts]
+    options = description.optimization
+    made = []
+    for number, part in enumerate(_mini_batches(batch, options.updates_per_batch)):
+        found: dict[str, float] = {}
+        if options.off_policy_mask_threshold is not None:
+            # Before the first update the policy is the one of the rollouts.
+            now = evaluated(part, policy, description)[0] if number else part.logprobs
+            part, found = near_policy(part, now, description)
+        update = _step(policy, optimizer, part, description, progress)
+        made.append(update._replace(reported={**update.reported, **found}))
     metrics = update_metrics(made, description.data.tasks)
     return {**metrics, "optimization/skipped_steps": float(progress.skipped_steps)}
 
@@ -120,7 +128,8 @@ def batch_loss(
         aggregation=options.aggregation,
         max_completion_length=longest,
         importance_weights=batch.importance_weights,
-        importance_cap=description.rollout.importance_cap,
+        # They are bounded already: nothing is above.
+        importance_cap=1e9,
     )
 
 

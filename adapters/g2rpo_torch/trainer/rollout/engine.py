@@ -2,8 +2,8 @@
 
 An engine computes in another precision and order than the policy, so its tokens are samples of a
 slightly different distribution. Log-probabilities and exact entropies under the policy come from
-one pass without gradient; the ratio of the two distributions weights the surrogate, truncated
-(``importance_weights`` of :func:`g2rpo.policy_loss`).
+one pass without gradient; the ratio of the two distributions weights the surrogates
+(:func:`g2rpo.sampler_weights`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+import g2rpo
 from g2rpo.run.description import RunDescription
 from g2rpo.run.sections import Rollout
 from g2rpo.tasks import Record
@@ -175,41 +176,59 @@ class EngineSampler:
         )
 
 
-def importance_weights(completions: Completions) -> torch.Tensor | None:
-    """Return the policy's probability of each token over its sampler's, (N, T), or None.
+def importance_weights(completions: Completions, options: Rollout) -> torch.Tensor | None:
+    """Return the factor of each token in the surrogates, (N, T), as the options say.
 
-    None where the policy itself has sampled, so that there is nothing to weight.
+    None where the policy itself has sampled, or the mode is ``off``: nothing is weighted.
     """
-    if completions.sampler_logprobs is None:
+    is_off = options.vllm_importance_sampling_mode == "off"
+    if completions.sampler_logprobs is None or is_off:
         return None
-    return (completions.logprobs - completions.sampler_logprobs).exp()
+    return _corrected(completions, options)[0]
 
 
-def sampler_metrics(completions: Completions, cap: float) -> dict[str, float]:
+def sampler_metrics(completions: Completions, options: Rollout) -> dict[str, float]:
     """Return how far the sampler is from the policy: nothing where they are the same.
 
     Parameters
     ----------
     completions : Completions
         This process's responses; every process must call this, and gets the values of all.
-    cap : float
-        ``rollout.importance_cap``.
+    options : Rollout
+        The mode and the bounds of the ratio. With the mode ``off`` it is that of each token.
     """
-    ratios = importance_weights(completions)
-    if ratios is None:
+    if completions.sampler_logprobs is None:
         return {}
-    ratios = ratios[completions.mask].double()
-    sums = {
-        "tokens": float(ratios.numel()),
-        "ratio": float(ratios.sum()),
-        "capped": float((ratios > cap).sum()),
-        "kl": float(-ratios.log().sum()),
-        "ratio/max": float(ratios.max()) if len(ratios) else 0.0,
-    }
-    sums = Processes.current().add_up(sums)
+    processes, sums = Processes.current(), {}
+    _, metrics = _corrected(completions, options)
+    tokens = int(completions.mask.sum())
+    is_by_token = options.vllm_importance_sampling_mode.startswith(("token", "off"))
+    units = tokens if is_by_token else int(completions.mask.any(-1).sum())
+    extremes = ("sampler/ratio/min", "sampler/ratio/max")
+    by_token = ("sampler/kl", "sampler/frac_masked")
+    if tokens:
+        for name, value in metrics.items():
+            count = tokens if name in by_token else units
+            sums[name] = float(value) * (1 if name in extremes else count)
+    found = processes.add_up({**sums, "tokens": tokens, "units": units})
+    tokens, units = found.pop("tokens"), found.pop("units")
     return {
-        "sampler/ratio_mean": sums["ratio"] / sums["tokens"],
-        "sampler/ratio_max": sums["ratio/max"],
-        "sampler/capped_ratio": sums["capped"] / sums["tokens"],
-        "sampler/kl": sums["kl"] / sums["tokens"],
+        name: value if name in extremes else value / (tokens if name in by_token else units)
+        for name, value in found.items()
     }
+
+
+def _corrected(
+    completions: Completions, options: Rollout
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    values = (completions.logprobs, completions.sampler_logprobs, completions.mask)
+    if options.vllm_importance_sampling_mode == "off":
+        return g2rpo.sampler_weights(*values, level="token", mode="truncate", high=None)
+    level, mode = options.vllm_importance_sampling_mode.split("_")
+    return g2rpo.sampler_weights(
+        *values,
+        level=level,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
+        low=options.vllm_importance_sampling_clip_min,
+        high=options.vllm_importance_sampling_clip_max,
+    )

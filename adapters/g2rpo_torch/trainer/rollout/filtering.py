@@ -149,7 +149,10 @@ def draw_rollouts(
             completions = completions._replace(texts=texts)
         with watch.part("scoring"), processes.together():
             rewards = scorer(own, completions.texts)
-        keeps = prompts_to_keep(rewards, len(own), options.dynamic_sampling)
+        counted = rewards
+        if description.optimization.mask_truncated_completions == "all":
+            counted = rewards.without(~completions.ended.cpu().numpy())
+        keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
         numbers = [len(records) + number for number in share.own]
         parts.append(_Part(numbers, prompts, completions, rewards, keeps))
         records += drawn

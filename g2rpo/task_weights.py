@@ -1,0 +1,118 @@
+"""Task weights that bring the gradients of the tasks towards each other."""
+
+from __future__ import annotations
+
+import math
+
+from g2rpo._checks import (
+    namespace_of,
+    require_floating,
+    require_positive,
+    require_shape,
+    widen,
+)
+from g2rpo._typing import Array, Namespace
+
+
+def adapt_task_weights(
+    norms: Array,
+    weights: Array,
+    /,
+    *,
+    rate: float = 0.5,
+    low: float = 0.2,
+    high: float = 5.0,
+    present: Array | None = None,
+) -> Array:
+    r"""Raise the weights of tasks with small gradients, and lower those of tasks with large ones.
+
+    .. math:: w_t \leftarrow \mathrm{clip}\left(w_t
+              \left(\frac{g}{\lVert \nabla_t \rVert}\right)^{rate}, low, high\right)
+
+    g is the geometric mean of the norms as long as no bound is reached; in general it is the value
+    that leaves the geometric mean of the weights as it was. Advantages of variance 1 in every task
+    do not give equal gradients: a task with long responses has more tokens.
+
+    Parameters
+    ----------
+    norms : array
+        Norm of each task's own gradient, weighted as it is now, shape (num_tasks,), floating
+        point.
+    weights : array
+        Weights so far, shape (num_tasks,), ones at the start. They are the whole state.
+    rate : float, optional
+        Above 0, and at most 1, which equalises norms that are proportional to the weights at once.
+    low, high : float, optional
+        Bounds of a weight, around 1.
+    present : array, optional
+        bool, shape (num_tasks,): tasks whose norm was measured. A task that is absent, or whose
+        norm or weight is 0, negative, NaN or infinite, keeps its weight and enters no mean.
+
+    Returns
+    -------
+    array
+        The new weights, shape (num_tasks,) and the dtype of ``weights``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array or not floating point.
+    ValueError
+        If shapes differ or an option is out of its range.
+
+    Notes
+    -----
+    Weights need no normalisation: their geometric mean over the tasks that are updated does not
+    change. With the plain mean of the norms, a task that a bound holds back would pull the others
+    after it, step by step, to the opposite bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> adapt_task_weights(np.asarray([1.0, 4.0, 0.0]), np.ones(3)).round(4)
+    array([1.4142, 0.7071, 1.    ])
+    """
+    xp = namespace_of(norms=norms, weights=weights, present=present)
+    require_floating(xp, "norms", norms)
+    require_shape("norms", norms, ("num_tasks",))
+    require_floating(xp, "weights", weights)
+    require_shape("weights", weights, norms.shape)
+    require_positive("rate", rate)
+    if rate > 1:
+        raise ValueError(f"rate must be at most 1, got {rate!r}")
+    if not 0 < low <= 1 <= high < math.inf:
+        raise ValueError(f"bounds must have 0 < low <= 1 <= high, got low={low!r}, high={high!r}")
+    wide = widen(xp, weights)
+    norms = xp.astype(norms, wide.dtype)
+    updated = (norms > 0) & (norms < xp.inf) & (wide > 0) & (wide < xp.inf)
+    if present is not None:
+        require_shape("present", present, norms.shape)
+        updated = updated & xp.astype(present, xp.bool)
+    log_norms, logs = (xp.log(xp.where(updated, each, 1.0)) for each in (norms, wide))
+    centre = _centre(xp, log_norms, logs, updated, rate, (math.log(low), math.log(high)))
+    adapted = xp.clip(wide * xp.exp(rate * (centre - log_norms)), low, high)
+    return xp.astype(xp.where(updated, adapted, wide), weights.dtype)
+
+
+def _centre(
+    xp: Namespace,
+    log_norms: Array,
+    logs: Array,
+    updated: Array,
+    rate: float,
+    bounds: tuple[float, float],
+) -> Array:
+    """Return log g: the sum of the changes of the log weights is 0 there.
+
+    It rises with log g, linearly between the points at which a weight reaches or leaves a bound.
+    """
+    logs = xp.clip(logs, *bounds)
+    points = xp.concat([log_norms + (bound - logs) / rate for bound in bounds])
+    steps = rate * (xp.expand_dims(points, axis=1) - xp.expand_dims(log_norms, axis=0))
+    logs = xp.expand_dims(logs, axis=0)
+    changes = xp.clip(logs + steps, *bounds) - logs
+    sums = xp.sum(xp.where(xp.expand_dims(updated, axis=0), changes, 0.0), axis=1)
+    left, from_left = (xp.max(xp.where(sums <= 0, each, -xp.inf)) for each in (points, sums))
+    right, from_right = (xp.min(xp.where(sums >= 0, each, xp.inf)) for each in (points, sums))
+    gap = from_right - from_left
+    return left - (right - left) * from_left / xp.where(gap > 0, gap, 1.0)
