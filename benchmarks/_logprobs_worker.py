@@ -79,7 +79,7 @@ class Pass:
             "totals": BatchTotals(counted[0], counted[0] * 0 + responses, counted, 9 * high),
             "epsilon": 0.9,
             "epsilon_high": 99.0,
-            "dual_clip": None,
+            "dual_clip": math.inf,
         }
         self._backend = "triton" if name in ON_A_GPU else "portable"
         self._recomputes = name == "fused_twice"

@@ -4,6 +4,7 @@ Every function takes and returns arrays of any Array API library: what comes in 
 """
 
 from g2rpo import diagnostics
+from g2rpo._kl import kl_penalty
 from g2rpo.advantages import (
     ESTIMATORS,
     EMAState,
@@ -14,10 +15,9 @@ from g2rpo.advantages import (
     register_estimator,
     rloo_advantages,
 )
-from g2rpo.calibration import LengthCalibration, calibrate_lengths, length_quantiles
+from g2rpo.calibration import calibrate_lengths, length_quantiles
 from g2rpo.entropy import (
     EntropyBounds,
-    EntropyControl,
     adapt_entropy_weights,
     entropy_from_logits,
     entropy_from_probs,
@@ -27,7 +27,9 @@ from g2rpo.entropy import (
 from g2rpo.high_entropy import high_entropy_mask
 from g2rpo.labels import encode_labels
 from g2rpo.length import LengthTarget, LengthTargets, length_reward
-from g2rpo.losses import kl_penalty, policy_loss
+from g2rpo.loss_options import LossOptions
+from g2rpo.loss_types import LOSSES, register_loss
+from g2rpo.losses import policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.off_policy import off_policy_mask, sampler_weights
 from g2rpo.task_weights import adapt_task_weights
@@ -37,13 +39,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ESTIMATORS",
+    "LOSSES",
     "BatchTotals",
     "EMAState",
     "EntropyBounds",
-    "EntropyControl",
-    "LengthCalibration",
     "LengthTarget",
     "LengthTargets",
+    "LossOptions",
     "LossTerms",
     "adapt_entropy_weights",
     "adapt_task_weights",
@@ -67,6 +69,7 @@ __all__ = [
     "off_policy_mask",
     "policy_loss",
     "register_estimator",
+    "register_loss",
     "rloo_advantages",
     "sampler_weights",
     "task_means",

@@ -2,53 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from g2rpo._checks import require_choice, require_positive
 from g2rpo._typing import Array, Namespace
+from g2rpo.entropy import membership
 
-Aggregation: TypeAlias = Literal["token", "sequence", "constant"]
+if TYPE_CHECKING:
+    from g2rpo._totals import BatchTotals
+    from g2rpo.loss_options import LossOptions
+
+Aggregation: TypeAlias = Literal["token", "sequence", "constant", "task"]
 
 
-def check_aggregation(aggregation: str, max_completion_length: int | None) -> None:
-    """Raise unless the aggregation is known and has the length that it needs."""
-    require_choice("aggregation", aggregation, ("token", "sequence", "constant"))
-    if aggregation == "constant":
-        if max_completion_length is None:
-            raise ValueError('aggregation="constant" needs max_completion_length')
-        require_positive("max_completion_length", max_completion_length)
-    elif max_completion_length is not None:
-        raise ValueError(
-            f'max_completion_length goes with aggregation="constant", not {aggregation!r}'
-        )
+class Reduction(NamedTuple):
+    """Everything that turns token values into one number; checked, the options without gaps."""
+
+    mask: Array
+    options: LossOptions
+    totals: BatchTotals | None
+    tasks: Array | None
+    num_tasks: Any  # an int wherever tasks are asked for
 
 
 def aggregate(
-    xp: Namespace,
-    values: Array,
-    mask: Array,
-    aggregation: Aggregation,
-    denominator: Array | float | None,
-    max_completion_length: int | None,
+    xp: Namespace, values: Array, batch: Reduction, task_weights: Array | None = None
 ) -> Array:
     """Reduce token values (B, T), finite where masked out, to a scalar; 0 without tokens."""
+    mask, options = batch.mask, batch.options
     weights = xp.astype(mask, values.dtype)
     lengths = xp.sum(weights, axis=1)
     sums = xp.sum(xp.where(mask, values, 0.0), axis=1)
-    if denominator is None:
-        counted = weights if aggregation == "token" else xp.astype(lengths > 0, values.dtype)
-        denominator = at_least_one(xp, xp.sum(counted))
-    else:
-        denominator = as_divisor(xp, denominator, values)
-    if aggregation == "sequence":
+    if options.aggregation == "task":
+        return _mean_of_tasks(xp, sums, lengths, batch, task_weights)
+    if options.aggregation == "sequence":
         sums = sums / at_least_one(xp, lengths)
+    if task_weights is not None:
+        sums = sums * _of_rows(xp, task_weights, batch, sums)
+    if batch.totals is not None:
+        totals = batch.totals
+        total = totals.tokens if options.aggregation == "token" else totals.sequences
+        denominator = as_divisor(xp, total, values)
+    else:
+        is_mean_of_tokens = options.aggregation == "token"
+        counted = weights if is_mean_of_tokens else xp.astype(lengths > 0, values.dtype)
+        denominator = at_least_one(xp, xp.sum(counted))
     total = xp.sum(sums) / denominator
-    return total / max_completion_length if aggregation == "constant" else total
+    longest = options.max_completion_length
+    return total / longest if options.aggregation == "constant" else total
+
+
+def _mean_of_tasks(
+    xp: Namespace, sums: Array, lengths: Array, batch: Reduction, task_weights: Array | None
+) -> Array:
+    """Return the mean over the tasks with tokens of each task's weighted mean over its tokens."""
+    member = membership(xp, batch.tasks, batch.num_tasks)
+    # Selected, not multiplied by 0: an infinite row is its own task's affair.
+    of_task = xp.sum(xp.where(member, xp.expand_dims(sums, axis=1), 0.0), axis=0)
+    if batch.totals is not None:
+        tokens = xp.astype(batch.totals.task_tokens, sums.dtype)
+    else:
+        tokens = xp.sum(xp.where(member, xp.expand_dims(lengths, axis=1), 0.0), axis=0)
+    means = of_task / at_least_one(xp, tokens)
+    if task_weights is not None:
+        means = means * xp.astype(task_weights, sums.dtype)
+    present = xp.sum(xp.astype(tokens > 0, sums.dtype))
+    return xp.sum(means) / at_least_one(xp, present)
+
+
+def _of_rows(xp: Namespace, task_weights: Array, batch: Reduction, like: Array) -> Array:
+    """Return the weight of each response's task, (B,); 1 for a response of no task."""
+    member = membership(xp, batch.tasks, batch.num_tasks)
+    weights = xp.expand_dims(xp.astype(task_weights, like.dtype), axis=0)
+    of_row = xp.sum(xp.where(member, weights, 0.0), axis=1)
+    return xp.where(xp.any(member, axis=1), of_row, 1.0)
 
 
 def masked_mean(xp: Namespace, values: Array, mask: Array) -> Array:
     """Return the mean of the values that the mask marks; 0 if there are none."""
-    return aggregate(xp, values, mask, "token", None, None)
+    tokens = xp.sum(xp.astype(mask, values.dtype))
+    return xp.sum(xp.sum(xp.where(mask, values, 0.0), axis=1)) / at_least_one(xp, tokens)
 
 
 def masked_max(xp: Namespace, values: Array, mask: Array) -> Array:

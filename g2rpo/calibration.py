@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 from g2rpo._checks import (
     namespace_of,
@@ -15,7 +14,6 @@ from g2rpo._checks import (
 )
 from g2rpo._libraries import device_of, gather
 from g2rpo._segments import count, sort_by_segment
-from g2rpo._state import state_from_json, state_to_json
 from g2rpo._typing import Array
 
 #: minimum, low, high, maximum as quantiles of the lengths of right responses.
@@ -106,32 +104,8 @@ def length_quantiles(
     return xp.astype(xp.stack(columns, axis=1), result), samples
 
 
-class LengthCalibration(NamedTuple):
-    """Length targets that follow the right responses; save it with the model.
-
-    Attributes
-    ----------
-    thresholds : array
-        Floating point, shape (num_tasks, 4), in tokens: the ``targets`` of
-        :func:`g2rpo.length_reward` once indexed with the task labels. An infinite threshold
-        stays so. NaN is a task without thresholds: the first batch with enough right responses
-        sets them.
-    """
-
-    thresholds: Array
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the state as dictionaries and lists."""
-        return state_to_json(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], like: Array) -> LengthCalibration:
-        """Return the state that :meth:`to_json` wrote, with the library and dtype of ``like``."""
-        return state_from_json(cls, data, like)
-
-
 def calibrate_lengths(
-    state: LengthCalibration,
+    thresholds: Array,
     lengths: Array,
     right: Array,
     tasks: Array,
@@ -141,13 +115,16 @@ def calibrate_lengths(
     decay: float = 0.9,
     max_change: float = 0.1,
     min_samples: int = 8,
-) -> LengthCalibration:
+) -> Array:
     """Move every task's thresholds towards the quantiles of this batch's right responses.
 
     Parameters
     ----------
-    state : LengthCalibration
-        The thresholds so far, such as those of :meth:`g2rpo.LengthTargets.table`.
+    thresholds : array
+        The thresholds so far, floating point, shape (num_tasks, 4), in tokens, such as those of
+        :meth:`g2rpo.LengthTargets.table`: the ``targets`` of :func:`g2rpo.length_reward` once
+        indexed with the task labels. An infinite threshold stays so. NaN is a task without
+        thresholds: the first batch with enough right responses sets them. Save them with the model.
     lengths, right, tasks, quantiles
         As in :func:`length_quantiles`.
     decay : float, optional
@@ -159,7 +136,7 @@ def calibrate_lengths(
 
     Returns
     -------
-    LengthCalibration
+    array
         The new thresholds, in order, as the old ones were.
 
     Raises
@@ -172,15 +149,13 @@ def calibrate_lengths(
     Examples
     --------
     >>> import numpy as np
-    >>> state = LengthCalibration(np.asarray([[0.0, 10.0, 50.0, 100.0]]))
-    >>> lengths = np.full(20, 40)
-    >>> calibrate_lengths(state, lengths, lengths > 0, np.zeros(20, int)).thresholds
+    >>> thresholds, lengths = np.asarray([[0.0, 10.0, 50.0, 100.0]]), np.full(20, 40)
+    >>> calibrate_lengths(thresholds, lengths, lengths > 0, np.zeros(20, int))
     array([[ 1., 11., 49., 94.]])
     """
-    thresholds = state.thresholds
     xp = namespace_of(thresholds=thresholds, lengths=lengths)
-    require_floating(xp, "state.thresholds", thresholds)
-    require_shape("state.thresholds", thresholds, ("num_tasks", 4))
+    require_floating(xp, "thresholds", thresholds)
+    require_shape("thresholds", thresholds, ("num_tasks", 4))
     for name, value in (("decay", decay), ("max_change", max_change)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value!r}")
@@ -196,7 +171,7 @@ def calibrate_lengths(
     step = xp.maximum(max_change * old, xp.ones_like(old))
     # Bounds that increase with the threshold keep ordered thresholds in order.
     moved = xp.minimum(xp.maximum(decay * old + (1.0 - decay) * seen, old - step), old + step)
-    return LengthCalibration(xp.where(settled, thresholds, xp.where(unset, seen, moved)))
+    return xp.where(settled, thresholds, xp.where(unset, seen, moved))
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> None:

@@ -7,9 +7,6 @@ adds no penalty.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from g2rpo._checks import (
     as_mask,
     namespace_of,
@@ -18,50 +15,18 @@ from g2rpo._checks import (
     require_shape,
     widen,
 )
-from g2rpo._entropy_control import EntropyControl, adapt_entropy_weights
+from g2rpo._entropy_bounds import EntropyBounds, adapt_entropy_weights, entropy_penalty
 from g2rpo._libraries import device_of, stop_gradient
 from g2rpo._typing import Array, Namespace
 
 __all__ = [
     "EntropyBounds",
-    "EntropyControl",
     "adapt_entropy_weights",
     "entropy_from_logits",
     "entropy_from_probs",
     "entropy_penalty",
     "task_means",
 ]
-
-
-@dataclass(frozen=True)
-class EntropyBounds:
-    """The band, in nats, that the mean token entropy of a task should stay in.
-
-    Parameters
-    ----------
-    low, high : float
-        0 <= low <= high; ``high`` may be infinite.
-
-    Raises
-    ------
-    ValueError
-        If the bounds are not ordered, negative, NaN, or ``low`` is infinite.
-
-    Examples
-    --------
-    >>> EntropyBounds(0.2, 0.6).high
-    0.6
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.low <= self.high and math.isfinite(self.low)):
-            raise ValueError(
-                "entropy bounds must have 0 <= low <= high with finite low, "
-                f"got ({self.low}, {self.high})"
-            )
 
 
 def entropy_from_logits(logits: Array, /) -> Array:
@@ -218,57 +183,3 @@ def membership(xp: Namespace, tasks: Array, num_tasks: int) -> Array:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     codes = xp.arange(num_tasks, dtype=tasks.dtype, device=device_of(tasks))
     return xp.expand_dims(tasks, axis=1) == xp.expand_dims(codes, axis=0)
-
-
-def entropy_penalty(
-    task_entropy: Array, low: Array, high: Array, /, present: Array | None = None
-) -> Array:
-    r"""Return how far the tasks' entropies are outside their bands, in nats.
-
-    :math:`\sum_t \max(0, H_t - high_t) + \max(0, low_t - H_t)`
-
-    Parameters
-    ----------
-    task_entropy : array
-        Floating point, shape (num_tasks,), in nats.
-    low, high : array
-        Bounds, shape (num_tasks,), the dtype of ``task_entropy``; ``high`` may be infinite.
-    present : array, optional
-        bool, shape (num_tasks,): tasks to count; all by default.
-
-    Returns
-    -------
-    array
-        Scalar. Its gradient is +1 above, -1 below and 0 inside the band.
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array or ``task_entropy`` is not floating point.
-    ValueError
-        If shapes differ.
-
-    References
-    ----------
-    G²RPO, arXiv:2604.08539, Eq. 10.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> low, high = np.asarray([0.2, 0.2, 0.2]), np.asarray([0.6, 0.6, 0.6])
-    >>> round(float(entropy_penalty(np.asarray([0.1, 0.4, 0.9]), low, high)), 4)
-    0.4
-    """
-    xp = namespace_of(task_entropy=task_entropy, low=low, high=high, present=present)
-    require_floating(xp, "task_entropy", task_entropy)
-    require_shape("task_entropy", task_entropy, ("num_tasks",))
-    require_shape("low", low, task_entropy.shape)
-    require_shape("high", high, task_entropy.shape)
-    above = task_entropy > high
-    below = task_entropy < low
-    hinge = xp.where(above, task_entropy - xp.where(above, high, 0.0), 0.0)
-    hinge = hinge + xp.where(below, xp.where(below, low, 0.0) - task_entropy, 0.0)
-    if present is not None:
-        require_shape("present", present, task_entropy.shape)
-        hinge = xp.where(present, hinge, 0.0)
-    return xp.sum(hinge)

@@ -6,21 +6,18 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_array_api_obj
 
-from g2rpo._aggregation import Aggregation, aggregate, as_divisor
-from g2rpo._checks import (
-    as_mask,
-    namespace_of,
-    require_choice,
-    require_floating,
-    require_shape,
-    widen,
-)
+from g2rpo._aggregation import aggregate, as_divisor
+from g2rpo._checks import namespace_of, require_floating, require_shape, widen
+from g2rpo._entropy_bounds import beyond
+from g2rpo._kl import kl_of_log_ratios
 from g2rpo._libraries import stop_gradient
+from g2rpo._policy import PolicyBatch
+from g2rpo._ratios import log_ratios
 from g2rpo._reported import reported
 from g2rpo._totals import BatchTotals, batch_totals, check_entropies
 from g2rpo._typing import Array
 from g2rpo.entropy import task_sums
-from g2rpo.losses import KLKind, kl_of_log_ratio, masked_log_ratio, policy_loss
+from g2rpo.loss_options import LossOptions, loss_options
 
 __all__ = ["BatchTotals", "LossTerms", "batch_totals", "g2rpo_loss"]
 
@@ -42,9 +39,11 @@ def g2rpo_loss(
     mask: Array,
     /,
     *,
+    options: LossOptions | None = None,
     entropies: Array | None = None,
     tasks: Array | None = None,
     num_tasks: int | None = None,
+    task_weights: Array | None = None,
     entropy_low: Array | None = None,
     entropy_high: Array | None = None,
     entropy_weight: Array | float = 0.02,
@@ -52,11 +51,9 @@ def g2rpo_loss(
     length_weight: float = 0.1,
     ref_logprobs: Array | None = None,
     beta: float = 0.0,
-    kl_kind: KLKind = "k3",
+    importance_weights: Array | None = None,
     totals: BatchTotals | None = None,
-    aggregation: Aggregation = "token",
-    max_completion_length: int | None = None,
-    **options: Any,
+    **keywords: Any,
 ) -> tuple[LossTerms, dict[str, Array]]:
     r"""Return the objective of a batch, or of one slice of it, term by term.
 
@@ -67,12 +64,19 @@ def g2rpo_loss(
     ----------
     logprobs, old_logprobs, advantages, mask
         As in :func:`g2rpo.policy_loss`.
+    options : LossOptions, optional
+        Loss type, clip range, aggregation and so on; for the policy and length terms, the
+        aggregation also for the KL term.
     entropies : array, optional
         Exact token entropies, shape (B, T), in nats, differentiable; None for no entropy term.
     tasks : array, optional
         Integer task labels 0 .. num_tasks - 1, shape (B,); with ``entropies`` or ``num_tasks``.
     num_tasks : int, optional
-        Number of tasks: adds the metrics of each.
+        Number of tasks: adds the metrics of each. Needed for ``aggregation="task"`` and
+        ``task_weights``.
+    task_weights : array, optional
+        Factor of each task's part of the policy and length terms, shape (num_tasks,), as in
+        :func:`g2rpo.policy_loss`.
     entropy_low, entropy_high : array, optional
         Each task's entropy band, shape (num_tasks,), in nats; with ``entropies``.
     entropy_weight : float or array, optional
@@ -85,26 +89,24 @@ def g2rpo_loss(
         Log-probabilities under the reference policy, shape (B, T); None for no KL term.
     beta : float, optional
         Weight of the KL term.
-    kl_kind : {"k1", "k2", "k3"}, optional
-        As in :func:`g2rpo.kl_penalty`.
+    importance_weights : array, optional
+        As in :func:`g2rpo.policy_loss`; for the policy and length terms.
     totals : BatchTotals, optional
         Makes this call one slice of a mini-batch: values and gradients of the slices then add up
         to those of the whole. By default this call is the whole.
-    aggregation, max_completion_length
-        As in :func:`g2rpo.policy_loss`; for the policy, length and KL terms.
-    **options
-        Further options of :func:`g2rpo.policy_loss`, for the policy and length terms.
+    **keywords
+        Fields of :class:`g2rpo.LossOptions`; they take precedence over ``options``.
 
     Returns
     -------
     terms : LossTerms
         Weighted scalars; a term that is not asked for is 0.
     metrics : dict of str to array
-        Those of :func:`g2rpo.policy_loss`, and ``entropy`` and ``kl``, the token means in nats,
-        where given. With ``num_tasks`` also by task, under ``tasks/`` and the name, shape
-        (num_tasks,). All are of this call, but those by task are divided by the ``totals``, if
-        given, so that those of slices add up (of ``tasks/ratio/max`` take the largest). Without
-        gradient.
+        Those of :func:`g2rpo.policy_loss`, and token means in nats: ``entropy``, and ``kl``, the
+        distance to the reference by the estimate ``"k3-weighted"``, whatever ``kl_kind`` is. With
+        ``num_tasks`` also by task, under ``tasks/`` and the name, shape (num_tasks,). All are of
+        this call, but those by task are divided by the ``totals``, if given, so that those of
+        slices add up (of ``tasks/ratio/max`` take the largest). Without gradient.
 
     Raises
     ------
@@ -135,31 +137,16 @@ def g2rpo_loss(
     >>> round(float(terms.entropy), 6), float(terms.policy)
     (0.006, 0.0)
     """
-    if "denominator" in options:
-        raise TypeError("g2rpo_loss takes totals in place of denominator")
-    denominator = None
-    if totals is not None:
-        denominator = totals.tokens if aggregation == "token" else totals.sequences
-    reduction: dict[str, Any] = {
-        "aggregation": aggregation,
-        "max_completion_length": max_completion_length,
-        "denominator": denominator,
-    }
-    by_task: dict[str, Any] = {}
-    if num_tasks is not None:
-        by_task = {"tasks": tasks, "num_tasks": num_tasks, "task_tokens": _task_tokens(totals)}
-    policy, metrics = policy_loss(
-        logprobs, old_logprobs, advantages, mask, **reduction, **by_task, **options
-    )
-    xp = namespace_of(logprobs=logprobs)
-    values: dict[str, Array] = {}
+    resolved = loss_options(options, keywords)
+    batch = PolicyBatch.of(logprobs, old_logprobs, mask, resolved, tasks, num_tasks, totals)
+    xp, mask = batch.xp, batch.reduction.mask
+    constant = batch.constant_advantages("advantages", advantages)
+    values = batch.token_metrics(constant)
+    policy = batch.loss(constant, importance_weights, task_weights)
     length = entropy = kl = xp.zeros_like(policy)
-    mask = as_mask(xp, mask, logprobs.shape)
     if length_advantages is not None:
-        surrogate, _ = policy_loss(
-            logprobs, old_logprobs, length_advantages, mask, **reduction, **options
-        )
-        length = length_weight * surrogate
+        constant = batch.constant_advantages("length_advantages", length_advantages)
+        length = length_weight * batch.loss(constant, importance_weights, task_weights)
     if entropies is not None:
         if tasks is None or entropy_low is None or entropy_high is None:
             raise TypeError("entropies need tasks, entropy_low and entropy_high")
@@ -167,19 +154,10 @@ def g2rpo_loss(
         entropy = _entropy_term(entropies, tasks, mask, band, entropy_weight, totals)
         values["entropy"] = stop_gradient(widen(xp, entropies))
     if ref_logprobs is not None:
-        penalty = _penalty(logprobs, ref_logprobs, mask, kl_kind)
-        kl = beta * aggregate(xp, penalty, mask, **reduction)
-        values["kl"] = stop_gradient(penalty)
-    metrics |= reported(xp, values, mask, **by_task)
-    return LossTerms(policy + length + entropy + kl, policy, length, entropy, kl), metrics
-
-
-def _task_tokens(totals: BatchTotals | None) -> Array | None:
-    if totals is None:
-        return None
-    if totals.task_tokens is None:
-        raise TypeError("num_tasks needs totals with task_tokens")
-    return totals.task_tokens
+        penalty, values["kl"] = _penalty(batch, ref_logprobs)
+        kl = beta * aggregate(xp, penalty, batch.reduction)
+    terms = LossTerms(policy + length + entropy + kl, policy, length, entropy, kl)
+    return terms, reported(xp, values, batch.reduction)
 
 
 def _entropy_term(
@@ -211,10 +189,8 @@ def _entropy_term(
     sums, tokens = task_sums(xp, entropies, mask, tasks, num_tasks)
     low, high = (xp.astype(bound, sums.dtype) for bound in band)
     judged = xp.astype(stop_gradient(totals.task_entropy), sums.dtype)
-    # An infinite bound is never exceeded; it must not be multiplied by a 0 either.
-    above = sums - xp.where(judged > high, high, 0.0) * tokens
-    below = xp.where(judged < low, low, 0.0) * tokens - sums
-    excess = xp.where(judged > high, above, xp.where(judged < low, below, 0.0))
+    excess = beyond(xp, sums, tokens, low, high, judged > high)
+    excess = xp.where((judged > high) | (judged < low), excess, 0.0)
     excess = xp.where(tokens > 0, excess, 0.0) / as_divisor(xp, totals.task_tokens, sums)
     if is_array_api_obj(weight):
         require_shape("entropy_weight", weight, (), (num_tasks,))
@@ -222,11 +198,13 @@ def _entropy_term(
     return xp.sum(weight * excess)
 
 
-def _penalty(logprobs: Array, ref_logprobs: Array, mask: Array, kind: KLKind) -> Array:
-    """Return the distance to the reference, token by token (B, T)."""
-    xp = namespace_of(logprobs=logprobs, ref_logprobs=ref_logprobs)
-    require_choice("kl_kind", kind, ("k1", "k2", "k3"))
+def _penalty(batch: PolicyBatch, ref_logprobs: Array) -> tuple[Array, Array]:
+    """Return the penalty for the distance to the reference, and what is reported, both (B, T)."""
+    xp, mask = batch.xp, batch.reduction.mask
+    namespace_of(logprobs=batch.logprobs, ref_logprobs=ref_logprobs)
     require_floating(xp, "ref_logprobs", ref_logprobs)
-    require_shape("ref_logprobs", ref_logprobs, logprobs.shape)
-    log_ratio = masked_log_ratio(xp, logprobs, stop_gradient(ref_logprobs), mask)
-    return kl_of_log_ratio(xp, log_ratio, kind)
+    require_shape("ref_logprobs", ref_logprobs, batch.logprobs.shape)
+    _, to_ref = log_ratios(xp, batch.logprobs, ref_logprobs, mask)
+    distances = (xp, batch.logprobs, to_ref, batch.to_old)
+    penalty = kl_of_log_ratios(*distances, batch.reduction.options.kl_kind)
+    return penalty, stop_gradient(kl_of_log_ratios(*distances, "k3-weighted"))

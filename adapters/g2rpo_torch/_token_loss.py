@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from g2rpo import LossTerms, batch_totals, g2rpo_loss
+from g2rpo import LossOptions, LossTerms, batch_totals, g2rpo_loss
 
 from ._tiles import Pull, spans
 
@@ -24,18 +24,27 @@ class TokenLoss:
     inputs : dict of str to Tensor or None
         The arguments of :func:`g2rpo.g2rpo_loss` of shape (B,) or (B, T), without logprobs, mask
         and entropies; None for one that is not given.
-    options : dict
-        All others. There is an entropy term if bounds are among them.
+    options : LossOptions
+        Of the loss.
+    rest : dict
+        All other arguments. There is an entropy term if bounds are among them.
     """
 
     def __init__(
-        self, mask: Tensor, inputs: dict[str, Tensor | None], options: dict[str, Any]
+        self,
+        mask: Tensor,
+        inputs: dict[str, Tensor | None],
+        options: LossOptions,
+        rest: dict[str, Any],
     ) -> None:
-        self._mask, self._options = mask, options
+        self._mask, self._options, self._rest = mask, options, rest
         self._inputs = {name: x for name, x in inputs.items() if x is not None}
         #: The place of each packed token among the B · T.
         self._places = mask.reshape(-1).nonzero()[:, 0]
-        self.has_entropy = options["entropy_low"] is not None or options["entropy_high"] is not None
+        weighs_tasks = rest["task_weights"] is not None or options.resolved().aggregation == "task"
+        #: For a run, whose metrics nobody reads: by task they would cost time.
+        self._rest_of_run = rest if weighs_tasks else rest | {"num_tasks": None}
+        self.has_entropy = rest["entropy_low"] is not None or rest["entropy_high"] is not None
 
     def packed(self, values: Tensor) -> Tensor:
         """Return the values (B, T, ...) of the marked tokens."""
@@ -46,14 +55,15 @@ class TokenLoss:
     def with_totals(self, entropy: Tensor | None) -> TokenLoss:
         """Return the loss with totals counted from this batch, given entropies (n,) if needed."""
         counted: dict[str, Any] = {}
-        num_tasks = self._options.get("num_tasks")
+        num_tasks = self._rest["num_tasks"]
         if entropy is not None:
             counted["entropies"] = self._unpacked(entropy[None])[0]
-            num_tasks = self._options["entropy_low"].shape[0]
+            num_tasks = self._rest["entropy_low"].shape[0]
         if num_tasks is not None:
             counted |= {"tasks": self._inputs.get("tasks"), "num_tasks": num_tasks}
         totals = batch_totals(self._mask, **counted)
-        return TokenLoss(self._mask, dict(self._inputs), self._options | {"totals": totals})
+        rest = self._rest | {"totals": totals}
+        return TokenLoss(self._mask, dict(self._inputs), self._options, rest)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -61,16 +71,10 @@ class TokenLoss:
         nothing = self._places.new_zeros(self._places.shape, dtype=torch.float32)
         self.whole(nothing, nothing)
 
-    @property
-    def needs_whole_responses(self) -> bool:
-        """Whether a token's loss depends on other tokens of its response."""
-        by_sequence = self._options["aggregation"] == "sequence"
-        return by_sequence or self._options.get("loss_type") == "gspo"
-
     def whole(self, logprobs: Tensor, entropy: Tensor) -> tuple[LossTerms, dict[str, Tensor]]:
         """Return terms and metrics of the batch from those of its packed tokens, (n,) each."""
         table = self._unpacked(torch.stack([logprobs, entropy]))
-        return self._of(table, self._mask, self._inputs)
+        return self._of(table, self._mask, self._inputs, self._rest)
 
     def _unpacked(self, values: Tensor) -> Tensor:
         full = values.new_zeros(values.shape[0], self._mask.numel())
@@ -82,7 +86,7 @@ class TokenLoss:
         None if a response that has to stay whole is longer.
         """
         count = self._places.shape[0]
-        if not self.needs_whole_responses:
+        if not self._options.needs_whole_responses:
             return list(spans(count, capacity))
         runs, start, stop = [], 0, 0
         for length in self._mask.sum(1).tolist():
@@ -106,7 +110,7 @@ class TokenLoss:
 
     def _of_run(self, values: Tensor, places: Tensor) -> tuple[LossTerms, dict[str, Tensor]]:
         width = self._mask.shape[1]
-        if not self.needs_whole_responses:
+        if not self._options.needs_whole_responses:
             # Every token may stand for itself, as a response of one.
             inputs = {
                 name: x[places // width] if x.ndim == 1 else x.reshape(-1)[places, None]
@@ -114,20 +118,19 @@ class TokenLoss:
             }
             table = values[:, :, None]
             mask = torch.ones_like(table[0], dtype=torch.bool)
-            return self._of(table, mask, inputs, num_tasks=None)
+            return self._of(table, mask, inputs, self._rest_of_run)
         first, last = (int(places[i]) // width for i in (0, -1))
         responses = slice(first, last + 1)
         mask = self._mask[responses]
         full = values.new_zeros(2, mask.numel()).index_copy(1, places - first * width, values)
         inputs = {name: x[responses] for name, x in self._inputs.items()}
-        return self._of(full.view(2, *mask.shape), mask, inputs, num_tasks=None)
+        return self._of(full.view(2, *mask.shape), mask, inputs, self._rest_of_run)
 
     def _of(
-        self, table: Tensor, mask: Tensor, inputs: dict[str, Tensor], **changed: Any
+        self, table: Tensor, mask: Tensor, inputs: dict[str, Tensor], rest: dict[str, Any]
     ) -> tuple[LossTerms, dict[str, Tensor]]:
         given: dict[str, Any] = dict(inputs)
         old, advantages = given.pop("old_logprobs"), given.pop("advantages")
         if self.has_entropy:
             given["entropies"] = table[1]
-        options = self._options | changed
-        return g2rpo_loss(table[0], old, advantages, mask, **given, **options)
+        return g2rpo_loss(table[0], old, advantages, mask, options=self._options, **given, **rest)

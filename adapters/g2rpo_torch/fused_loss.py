@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from g2rpo import BatchTotals, LossTerms
+from g2rpo import BatchTotals, LossOptions, LossTerms
 
 from ._backend import Choice, choose_backend
 from ._fused import chunk_capacity, fused_pass
@@ -49,13 +50,19 @@ def fused_g2rpo_loss(
     chunk_tokens: int | None = None,
     recompute_logits: bool = False,
     backend: Choice = "auto",
+    options: LossOptions | None = None,
+    num_tasks: int | None = None,
+    task_weights: Tensor | None = None,
     entropy_low: Tensor | None = None,
     entropy_high: Tensor | None = None,
+    entropy_weight: Tensor | float = 0.02,
     length_advantages: Tensor | None = None,
+    length_weight: float = 0.1,
     ref_logprobs: Tensor | None = None,
+    beta: float = 0.0,
     importance_weights: Tensor | None = None,
     totals: BatchTotals | None = None,
-    **options: Any,
+    **keywords: Any,
 ) -> tuple[LossTerms, dict[str, Tensor]]:
     """Return what :func:`g2rpo.g2rpo_loss` returns, from hidden states and the head's weight.
 
@@ -74,7 +81,7 @@ def fused_g2rpo_loss(
     old_logprobs, advantages, mask
         As in :func:`g2rpo.g2rpo_loss`. Masked-out tokens cost nothing.
     tasks : Tensor, optional
-        Integer task labels, shape (B,); for the entropy term.
+        Integer task labels, shape (B,); for the entropy term, or with ``num_tasks``.
     bias, low_rank, temperature, softcap : optional
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
     chunk_tokens : int, optional
@@ -84,15 +91,19 @@ def fused_g2rpo_loss(
         :func:`g2rpo_torch.logprobs_and_entropy`.
     backend : {"auto", "portable", "triton"}, optional
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
+    options, num_tasks, task_weights : optional
+        As in :func:`g2rpo.g2rpo_loss`.
     entropy_low, entropy_high : Tensor, optional
         Each task's entropy band, shape (num_tasks,), in nats; None for no entropy term.
-    length_advantages, ref_logprobs, importance_weights : Tensor, optional
+    entropy_weight, length_advantages, length_weight, ref_logprobs, beta : optional
+        As in :func:`g2rpo.g2rpo_loss`.
+    importance_weights : Tensor, optional
         As in :func:`g2rpo.g2rpo_loss`.
     totals : BatchTotals, optional
         As in :func:`g2rpo.g2rpo_loss`. Its ``task_entropy`` says on which side of its band a task
         is; the entropies that the tokens were sampled with serve well.
-    **options
-        Further options of :func:`g2rpo.g2rpo_loss`.
+    **keywords
+        Fields of :class:`g2rpo.LossOptions`; they take precedence over ``options``.
 
     Returns
     -------
@@ -115,8 +126,9 @@ def fused_g2rpo_loss(
     side of a task's band follows from its mean entropy, which takes a pass of its own. Four, by
     :func:`g2rpo_torch.logprobs_and_entropy`, where the loss of a token depends on its whole
     response (``loss_type="gspo"``, ``aggregation="sequence"``) and a response is longer than a
-    chunk. Tokens that the loss does not pull at, as in a group without signal, are left out of
-    two of the products.
+    chunk. A loss of one's own gets its tokens as responses of one, shape (n, 1), unless it needs
+    whole responses. Tokens that the loss does not pull at, as in a group without signal, are left
+    out of two of the products.
 
     *Memory*: beyond the gradients, the logits of a chunk and two tiles. The gradient of a weight
     of half precision is summed in float32, and held so until the last chunk: 4 V H bytes more.
@@ -147,8 +159,17 @@ def fused_g2rpo_loss(
         "ref_logprobs": ref_logprobs,
         "importance_weights": importance_weights,
     }
-    options |= {"entropy_low": entropy_low, "entropy_high": entropy_high, "totals": totals}
-    loss = TokenLoss(mask.bool(), inputs, {"aggregation": "token"} | options)
+    rest = {
+        "num_tasks": num_tasks,
+        "task_weights": task_weights,
+        "entropy_low": entropy_low,
+        "entropy_high": entropy_high,
+        "entropy_weight": entropy_weight,
+        "length_weight": length_weight,
+        "beta": beta,
+        "totals": totals,
+    }
+    loss = TokenLoss(mask.bool(), inputs, replace(options or LossOptions(), **keywords), rest)
     loss.check()
     packed, labels = loss.packed(hidden), loss.packed(labels)
     check_label_values(labels, weight.shape[0])

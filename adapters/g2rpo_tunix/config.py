@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 
-from g2rpo import EntropyBounds, LengthTarget
+from g2rpo import LOSSES, EntropyBounds, LengthTarget, LossOptions
 from g2rpo._suggest import unknown_name
 
 from .estimate import check_estimator
@@ -58,10 +58,10 @@ class G2RPOConfig(GRPOConfig):
         unnamed task the key is ``"all"``.
     length_only_right : str, optional
         Name of a reward function: only lengths of responses that it gives more than 0 count.
-    epsilon, epsilon_high, dual_clip, loss_type, aggregation
-        As in :func:`g2rpo.policy_loss`.
-    beta, kl_kind
-        As in :func:`g2rpo.g2rpo_loss`. With 0, tunix computes no reference log-probabilities.
+    loss_type, aggregation, epsilon, epsilon_high, dual_clip, kl_kind
+        As in :class:`g2rpo.LossOptions`; None is the loss type's own default.
+    beta : float
+        Weight of the KL term. With 0, tunix computes no reference log-probabilities.
     sampling_seed : int, optional
         Seed of the vanilla rollout, changed from batch to batch. Without it tunix draws the same
         random numbers in every batch, unless the ``RolloutConfig`` is given another seed.
@@ -100,11 +100,12 @@ class G2RPOConfig(GRPOConfig):
     length_weight: float = 0.1
     length_targets: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     length_only_right: str | None = None
-    epsilon_high: float = 0.3
-    dual_clip: float | None = 3.0
-    loss_type: Literal["ppo", "gspo", "cispo", "sapo"] = "ppo"
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    kl_kind: Literal["k1", "k2", "k3"] = "k3"
+    epsilon: float | None = None
+    epsilon_high: float | None = None
+    dual_clip: float | None = None
+    loss_type: str = "ppo"
+    aggregation: Literal["token", "sequence", "constant", "task"] | None = None
+    kl_kind: Literal["k1", "k2", "k3", "k1+", "k3+", "k3-weighted"] = "k3-weighted"
     sampling_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class G2RPOConfig(GRPOConfig):
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks must name each task once, got {', '.join(self.tasks)}")
         check_estimator(self.estimator, self.estimator_options)
+        self.loss_options(1)
         if self.length_mode not in ("term", "reward", "off"):
             raise ValueError(f"length_mode must be term, reward or off, got {self.length_mode!r}")
         for name in ("task_entropy_weights", "task_entropy_bounds", "length_targets"):
@@ -129,6 +131,14 @@ class G2RPOConfig(GRPOConfig):
             _named(f"length_targets of {task!r}", LengthTarget, target)
         if self.length_mode != "off" and not self.length_targets:
             raise ValueError(f"length_mode {self.length_mode!r} needs length_targets, got none")
+
+    def loss_options(self, max_completion_length: int) -> LossOptions:
+        """Return the options of the loss for responses of so many tokens, padding included."""
+        names = {field.name for field in fields(LossOptions)} & {f.name for f in fields(self)}
+        given = {name: getattr(self, name) for name in names}
+        if (self.aggregation or LOSSES[self.loss_type].aggregation) == "constant":
+            given["max_completion_length"] = max_completion_length
+        return LossOptions(**given)
 
     @property
     def task_names(self) -> tuple[str, ...]:

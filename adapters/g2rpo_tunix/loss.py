@@ -119,7 +119,6 @@ def _terms(
             "entropy_high": bounds[:, 1],
             "entropy_weight": jnp.asarray(config.weights, dtype=entropies.dtype),
         }
-    constant = config.aggregation == "constant"
     return g2rpo_loss(
         logprobs,
         jax.lax.stop_gradient(logprobs) if old is None else old.astype(logprobs.dtype),
@@ -129,14 +128,8 @@ def _terms(
         length_weight=config.length_weight,
         ref_logprobs=example.ref_per_token_logps,
         beta=config.beta,
-        kl_kind=config.kl_kind,
         totals=None if slices is None else slices.totals(),
-        epsilon=config.epsilon,
-        epsilon_high=config.epsilon_high,
-        dual_clip=config.dual_clip,
-        loss_type=config.loss_type,
-        aggregation=config.aggregation,
-        max_completion_length=example.completion_ids.shape[1] if constant else None,
+        options=config.loss_options(example.completion_ids.shape[1]),
         **options,
     )
 
@@ -159,7 +152,8 @@ def _contributions(
     everywhere: Any = here if slices is None else slices.totals()
     share = here.tokens / jnp.maximum(everywhere.tokens, 1.0)
     metrics = {f"loss/{name}": getattr(terms, name) for name in _TERMS}
-    metrics |= {name: share * ratios[name] for name in _RATIOS}
+    # A loss type that clips nothing reports no clip ratios.
+    metrics |= {name: share * ratios.get(name, jnp.float32(0.0)) for name in _RATIOS}
     metrics["pg_clipfrac"] = metrics["clip_ratio/region_mean"]
     metrics["ratio/max"] = ratios["ratio/max"]
     metrics["kl"] = share * ratios.get("kl", jnp.float32(0.0))

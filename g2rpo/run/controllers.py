@@ -39,14 +39,9 @@ class LengthControl:
         limit_of = description.rollout.limit_of
         targets = [self._options.target_of(task, limit_of(task)) for task in self._names]
         rows = [target.thresholds if target else (np.nan,) * 4 for target in targets]
-        self._calibration = g2rpo.LengthCalibration(np.asarray(rows, np.float64))
+        #: Minimum, low, high and maximum of each task in tokens, (num_tasks, 4); NaN for none.
+        self.thresholds: Floats = np.asarray(rows, np.float64)
         self._steps = 0
-
-    @property
-    def thresholds(self) -> Floats:
-        """Minimum, low, high and maximum of each task in tokens, (num_tasks, 4); NaN for none."""
-        thresholds: Floats = self._calibration.thresholds
-        return thresholds
 
     @property
     def is_rewarding(self) -> bool:
@@ -79,8 +74,8 @@ class LengthControl:
         for task in np.unique(tasks):
             right &= (tasks != task) | (accuracy >= accuracy[tasks == task].mean())
         options = self._options.calibration
-        self._calibration = g2rpo.calibrate_lengths(
-            self._calibration,
+        self.thresholds = g2rpo.calibrate_lengths(
+            self.thresholds,
             lengths.astype(np.float64),
             right,
             tasks,
@@ -103,14 +98,14 @@ class LengthControl:
         """Return the state as JSON holds it; nothing if it follows from the description."""
         if not self._options.calibrate:
             return {}
-        return {"steps": self._steps, "targets": self._calibration.to_json()}
+        # As text: JSON has no infinity, and a number's shortest text is exact.
+        return {"steps": self._steps, "targets": self.thresholds.astype(str).tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         if state:
             self._steps = state["steps"]
-            like = self.thresholds
-            self._calibration = g2rpo.LengthCalibration.from_json(state["targets"], like)
+            self.thresholds = np.asarray(state["targets"], np.float64)
 
 
 class EntropyControl:
@@ -137,14 +132,8 @@ class EntropyControl:
         self._names = names = description.data.tasks
         bounds = np.asarray([options.of(task) for task in names], np.float64).reshape(-1, 2)
         self._low, self._high = bounds[:, 0], bounds[:, 1]
-        weights = np.asarray([options.weight_of(task) for task in names], np.float64)
-        self._control = g2rpo.EntropyControl(weights)
-
-    @property
-    def weights(self) -> Floats:
-        """Weight of each task's entropy term, (num_tasks,)."""
-        weights: Floats = self._control.weights
-        return weights
+        #: Weight of each task's entropy term, (num_tasks,).
+        self.weights: Floats = np.asarray([options.weight_of(task) for task in names], np.float64)
 
     def observe(self, entropies: npt.NDArray[Any], present: npt.NDArray[np.bool_]) -> None:
         """Take a step's entropies into account.
@@ -158,8 +147,8 @@ class EntropyControl:
         """
         if self._options.control == "fixed":
             return
-        self._control = g2rpo.adapt_entropy_weights(
-            self._control,
+        self.weights = g2rpo.adapt_entropy_weights(
+            self.weights,
             entropies.astype(np.float64),
             self._low,
             self._high,
@@ -186,12 +175,12 @@ class EntropyControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON holds it; nothing if it follows from the description."""
-        return {} if self._options.control == "fixed" else self._control.to_json()
+        return {} if self._options.control == "fixed" else {"weights": self.weights.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         if state:
-            self._control = g2rpo.EntropyControl.from_json(state, self.weights)
+            self.weights = np.asarray(state["weights"], np.float64)
 
 
 class TaskWeightControl:

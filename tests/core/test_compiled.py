@@ -16,8 +16,6 @@ import torch
 
 from g2rpo import (
     EMAState,
-    EntropyControl,
-    LengthCalibration,
     LengthTarget,
     adapt_entropy_weights,
     adapt_task_weights,
@@ -167,11 +165,11 @@ def test_vmap(rng, name):
 def test_jit_of_state_and_shaping(rng):
     rewards, _, tasks = map(jnp.asarray, batch(rng))
     lengths = jnp.asarray(rng.integers(1, 90, rewards.shape[0]))
-    state = LengthCalibration(jnp.asarray([[0.0, 10, 50, jnp.inf]] * 3))
+    state = jnp.asarray([[0.0, 10, 50, jnp.inf]] * 3)
 
     def step(state, control, lengths, right, tasks, logits):
         state = calibrate_lengths(state, lengths, right, tasks, min_samples=2)
-        reward = length_reward(lengths, state.thresholds[tasks], right=right)
+        reward = length_reward(lengths, state[tasks], right=right)
         fixed = length_reward(lengths, LengthTarget(1, 2, 30, 40))
         entropies = entropy_from_logits(logits)
         mask = jnp.ones(entropies.shape, dtype=bool)
@@ -181,7 +179,7 @@ def test_jit_of_state_and_shaping(rng):
 
     arguments = (
         state,
-        EntropyControl(jnp.zeros(3)),
+        jnp.zeros(3),
         lengths,
         rewards > 0.5,
         tasks,

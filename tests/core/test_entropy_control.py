@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from g2rpo import EntropyControl, adapt_entropy_weights, entropy_from_logits, entropy_penalty
+from g2rpo import adapt_entropy_weights, entropy_from_logits, entropy_penalty
 
 LOW, HIGH = np.asarray([0.2, 0.2, 0.2, 0.2]), np.asarray([0.6, 0.6, 0.6, np.inf])
 
 
 def test_one_update(library):
-    state = EntropyControl(library.array([0.5, 0.5, 0.5, 0.5]))
+    weights = library.array([0.5, 0.5, 0.5, 0.5])
     entropy = np.asarray([0.1, 0.5, 1.6, 90.0])
     arrays = [library.array(x) for x in (entropy, LOW, HIGH)]
-    got = adapt_entropy_weights(state, *arrays, learning_rate=0.1).weights
+    got = adapt_entropy_weights(weights, *arrays, learning_rate=0.1)
     np.testing.assert_allclose(library.numpy(got), [0.51, 0.49, 0.6, 0], atol=1e-6)
     present = library.array(np.asarray([True, False, False, True]))
-    got = adapt_entropy_weights(state, *arrays, present, minimum=0.3, maximum=0.505).weights
+    got = adapt_entropy_weights(weights, *arrays, present, minimum=0.3, maximum=0.505)
     np.testing.assert_allclose(library.numpy(got), [0.502, 0.5, 0.5, 0.3], atol=1e-6)
 
 
@@ -31,17 +29,17 @@ def test_it_holds_a_policy_in_its_band():
 
     def train(adaptive):
         logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
-        state = EntropyControl(torch.tensor([0.02]))
+        weights = torch.tensor([0.02])
         for _ in range(600):
             entropy = entropy_from_logits(logits)
             loss = -0.3 * torch.softmax(logits, -1)[0, 0]
-            loss = loss + (state.weights * entropy_penalty(entropy, low, high)).sum()
+            loss = loss + (weights * entropy_penalty(entropy, low, high)).sum()
             (gradient,) = torch.autograd.grad(loss, logits)
             with torch.no_grad():
                 logits -= 0.5 * gradient
             if adaptive:
-                state = adapt_entropy_weights(
-                    state, entropy.detach(), low, high, learning_rate=0.05, maximum=5.0
+                weights = adapt_entropy_weights(
+                    weights, entropy.detach(), low, high, learning_rate=0.05, maximum=5.0
                 )
         return entropy_from_logits(logits).item()
 
@@ -49,16 +47,9 @@ def test_it_holds_a_policy_in_its_band():
     assert 0.55 < train(adaptive=True) < 1.0
 
 
-def test_state_survives_json(library):
-    state = EntropyControl(library.array([0.25, 0.5]))
-    saved = json.loads(json.dumps(state.to_json(), allow_nan=False))
-    back = EntropyControl.from_json(saved, library.array(np.zeros(1)))
-    assert library.numpy(back.weights).tolist() == [0.25, 0.5]
-
-
 def test_bad_bounds():
-    state, one = EntropyControl(np.zeros(1)), np.ones(1)
+    weights, one = np.zeros(1), np.ones(1)
     with pytest.raises(ValueError, match=r"minimum must not exceed maximum, got 2\.0 and 1\.0"):
-        adapt_entropy_weights(state, one, one, one, minimum=2.0)
-    with pytest.raises(ValueError, match=r"state\.weights must have shape \(2,\), got \(1,\)"):
-        adapt_entropy_weights(state, np.ones(2), np.ones(2), np.ones(2))
+        adapt_entropy_weights(weights, one, one, one, minimum=2.0)
+    with pytest.raises(ValueError, match=r"weights must have shape \(2,\), got \(1,\)"):
+        adapt_entropy_weights(weights, np.ones(2), np.ones(2), np.ones(2))

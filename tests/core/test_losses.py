@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from g2rpo import kl_penalty, policy_loss
+from g2rpo import LOSSES, BatchTotals, policy_loss
 
-LOSS_TYPES = ["ppo", "gspo", "cispo", "sapo"]
+LOSS_TYPES = [name for name in LOSSES if name != "dr-grpo"]
 
 
 @pytest.fixture
@@ -41,12 +41,13 @@ def test_ppo_by_hand(library, tokens):
         loss, _ = policy_loss(*arrays, aggregation=aggregation, max_completion_length=limit)
         assert loss.shape == ()
         assert library.numpy(loss) == pytest.approx(value, rel=3e-6)
-    loose, _ = policy_loss(*arrays, dual_clip=None)
+    loose, _ = policy_loss(*arrays, dual_clip=np.inf)
     assert float(loose) > float(policy_loss(*arrays)[0]) + 0.1
 
 
 def test_metrics(library, tokens):
     logprobs, old, advantages, mask = tokens
+    logprobs[0, 0], advantages[0], mask[0, 0] = old[0, 0] + 2, -1.0, True
     _, metrics = policy_loss(*(library.array(x) for x in tokens))
     ratio, a = np.exp(logprobs - old)[mask], np.broadcast_to(advantages[:, None], mask.shape)[mask]
     low, high = np.mean((ratio < 0.8) & (a < 0)), np.mean((ratio > 1.3) & (a > 0))
@@ -54,9 +55,10 @@ def test_metrics(library, tokens):
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,
+        "clip_ratio/dual_mean": np.mean((ratio > 3) & (a < 0)),
         "ratio/mean": ratio.mean(),
         "ratio/max": ratio.max(),
-        "kl/old": np.mean(ratio - 1 - np.log(ratio)),
+        "kl_old": np.mean(ratio - 1 - np.log(ratio)),
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():
@@ -120,49 +122,6 @@ def test_all_masked_is_zero(library, tokens, loss_type):
             assert all(float(m) == 0 for m in metrics.values())
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_gradient_by_finite_differences(tokens, loss_type, aggregation):
-    import torch
-
-    logprobs, old, advantages, mask = tokens
-    weights = np.exp(np.linspace(-1, 1.5, 30).reshape(5, 6))
-    limit = 9 if aggregation == "constant" else None
-
-    def loss_of(lp):
-        # CISPO's weight is a constant to its gradient: differentiate with the weight held.
-        return policy_loss(
-            lp,
-            *map(torch.tensor, (old, advantages, mask)),
-            loss_type=loss_type,
-            aggregation=aggregation,
-            max_completion_length=limit,
-            importance_weights=torch.tensor(weights),
-            importance_cap=1.5,
-        )[0]
-
-    lp = torch.tensor(logprobs, requires_grad=True)
-    loss_of(lp).backward()
-    step = 1e-6
-    if loss_type == "cispo":
-        ratio = np.minimum(np.exp(logprobs - old), 1.3)
-        divisor = {
-            "token": mask.sum(),
-            "sequence": 4 * np.maximum(mask.sum(1, keepdims=True), 1),
-            "constant": 4 * 9,
-        }[aggregation]
-        expected = -advantages[:, None] * ratio * np.minimum(weights, 1.5) * mask / divisor
-    else:
-        expected = np.zeros_like(logprobs)
-        for index in np.ndindex(*logprobs.shape):
-            up, down = logprobs.copy(), logprobs.copy()
-            up[index] += step
-            down[index] -= step
-            difference = loss_of(torch.tensor(up)) - loss_of(torch.tensor(down))
-            expected[index] = float(difference) / (2 * step)
-    np.testing.assert_allclose(lp.grad, expected, atol=2e-9)
-
-
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_on_policy_every_loss_is_the_policy_gradient(tokens, loss_type):
     import torch
@@ -198,25 +157,20 @@ def test_token_advantages_and_wide_ratios(library, tokens):
 def test_slices_add_up(library, tokens, aggregation):
     mask = tokens[3]
     whole, _ = policy_loss(*map(library.array, tokens), aggregation=aggregation)
-    denominator = mask.sum() if aggregation == "token" else mask.any(1).sum()
-    for given in (int(denominator), library.array(np.asarray(float(denominator)))):
+    counted = mask.sum(), mask.any(1).sum()
+    for totals in (
+        BatchTotals(*map(int, counted)),
+        BatchTotals(*(library.array(np.asarray(float(count))) for count in counted)),
+    ):
         parts = [
             policy_loss(
                 *(library.array(x[rows]) for x in tokens),
                 aggregation=aggregation,
-                denominator=given,
+                totals=totals,
             )[0]
             for rows in (slice(0, 2), slice(2, 5))
         ]
         assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
-
-
-def test_kl_estimators(library, rng):
-    logprobs, ref = rng.standard_normal((2, 3, 4))
-    d = logprobs - ref
-    for kind, expected in (("k1", d), ("k2", d * d / 2), ("k3", np.exp(-d) + d - 1)):
-        got = library.call(kl_penalty, logprobs, ref, kind=kind)
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=library.tolerance)
 
 
 def test_half_precision_answers_in_single():
@@ -226,3 +180,108 @@ def test_half_precision_answers_in_single():
     loss, _ = policy_loss(zeros, zeros, torch.ones(2), torch.ones(2, 3))
     assert loss.dtype == torch.float32
     assert float(loss) == -1
+
+
+def slope_of(logprobs, *rest, **options):
+    """Return the gradient by the log-probabilities, and the loss, on PyTorch."""
+    import torch
+
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    loss, _ = policy_loss(leaf, *map(torch.tensor, rest), **options)
+    loss.backward()
+    return leaf.grad.numpy(), loss.item()
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "pulls"),
+    [
+        ("ppo", (-10 / 110, 100 / 110)),
+        ("gspo", (-0.5, 0.5)),
+        ("sapo", (-0.5, 0.5)),
+        ("grpo", (-0.5, 0.5)),
+    ],
+)
+def test_a_short_and_a_long_response(loss_type, pulls):
+    """Of 10 and 100 tokens with advantages of 1 and -1, on policy."""
+    logprobs, mask = np.full((2, 100), -1.0), np.ones((2, 100), bool)
+    mask[0, 10:] = False
+    slope, _ = slope_of(logprobs, logprobs, np.asarray([1.0, -1.0]), mask, loss_type=loss_type)
+    assert slope.sum(1) == pytest.approx(pulls)
+
+
+def test_gspo_gives_each_token_the_gradient_of_its_own_advantage(tokens):
+    logprobs, _, _, mask = tokens
+    advantages = np.linspace(-2, 2, 30).reshape(5, 6)
+    slope, _ = slope_of(logprobs, logprobs, advantages, mask, loss_type="gspo")
+    weights = mask / np.maximum(mask.sum(1, keepdims=True), 1) / 4
+    np.testing.assert_allclose(slope, -advantages * weights, atol=1e-15)
+
+
+def test_gspo_averages_before_it_clamps(library):
+    """Log-ratios of 40 and -30 have a mean of 5, and 300 and -300 one of 0."""
+    old, mask = np.full((1, 2), -1.0), np.ones((1, 2), bool)
+    for changes, ratio in (
+        ((40.0, -30.0), np.exp(5)),
+        ((300.0, -300.0), 1.0),
+        ((50.0, 9.0), np.exp(20)),
+    ):
+        given = (old + np.asarray([changes]), old, np.ones(1), mask)
+        _, metrics = policy_loss(*map(library.array, given), loss_type="gspo")
+        assert float(metrics["ratio/max"]) == pytest.approx(ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [25.0, 400.0, -25.0])
+def test_cispo_has_a_gradient_beyond_the_clamp(change):
+    old = np.full((1, 1), -500.0)
+    slope, _ = slope_of(old + change, old, np.asarray([-2.0]), np.ones((1, 1)), loss_type="cispo")
+    assert slope[0, 0] == pytest.approx(2 * min(5.0, np.exp(max(change, -20))))
+
+
+def test_cispo_has_a_lower_bound_if_one_is_asked_for():
+    old = np.full((1, 2), -2.0)
+    given = (old + np.log([[0.1, 0.9]]), old, np.ones(1), np.ones((1, 2)))
+    assert slope_of(*given, loss_type="cispo")[0][0] == pytest.approx([-0.05, -0.45])
+    assert slope_of(*given, loss_type="cispo", epsilon=0.2)[0][0] == pytest.approx([-0.4, -0.45])
+
+
+def test_cispo_counts_every_token_whose_weight_was_clipped(library):
+    """Of either sign, but not with an advantage of 0; above and below."""
+    ratio = np.asarray([[9.0, 1.0], [9.0, 0.5], [9.0, 0.5]])
+    old, mask = np.full((3, 2), -3.0), np.ones((3, 2), bool)
+    given = (old + np.log(ratio), old, np.asarray([1.0, -1.0, 0.0]), mask)
+    arrays = [library.array(x) for x in given]
+    shares = {}
+    for epsilon in (None, 0.2):
+        _, metrics = policy_loss(*arrays, loss_type="cispo", epsilon=epsilon)
+        shares[epsilon] = [
+            float(metrics[f"clip_ratio/{name}_mean"]) for name in ("low", "high", "region")
+        ]
+    assert shares[None] == pytest.approx([0, 2 / 6, 2 / 6])
+    assert shares[0.2] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_loss_reports_what_it_clips_and_nothing_else(library, tokens, loss_type):
+    _, metrics = policy_loss(*map(library.array, tokens), loss_type=loss_type)
+    clips = {"low", "high", "region"} if loss_type != "sapo" else set()
+    clips |= {"dual"} if loss_type == "ppo" else set()
+    assert set(metrics) - {"kl_old", "ratio/mean", "ratio/max"} == {
+        f"clip_ratio/{name}_mean" for name in clips
+    }
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_importance_weights_that_are_not_finite_leave_their_tokens_out(tokens, loss_type):
+    weights = np.ones((5, 6))
+    weights[0, 1], weights[1, 2], weights[2, 3] = np.nan, np.inf, -np.inf
+    tokens[3][:3] = True
+    import torch
+
+    found = slope_of(*tokens, importance_weights=torch.tensor(weights), loss_type=loss_type)
+    usual = np.where(np.isfinite(weights), weights, 0.0)
+    wanted = slope_of(*tokens, importance_weights=torch.tensor(usual), loss_type=loss_type)
+    assert np.array_equal(found[0], wanted[0])
+    assert found[1] == wanted[1]
+    assert not found[0][[0, 1, 2], [1, 2, 3]].any()
+    assert np.isfinite(found[0]).all()
+    assert found[0].any()

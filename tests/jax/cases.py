@@ -134,9 +134,7 @@ def _target_of_each(g, lengths, right, tasks):
 def _from_json(g, rewards):
     """Go through JSON and back, on the host."""
     start = g.EMAState.start(TASKS, rewards)
-    thresholds = g.LengthCalibration.from_json({"thresholds": [[1, 2, 3, "inf"]]}, rewards)
-    control = g.EntropyControl.from_json(g.EntropyControl(rewards).to_json(), rewards)
-    return g.EMAState.from_json(start.to_json(), rewards), thresholds, control
+    return g.EMAState.from_json(start.to_json(), rewards)
 
 
 def _diagnostics(g, rewards, groups, tasks):
@@ -188,7 +186,7 @@ def _cases() -> list[Case]:
         Case(
             "calibrate_lengths",
             lambda g, x, right, tasks, old: g.calibrate_lengths(
-                g.LengthCalibration(old), x, right, tasks, min_samples=2, max_change=0.3
+                old, x, right, tasks, min_samples=2, max_change=0.3
             ),
             lambda rng, n: [*lengths(rng, n), np.asarray([[3.0, 20, 50, np.inf]] * TASKS)],
             (0, 3),
@@ -215,9 +213,7 @@ def _cases() -> list[Case]:
         ),
         Case(
             "adapt_entropy_weights",
-            lambda g, h, low, high, w, present: g.adapt_entropy_weights(
-                g.EntropyControl(w), h, low, high, present
-            ),
+            lambda g, h, low, high, w, present: g.adapt_entropy_weights(w, h, low, high, present),
             task_entropies,
             (0, 1, 2, 3),
         ),
@@ -256,11 +252,11 @@ def _cases() -> list[Case]:
         ),
         *(
             Case("kl_penalty", lambda g, a, b, *_, k=kind: g.kl_penalty(a, b, kind=k), tokens, r)
-            for kind in ("k1", "k2", "k3")
+            for kind in ("k1", "k2", "k3", "k1+", "k3+", "k3-weighted")
         ),
         *(
             Case("g2rpo_loss", lambda g, *a, k=kind: _loss(g, *a, loss_type=k), _loss_inputs, t)
-            for kind in ("ppo", "gspo", "cispo", "sapo")
+            for kind in ("ppo", "grpo", "dapo", "gspo", "cispo", "sapo")
         ),
         *(
             Case(
@@ -270,11 +266,14 @@ def _cases() -> list[Case]:
                     aggregation=k,
                     max_completion_length=9 if k == "constant" else None,
                     importance_weights=a[4],
+                    tasks=a[5],
+                    num_tasks=TASKS,
+                    task_weights=a[4][:TASKS, 0],
                 ),
                 tokens,
                 r,
             )
-            for kind in ("token", "sequence", "constant")
+            for kind in ("token", "sequence", "constant", "task")
         ),
     ]
     host = [

@@ -79,11 +79,12 @@ def test_length_state_goes_through_json():
     description = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
     one, other = LengthControl(description), LengthControl(description)
     observe(one, [*range(10)], [1] * 10, task=1)
-    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    other.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
     for control in (one, other):
         observe(control, [*range(30, 50)], [1] * 20, task=1)
     assert np.array_equal(one.thresholds, other.thresholds, equal_nan=True)
     assert one.is_rewarding == other.is_rewarding
+    assert np.isnan(one.thresholds[0]).all()
     assert not np.array_equal(one.thresholds[1], [0, 1, 2, 3])
 
 

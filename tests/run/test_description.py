@@ -3,6 +3,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
+from g2rpo import LOSSES
 from g2rpo.run import RunDescription, RunError, dump_description, load_description
 from g2rpo.run.keys import joined_key, split_key
 from g2rpo.run.presets import presets
@@ -197,6 +198,15 @@ def test_no_message_is_longer_than_a_screen():
         ("data.tasks=[ocr, ocr]", ["data.tasks", "once", "ocr"]),
         ("data.source=web", ["data.source", "'web'", "builtin"]),
         ("estimator.name=gausian", ["estimator.name", "'gausian'", "'gaussian'", "rloo"]),
+        ("optimization.loss_type=dr_grpo", ["optimization.loss_type", "did you mean 'dr-grpo'"]),
+        ("optimization.loss_type=no_such_module:own", ["loss_type", "cannot be imported"]),
+        (
+            "optimization.epsilon=-0.1",
+            ["optimization", "epsilon must be", "non-negative, got -0.1"],
+        ),
+        ("optimization.dual_clip=0.5", ["optimization", "dual_clip must be at least 1, got 0.5"]),
+        ("optimization.temperature_positive=2", ["'ppo'", "no temperature_positive"]),
+        ("optimization.aggregation=mean", ["optimization.aggregation is 'mean'", "'task'"]),
         ("model.device=gpu", ["model.device", "'gpu'", "cuda"]),
         ("length.mode=fo", ["length.mode is 'fo'", "'term', 'reward' or 'off'"]),
         ("rollout.shared_prompts=never", ["shared_prompts is 'never'", "'auto' or 'off'"]),
@@ -230,6 +240,48 @@ def test_error_names_the_key_the_value_and_the_way_out(setting, parts):
     text = error_of(settings=[setting])
     assert "\n" not in text
     assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize("loss_type", list(LOSSES))
+def test_a_loss_type_brings_its_own_numbers_and_survives_yaml(tmp_path, loss_type):
+    description = load_description(settings=[f"optimization.loss_type={loss_type}"])
+    options = description.optimization.loss_options(77)
+    assert options.aggregation == LOSSES[loss_type].aggregation
+    assert options.max_completion_length == (77 if loss_type == "dr-grpo" else None)
+    for name, default in LOSSES[loss_type].defaults.items():
+        assert getattr(options, name) == default
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_description(description))
+    assert load_description(path) == description
+
+
+def test_no_dual_clip_survives_yaml(tmp_path):
+    description = load_description(settings=["optimization.dual_clip=.inf"])
+    assert description.optimization.loss_options(9).dual_clip == float("inf")
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_description(description))
+    assert load_description(path) == description
+
+
+def test_a_loss_of_one_s_own_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "losses_of_one.py").write_text(
+        "from g2rpo import register_loss\n"
+        "@register_loss('squared', aggregation='task', epsilon_high=0.5)\n"
+        "def squared(ratio, logprobs, advantages, *, epsilon_high):\n"
+        "    return -advantages * ratio**2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        description = load_description(settings=["optimization.loss_type=losses_of_one:squared"])
+        options = description.optimization.loss_options(9)
+        assert (options.loss_type, options.aggregation) == ("squared", "task")
+        assert options.epsilon_high == 0.5
+        assert load_description(settings=["optimization.loss_type=squared"])
+        assert "no epsilon" in error_of(
+            settings=["optimization.loss_type=losses_of_one:squared", "optimization.epsilon=0.1"]
+        )
+    finally:
+        LOSSES.pop("squared", None)
 
 
 def test_every_error_has_a_line_of_its_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+import g2rpo
 from g2rpo.run.update_metrics import Update, update_metrics
 
 TASKS = ["ocr", "max"]
@@ -35,6 +36,16 @@ def test_means_and_maxima():
         "ratio/mean/max": 1.0,
     }
     assert all(type(value) is float for value in found.values())
+
+
+def test_a_task_may_be_called_old():
+    batch = np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), np.ones((1, 2), bool)
+    _, metrics = g2rpo.g2rpo_loss(
+        *batch, ref_logprobs=np.ones((1, 2)), tasks=np.zeros(1, int), num_tasks=1
+    )
+    names = list(update_metrics([Update(metrics, [2])], ["old"]))
+    assert len(names) == len(metrics)
+    assert {"kl", "kl/old", "kl_old", "kl_old/old"} <= set(names)
 
 
 def test_a_task_without_tokens_has_none():

@@ -35,6 +35,7 @@ def test_processes_share_a_batch(alone, tmp_path, processes):
     found = run_worker(tmp_path, processes)
     assert found["advantages"] == alone["advantages"]
     assert found["task_tokens"] == alone["task_tokens"]
+    assert found["mean_over_tasks"] == pytest.approx(alone["mean_over_tasks"], abs=1e-6)
     for name in ("total", "policy", "entropy"):
         ours, theirs = ([step[name] for step in each["losses"]] for each in (found, alone))
         assert ours == pytest.approx(theirs, abs=1e-5), name
@@ -46,6 +47,7 @@ def test_the_batch_is_worth_comparing(alone):
     losses = alone["losses"]
     assert min(step["entropy"] for step in losses) > 1e-3
     assert abs(losses[0]["entropy"] - losses[-1]["entropy"]) > 1e-2
+    assert len(set(alone["mean_over_tasks"])) > 20
     assert len({tuple(bits) for bits in alone["advantages"].values()}) == 3
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from g2rpo import batch_totals, entropy_from_logits, g2rpo_loss
+from g2rpo import (
+    LOSSES,
+    LossOptions,
+    batch_totals,
+    entropy_from_logits,
+    g2rpo_loss,
+    register_loss,
+)
 from g2rpo_torch import fused_g2rpo_loss
 
 from .conftest import plain
@@ -93,7 +100,7 @@ def assert_same(case, ours, theirs, leaves=None, scale=3.0):
 @pytest.mark.parametrize("chunk_tokens", [1, 7, None])
 @pytest.mark.parametrize("band", [False, True])
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-@pytest.mark.parametrize("loss_type", ["ppo", "gspo", "cispo", "sapo"])
+@pytest.mark.parametrize("loss_type", ["ppo", "gspo", "cispo", "sapo"])  # one of each formula
 def test_values_metrics_and_gradients_are_the_core_s(
     device, loss_type, aggregation, band, chunk_tokens
 ):
@@ -152,6 +159,66 @@ def test_metrics_of_tasks_are_the_core_s(band, totals):
     assert_same(case, ours, case.plain(band=band, **plain))
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 7, None])
+@pytest.mark.parametrize("loss_type", ["ppo", "gspo"])
+@pytest.mark.parametrize(
+    ("aggregation", "weights"),
+    [("task", None), ("task", [0.5, 2.0, 3.0]), ("token", [0.5, 2.0, 3.0])],
+)
+def test_tasks_that_weigh_the_same_and_weights_of_tasks(
+    loss_type, aggregation, weights, chunk_tokens
+):
+    case = Case()
+    options = {"loss_type": loss_type, "aggregation": aggregation, "num_tasks": 3}
+    options["task_weights"] = None if weights is None else torch.tensor(weights)
+    ours = case.fused(band=False, chunk_tokens=chunk_tokens, **options)
+    assert_same(case, ours, case.plain(band=False, tasks=TASKS, **options))
+    hidden, weight, bias = case.leaves
+    totals = batch_totals(case.mask, tasks=TASKS, num_tasks=3)
+    total = 0.0
+    for rows in (slice(0, 2), slice(2, 6)):
+        given = {k: v if k == "beta" else v[rows] for k, v in case.options.items()}
+        tensors = (case.labels, case.old, case.advantages, case.mask, TASKS)
+        terms, _ = fused_g2rpo_loss(
+            hidden[rows],
+            weight,
+            *(tensor[rows] for tensor in tensors),
+            bias=bias,
+            temperature=0.8,
+            totals=totals,
+            chunk_tokens=chunk_tokens,
+            **given,
+            **options,
+        )
+        total = total + terms.total
+    torch.testing.assert_close(total, ours[0].total)
+
+
+@pytest.mark.parametrize("kl_kind", ["k1", "k2", "k3", "k1+", "k3+", "k3-weighted"])
+def test_kinds_of_kl(kl_kind):
+    case, options = Case(), {"band": False, "options": LossOptions("dapo", kl_kind=kl_kind)}
+    assert_same(case, case.fused(chunk_tokens=5, **options), case.plain(**options))
+
+
+@pytest.mark.parametrize("ratio", ["token", "response"])
+@pytest.mark.parametrize("chunk_tokens", [5, None])
+def test_a_loss_of_one_s_own(ratio, chunk_tokens):
+    @register_loss("own", ratio=ratio, epsilon_high=0.2)
+    def own(ratio, logprobs, advantages, *, epsilon_high):
+        return -advantages * (ratio.clamp(max=1 + epsilon_high) + 0.1 * logprobs.square())
+
+    try:
+        case, options = Case(), {"band": True, "loss_type": "own"}
+        assert_same(case, case.fused(chunk_tokens=chunk_tokens, **options), case.plain(**options))
+    finally:
+        del LOSSES["own"]
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="epsilon_low"):
+        Case().fused(band=False, epsilon_low=0.1)
+
+
 def test_slices_of_a_batch_add_up():
     case = Case(torch.float64)
     whole = case.fused(band=True)
@@ -199,12 +266,14 @@ def test_softcap_and_excluded_entries():
     excluded[torch.tensor([e for e in range(V) if e not in case.labels])[:3]] = True
     bias = bias.detach().masked_fill(excluded, -torch.inf).requires_grad_()
     case.leaves[2] = bias
-    options = {"loss_type": "sapo"} | case.options
+    # The old log-probabilities know no softcap: the ratio would make the KL term very large.
+    kinds = {"loss_type": "sapo", "kl_kind": "k3"}
+    options = kinds | case.options
     logprobs, entropies = plain(hidden, weight, case.labels.clamp(min=0), bias, 0.8, 2.0)
     logprobs = logprobs.masked_fill(~case.mask, 0.0)
     given = (logprobs, case.old, case.advantages, case.mask)
     expected = g2rpo_loss(*given, entropies=entropies, tasks=case.tasks, **case.band, **options)
-    how = {"band": True, "softcap": 2.0, "loss_type": "sapo", "chunk_tokens": 6}
+    how = {"band": True, "softcap": 2.0, "chunk_tokens": 6} | kinds
     assert_same(case, case.fused(**how), expected)
     (gradient,) = torch.autograd.grad(case.fused(**how)[0].total, bias)
     assert not gradient[excluded].any()

@@ -127,6 +127,35 @@ def task_tokens(rank: int, processes: int) -> list[float]:
     return counts
 
 
+def mean_over_tasks(rank: int, processes: int) -> list[float]:
+    """Return the loss of a batch in which every task weighs its own, and each row's gradient.
+
+    The first task is on the first process alone, whose rows are the longest.
+    """
+    own = shares(SEQUENCES, processes)[rank]
+    rows = torch.arange(SEQUENCES)
+    tasks = torch.where(rows < 5, 0, 1 + rows % 2)[own]
+    mask = torch.arange(TOKENS) < torch.where(rows < 5, TOKENS, rows % 4)[own, None]
+    scores = torch.linspace(-1, 2, SEQUENCES)[own]
+    logprobs = torch.full(mask.shape, -1.0, requires_grad=True)
+    loss, _ = g2rpo.policy_loss(
+        logprobs,
+        logprobs.detach() - 0.1,
+        scores,
+        mask,
+        aggregation="task",
+        tasks=tasks,
+        num_tasks=TASKS,
+        task_weights=torch.tensor([0.5, 1.0, 2.0]),
+        totals=g2rpo.reduce_totals(g2rpo.batch_totals(mask, tasks=tasks, num_tasks=TASKS)),
+    )
+    loss.backward()
+    (slopes, losses), _ = g2rpo.gather_rollouts(
+        logprobs.grad.sum(1), loss.detach().expand(len(scores)) / max(1, len(scores))
+    )
+    return [float(losses.sum()), *slopes.tolist()]
+
+
 def disagreement(rank: int) -> str:
     """Return the message when one process brings another kind of array."""
     try:
@@ -147,6 +176,7 @@ def main(output: str) -> None:
         "advantages": advantages(rank, processes),
         "losses": train(rank, processes),
         "task_tokens": task_tokens(rank, processes),
+        "mean_over_tasks": mean_over_tasks(rank, processes),
     }
     if processes > 1:
         found["disagreement"] = disagreement(rank)

@@ -126,7 +126,7 @@ def loss_and_gradients(policy, batch, description, budget):
     return sums, gradients
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant", "task"])
 def test_the_budget_changes_nothing_but_rounding(policy, batch, tiny_run, aggregation):
     description = tiny_run(
         "optimization.beta=0.1",

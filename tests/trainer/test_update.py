@@ -108,8 +108,8 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
         ratio = change.exp()
         low, high = (ratio < 0.8) & (signs < 0), (ratio > 1.3) & (signs > 0)
         expected = {
-            "kl": (away.neg().exp() + away - 1).mean(),
-            "kl/old": (ratio - 1 - change).mean(),
+            "kl": (ratio * (away.neg().exp() + away - 1)).mean(),
+            "kl_old": (ratio - 1 - change).mean(),
             "clip_ratio/low_mean": low.float().mean(),
             "clip_ratio/high_mean": high.float().mean(),
             "clip_ratio/region_mean": (low | high).float().mean(),

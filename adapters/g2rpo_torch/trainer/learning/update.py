@@ -104,9 +104,6 @@ def batch_loss(
     tasks = description.data.tasks
     bounds = batch.logprobs.new_tensor([description.entropy.of(task) for task in tasks])
     weights = batch.logprobs.new_tensor([description.entropy.weight_of(task) for task in tasks])
-    options = description.optimization
-    is_constant = options.aggregation == "constant"
-    longest = description.rollout.max_completion_length if is_constant else None
     return predictions.loss(
         batch.logprobs,
         batch.advantages,
@@ -119,17 +116,10 @@ def batch_loss(
         length_advantages=batch.length_advantages,
         length_weight=description.length.weight,
         ref_logprobs=batch.ref_logprobs,
-        beta=options.beta,
+        beta=description.optimization.beta,
         totals=totals,
-        epsilon=options.epsilon,
-        epsilon_high=options.epsilon_high,
-        dual_clip=options.dual_clip,
-        loss_type=options.loss_type,
-        aggregation=options.aggregation,
-        max_completion_length=longest,
         importance_weights=batch.importance_weights,
-        # They are bounded already: nothing is above.
-        importance_cap=1e9,
+        options=description.optimization.loss_options(description.rollout.max_completion_length),
     )
 
 
