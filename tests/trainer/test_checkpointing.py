@@ -11,6 +11,7 @@ from g2rpo_torch.trainer.model import checkpointed
 from g2rpo_torch.trainer.model.loading import load_policy
 from g2rpo_torch.trainer.passes.forward import completion_logprobs
 
+from .adapters import needs_lora
 from .one_update import rollouts
 from .tiny_models import FAMILIES
 
@@ -76,6 +77,7 @@ def test_dropout_stays_off(folders):
     assert all(torch.equal(two[name], gradient) for name, gradient in one.items())
 
 
+@needs_lora
 def test_with_an_adapter(folders):
     options = Model(gradient_checkpointing=True, lora=Lora(rank=2))
     policy = load_policy(str(folders("qwen3")), device="cpu", model=options)

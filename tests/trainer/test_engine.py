@@ -31,6 +31,7 @@ from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, req
 from g2rpo_torch.trainer.step import training_step
 
 from . import tiny_models
+from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
@@ -322,6 +323,7 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
     assert llm.options["enable_sleep_mode"]
+    assert llm.options["generation_config"] == "vllm"
     assert llm.options["max_model_len"] == 64
     assert llm.options["distributed_executor_backend"] == "uni"
     read = iter([request.tokens for request in requests] * 2)
@@ -378,6 +380,34 @@ def test_a_request_travels_as_json(policy, prompts, records, tiny_run):
             assert (ours.mode, ours.tobytes()) == (theirs.mode, theirs.tobytes())
 
 
+@needs_lora
+@pytest.mark.parametrize("kind", ["output", "embedding", "both", "whole output", "tokens"])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_vllm_takes_over_all_of_an_adapter_or_is_refused(
+    kind, is_tied, folders, tmp_path, tiny_run, monkeypatch
+):
+    base = folders("llama")
+    base = tied_folder(base, tmp_path / "tied") if is_tied else base
+    save_own_adapter(base, tmp_path / "own", **OWN[kind])
+    policy = load_policy(str(tmp_path / "own"), device="cpu")
+    description = tiny_run(f"model.name={tmp_path / 'own'}", "rollout.engine=vllm")
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=dict))
+    if is_tied or kind not in ("output", "embedding", "both"):
+        with pytest.raises(RunError, match=r"vllm.* cannot take over .*(lm_head|embed_tokens)"):
+            open_sampler(description, policy)
+        return
+    open_sampler(description, policy)
+    plain = load_policy(str(base), device="cpu")
+    weights = dict(weights_of(policy))
+    assert weights.keys() == dict(weights_of(plain)).keys()
+    plain.model.load_state_dict(weights)
+    prompts = encode_prompts(policy, tiny_models.make_records("llama"))
+    with torch.no_grad():
+        found, expected = (each.model(**prompts).logits for each in (plain, policy))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_lora
 @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl"])
 def test_weights_with_an_adapter_are_merged(folders, family, tmp_path):
     folder = folders(family)
@@ -399,6 +429,10 @@ def test_weights_with_an_adapter_are_merged(folders, family, tmp_path):
     assert any(not torch.equal(found[name], plain[name]) for name in plain)
     for name, weight in policy.model.named_parameters():
         assert torch.equal(weight, before[name])
+    policy.save(tmp_path / "checkpoint")
+    again = dict(weights_of(load_policy(str(tmp_path / "checkpoint"), device="cpu", model=Model())))
+    assert again.keys() == found.keys()
+    assert all(torch.equal(again[name], weight) for name, weight in found.items())
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

@@ -331,6 +331,26 @@ def test_remote_code_stays_off(copied):
         load(folder, trust_remote_code=True)
 
 
+def test_a_configuration_that_cannot_be_saved_is_refused_before_the_run(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n"
+        "class OwnConfig(LlamaConfig):\n"
+        "    model_type = 'own'\n\n"
+        "    def __post_init__(self, **kwargs):\n"
+        "        super().__post_init__(**kwargs)\n"
+        "        self.top_k = 5\n\n"
+        "class OwnModel(LlamaForCausalLM):\n"
+        "    config_class = OwnConfig\n"
+    )
+    with pytest.raises(RunError, match=r"cannot be loaded.*top_k"):
+        load(folder, trust_remote_code=True)
+
+
 def test_special_tokens_are_never_sampled(folders, caplog):
     with caplog.at_level(logging.WARNING):
         policy = load(folders("qwen2_5_vl"))

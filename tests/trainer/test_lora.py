@@ -21,9 +21,11 @@ from g2rpo_torch.trainer.model.trials import Trials
 from g2rpo_torch.trainer.passes import head
 from g2rpo_torch.trainer.passes.forward import completion_logprobs
 
+from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts
 from .tiny_models import make_records
 
+pytestmark = needs_lora
 ADAPTED = Model(lora=Lora(rank=2))
 
 
@@ -86,6 +88,86 @@ def test_the_merged_model_needs_no_adapter(folders, tmp_path):
     assert load_policy(str(tmp_path / "final"), device="cpu").has_adapter is False
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "gemma3"])
+def test_a_tied_output_layer_with_an_adapter_is_untied_in_the_merged_model(
+    family, folders, tmp_path
+):
+    tied = tied_folder(folders(family), tmp_path / "tied")
+    options = Model(lora=Lora(rank=2, target_modules=["q_proj", "lm_head"]))
+    policy = load_policy(str(tied), device="cpu", model=options)
+    learn_once(policy, family)
+    policy.save(tmp_path / "checkpoint")
+    again = load_policy(str(tmp_path / "checkpoint"), device="cpu", model=options)
+    assert torch.equal(logits(again, family), logits(policy, family))
+    export_merged(tmp_path / "checkpoint", tmp_path / "final", options)
+    merged = load_policy(str(tmp_path / "final"), device="cpu")
+    found = logits(merged, family)
+    torch.testing.assert_close(found, logits(policy, family), rtol=0, atol=1e-4)
+    model = merged.model
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    saved = json.loads((tmp_path / "final" / "config.json").read_text())
+    assert not saved["tie_word_embeddings"]
+    assert not saved.get("text_config", saved)["tie_word_embeddings"]
+    with policy.as_reference():
+        base = logits(policy, family)
+    assert torch.equal(base, logits(load_policy(str(tied), device="cpu"), family))
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj"]])
+def test_a_tied_model_stays_tied_without_an_adapter_there(targets, folders, tmp_path):
+    tied = tied_folder(folders("llama"), tmp_path / "tied")
+    options = Model(lora=Lora(rank=2, target_modules=targets))
+    policy = load_policy(str(tied), device="cpu", model=options)
+    learn_once(policy, "llama")
+    policy.save(tmp_path / "checkpoint")
+    export_merged(tmp_path / "checkpoint", tmp_path / "final", options)
+    assert json.loads((tmp_path / "final" / "config.json").read_text())["tie_word_embeddings"]
+    found = logits(load_policy(str(tmp_path / "final"), device="cpu"), "llama")
+    torch.testing.assert_close(found, logits(policy, "llama"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("kind", OWN)
+def test_an_adapter_of_peft_is_trained_on_saved_and_merged(kind, is_tied, folders, tmp_path):
+    base = folders("llama")
+    base = tied_folder(base, tmp_path / "tied") if is_tied else base
+    save_own_adapter(base, tmp_path / "own", **OWN[kind])
+    policy = load_policy(str(tmp_path / "own"), device="cpu")
+    at_first = logits(policy, "llama")
+    plain = logits(load_policy(str(base), device="cpu"), "llama")
+    assert (at_first - plain).abs().max() > 1e-3
+    learn_once(policy, "llama")
+    changed = logits(policy, "llama")
+    assert (changed - at_first).abs().max() > 1e-3
+    with policy.as_reference():
+        assert torch.equal(logits(policy, "llama"), plain)
+    policy.save(tmp_path / "checkpoint")
+    again = load_policy(str(tmp_path / "checkpoint"), device="cpu")
+    assert torch.equal(logits(again, "llama"), changed)
+    export_merged(tmp_path / "checkpoint", tmp_path / "final", Model())
+    merged = load_policy(str(tmp_path / "final"), device="cpu")
+    torch.testing.assert_close(logits(merged, "llama"), changed, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("ensure_weight_tying", True),
+        ("init_lora_weights", "pissa"),
+        ("lora_bias", True),
+        ("use_dora", True),
+    ],
+)
+def test_adapters_that_cannot_be_exact_are_refused(name, value, folders, tmp_path):
+    save_own_adapter(folders("llama"), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(RunError, match=rf"adapter_config.json has {name}: .*it must be"):
+        load_policy(str(tmp_path), device="cpu")
+
+
 def test_named_modules_get_an_adapter(folders):
     options = Model(lora=Lora(rank=3, alpha=12, target_modules=["q_proj", "lm_head"]))
     model = load_policy(str(folders("llava")), device="cpu", model=options).model
@@ -133,9 +215,11 @@ def metrics_of(description):
     ]
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run, tmp_path):
+@pytest.mark.parametrize("targets", ["[]", "[q_proj, lm_head]"])
+def test_a_resumed_run_equals_the_uninterrupted_one(targets, tiny_run, tmp_path):
     settings = (
         "model.lora.rank=4",
+        f"model.lora.target_modules={targets}",
         "optimization.beta=0.1",
         "optimization.learning_rate=0.01",
         "optimization.schedule=constant",

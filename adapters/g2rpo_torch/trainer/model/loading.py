@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,9 +24,10 @@ from . import checkpointed, lora
 from .chat_template import missing_opening
 from .device import memory_advice, resolve_device
 from .freezing import freeze_vision
-from .policy_model import Policy, make_policy
+from .policy_model import GENERATION_SETTINGS, Policy, make_policy
 from .processors import load_processor
 from .trials import Trials
+from .versions import require_transformers
 
 BUILTIN = "builtin"
 
@@ -142,13 +145,13 @@ def load_policy(
     RunError
         If there is no such model, it is of another kind, or something about it is missing.
     """
-    adapter = _source(name, model).adapter
+    source = _source(name, model)
     processes, device = Processes.current(), torch.device(device)
     is_divided = shall_shard(model, processes.size)
     remedies = ("model.dtype: bfloat16", "a smaller model")
     with processes.together(), memory_advice("loading the model", *remedies):
         loaded, processor = read_parts(name, model)
-        lora.attach(loaded, model, adapter)
+        lora.attach(loaded, model, source.adapter)
         freeze_vision(loaded, model)
         # A model that is divided may be too large for any of the devices.
         loaded = (loaded if is_divided else loaded.to(device)).eval()
@@ -158,13 +161,14 @@ def load_policy(
     processes.require_same_weights(loaded)
     if is_divided:
         shard(loaded, device, processes.size)
-    return make_policy(
+    policy = make_policy(
         loaded,
         processor,
         Trials(shared_prompts),
         name=name,
         max_prompt_length=longest,
     )
+    return replace(policy, generation_settings=_generation_settings(source.weights))
 
 
 def read_parts(name: str, model: Model) -> tuple[Any, Any]:
@@ -182,6 +186,7 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
     RunError
         If they cannot be loaded.
     """
+    require_transformers()
     _require_folder(name)
     source = _source(name, model)
     try:
@@ -242,14 +247,34 @@ def _load_model(source: _Source, model: Model) -> Any:
     if source.gguf_file is not None:
         where["gguf_file"] = source.gguf_file
     config = AutoConfig.from_pretrained(source.weights, **where)
+    # Nobody looks at them, most kernels make none, and a configuration that asks cannot be saved.
+    config.output_attentions = False
     # The configuration of a GGUF is not read again: its header takes seconds.
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "config": config}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
     loaded = _auto_class(config).from_pretrained(source.weights, **where, **options)
+    # A generation loop that comes with the model may draw from another distribution.
+    vars(loaded).pop("generate", None)
     if source.gguf_file is not None:
         _forget_quantization(loaded)
+    # What cannot be written is found out now, not at the first checkpoint.
+    with TemporaryDirectory() as folder:
+        loaded.config.save_pretrained(folder)
     return loaded
+
+
+def _generation_settings(weights: str) -> str | None:
+    """Return the text of a model's generation settings, which transformers does not keep whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(weights)
+    if folder.is_dir():
+        found: Any = folder / GENERATION_SETTINGS
+    else:
+        found = try_to_load_from_cache(weights, GENERATION_SETTINGS)
+    is_file = isinstance(found, str | Path) and Path(found).is_file()
+    return Path(found).read_text(encoding="utf-8") if is_file else None
 
 
 def _auto_class(config: Any) -> Any:

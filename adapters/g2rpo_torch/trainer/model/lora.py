@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from g2rpo.run.sections import Model
 
 from ..distributed.sharding import set_down
 from .freezing import vision_tower
+from .versions import require_peft
 
 _CONFIG = "adapter_config.json"
 # Adapters begin with random numbers of their own, so that a run draws the same ones without them.
@@ -45,10 +47,11 @@ def attach(model: Any, options: Model, adapter: Path | None) -> None:
         Folder of a saved one.
     """
     if adapter is not None:
-        _require_peft()
-        model.load_adapter(str(adapter), adapter_name="default", is_trainable=True)
+        require_peft()
+        _require_exact(adapter)
+        _load(model, adapter)
     elif options.lora.rank:
-        _require_peft()
+        require_peft()
         _add(model, options)
 
 
@@ -74,6 +77,50 @@ def without_adapter(model: Any) -> Iterator[None]:
     finally:
         set_down(model)
         model.enable_adapters()
+
+
+def tied_layers(model: Any) -> dict[str, Any]:
+    """Return the layers with an adapter whose own weight another layer has, too, by their names."""
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    layers = ((name, module) for name, module in model.named_modules() if is_adapted(module))
+    return {name: layer for name, layer in layers if uses[id(layer.get_base_layer().weight)] > 1}
+
+
+def is_adapted(module: Any) -> bool:
+    """Tell whether a module is a layer with a low-rank adapter."""
+    return hasattr(module, "get_delta_weight")
+
+
+def _load(model: Any, adapter: Path) -> None:
+    conversions = getattr(model, "_weight_conversions", None)
+    own = [(module, *named) for module in model.modules() for named in module._parameters.items()]
+    model.load_adapter(str(adapter), adapter_name="default", is_trainable=True)
+    # These are now the names in the adapter's files, but the policy is handed on by the model's.
+    model._weight_conversions = conversions
+    # peft stores an adapted embedding or output layer itself, too. Loaded, it would be trainable,
+    # and no longer tied.
+    for module, name, weight in own:
+        setattr(module, name, weight)
+
+
+def _require_exact(adapter: Path) -> None:
+    """Raise `RunError` for an adapter that cannot be trained, switched off and merged exactly."""
+    config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
+    exact: dict[str, tuple[Any, ...]] = {
+        # The reference would keep the trained biases, or the base that peft has changed.
+        "bias": (None, "none"),
+        "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+        # Of these transformers does not read everything, or peft cannot merge it.
+        "ensure_weight_tying": (None, False),
+        "use_dora": (None, False),
+        "lora_bias": (None, False),
+    }
+    for name, values in exact.items():
+        if (value := config.get(name)) not in values:
+            raise RunError(
+                f"{adapter / _CONFIG} has {name}: {value!r}, which cannot be trained further here; "
+                f"it must be {values[1]!r}. Merge that adapter into its model, and begin from this"
+            )
 
 
 def _add(model: Any, options: Model) -> None:
@@ -122,10 +169,3 @@ def _linear_layers(model: Any) -> dict[str, Any]:
 
     kinds = (torch.nn.Linear, Conv1D)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
-def _require_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise RunError('model.lora needs the package peft: pip install "g2rpo[torch]"') from error

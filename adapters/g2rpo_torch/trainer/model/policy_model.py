@@ -27,6 +27,7 @@ from .chat_template import (
 from .lora import without_adapter
 from .trials import Trials
 
+GENERATION_SETTINGS = "generation_config.json"
 # Names under which configurations, processors and tokenizers keep the tokens of images, videos and
 # sound, as texts and as numbers.
 _MEDIA_TEXT = re.compile(r"(.*(image|img|video|audio|vision|media)|[be]o[ia]_).*token")
@@ -64,6 +65,9 @@ class Policy:
     closing_text : str or None
         Text that ends a response too, where the chat template closes turns with one that is no
         single token.
+    generation_settings : str or None
+        Text of the model's own ``generation_config.json``, for the folders that are saved. Nothing
+        of it reaches the sampling, but for the tokens that end a response.
     """
 
     model: Any
@@ -74,6 +78,7 @@ class Policy:
     name: str = "the model"
     max_prompt_length: int | None = None
     closing_text: str | None = None
+    generation_settings: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -125,8 +130,14 @@ class Policy:
 
         ``weights`` are those of a model that is divided over processes.
         """
+        if self.has_adapter:
+            # peft would store the base weights of an adapted embedding or output layer, too.
+            everything = (weights or self.model.state_dict()).items()
+            weights = {name: weight for name, weight in everything if ".base_layer." not in name}
         self.model.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
+        if self.generation_settings is not None:
+            (folder / GENERATION_SETTINGS).write_text(self.generation_settings, encoding="utf-8")
 
 
 def make_policy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ def layer_kinds(model: Any) -> set[str]:
     text = model.config.get_text_config()
     default = "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
     return set(getattr(text, "layer_types", None) or [default])
+
+
+def cache_name(function: Callable[..., Any]) -> str:
+    """Return the name of the KV cache among a function's parameters, new from transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
 def own_prompt_masks(model: Any, prompts: Inputs) -> dict[str, torch.Tensor]:
@@ -38,11 +45,12 @@ def own_prompt_masks(model: Any, prompts: Inputs) -> dict[str, torch.Tensor]:
     if "token_type_ids" not in prompts or not hasattr(model, "create_masks_for_generate"):
         return {}
     ids = prompts["input_ids"]
-    own = model.create_masks_for_generate(
+    make_masks = model.create_masks_for_generate
+    own = make_masks(
         config=model.config,
         inputs_embeds=torch.empty((*ids.shape, 0), dtype=model.dtype, device=ids.device),
         attention_mask=prompts["attention_mask"],
-        past_key_values=None,
+        **{cache_name(make_masks): None},
         position_ids=prompt_positions(model, prompts),
         token_type_ids=prompts["token_type_ids"],
         is_first_iteration=True,

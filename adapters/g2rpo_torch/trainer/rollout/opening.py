@@ -20,7 +20,7 @@ from ..model.loading import BUILTIN
 from ..model.policy_model import Policy
 from .engine import Engine, EngineSampler, Sampler
 from .sampling import sample_as_described
-from .synchronised import save_whole
+from .synchronised import require_handover, save_whole
 from .vllm_engine import VLLMEngine, VLLMOptions
 from .vllm_server import VLLMServers
 
@@ -55,6 +55,7 @@ def open_sampler(description: RunDescription, policy: Policy) -> Sampler:
             "rollout.engine is 'vllm', which knows the layers of the built-in policy by other "
             "names; name 'transformers', or another model"
         )
+    require_handover(policy)
     is_server = description.rollout.vllm == "server"
     with _folder_for_vllm(description, policy) as folder:
         if not is_server:

@@ -8,7 +8,7 @@ import torch
 
 from ..inputs.prompts import Inputs
 from ..model.policy_model import Policy
-from ..passes.masks import own_prompt_masks
+from ..passes.masks import cache_name, own_prompt_masks
 from ..passes.positions import accepts_positions, has_image_axes, prompt_positions
 from .prompt_cache import repeat_cache
 
@@ -32,8 +32,8 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
     Returns
     -------
     dict
-        ``input_ids``, ``attention_mask``, ``past_key_values`` and, for some models,
-        ``position_ids``, of N = P · num_generations rows.
+        ``input_ids``, ``attention_mask``, the KV cache and, for some models, ``position_ids``, of
+        N = P · num_generations rows.
 
     Raises
     ------
@@ -45,7 +45,8 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
     inputs = _without_last_token(prompts)
     if accepts_positions(policy.model):
         inputs["position_ids"] = positions[..., :-1]
-    cache = policy.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    name = cache_name(policy.model.forward)
+    cache = getattr(policy.model(**inputs, use_cache=True, logits_to_keep=1), name)
     repeat_cache(cache, num_generations)
     expanded = {
         name: prompts[name].repeat_interleave(num_generations, dim=0)
@@ -56,7 +57,7 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
         # images from what the model remembers of the batch before.
         axes = positions.expand(3, -1, -1)
         expanded["position_ids"] = axes.repeat_interleave(num_generations, dim=1)
-    return {**expanded, "past_key_values": cache}
+    return {**expanded, name: cache}
 
 
 def _without_last_token(prompts: Inputs) -> Inputs:

@@ -45,7 +45,8 @@ class _RoomyLayer(DynamicLayer):
 
     def __init__(self, layer: Any, repeats: int) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        # Some versions of transformers keep more in a layer than others.
+        vars(self).update(vars(layer))
         self._wide = tuple(_wide(x, repeats, _ROOM) for x in (layer.keys, layer.values))
         self._show(layer.keys.shape[-2])
 

@@ -10,13 +10,14 @@ the surrogate compares with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from g2rpo.run.metrics import Outcomes
 from g2rpo.run.sections import Rollout
@@ -226,15 +227,15 @@ def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Comple
     prompt_length = inputs["input_ids"].shape[1]
     draws = Draws(policy, request.uniforms, request.temperature)
     ends = ResponseEnds(policy, prompt_length, request.limits, request.stop)
-    generated = policy.model.generate(
-        **inputs,
-        logits_processor=LogitsProcessorList([draws]),
-        stopping_criteria=StoppingCriteriaList([ends]),
-        max_new_tokens=int(request.limits.max()),
-        # Processes that share the layers go through them until the last one has all its tokens.
-        synced_gpus=is_sharded(policy.model),
-        **_plain_decoding(policy),
-    )
+    with _plain_decoding(policy, max_new_tokens=int(request.limits.max())) as settings:
+        generated = policy.model.generate(
+            **inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([draws]),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            # Processes that share the layers go through them until the last one has all its tokens.
+            synced_gpus=is_sharded(policy.model),
+        )
     tokens = generated[:, prompt_length:]
     lengths, ended = ends.of(tokens)
     # Some devices notice a few tokens late that all responses are complete.
@@ -283,15 +284,23 @@ def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
     return _sample(endless, inputs, _Request(limits, uniforms, 1.0))
 
 
-def _plain_decoding(policy: Policy) -> dict[str, Any]:
-    # Everything that a model's own generation settings might add is switched off: the recorded
-    # log-probabilities must be those of the distribution that was sampled.
-    return {
-        "do_sample": False,
-        "temperature": 1.0,
-        "top_k": 50,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "eos_token_id": list(policy.eos_ids) or None,
-        "pad_token_id": policy.tokenizer.pad_token_id,
-    }
+@contextmanager
+def _plain_decoding(policy: Policy, *, max_new_tokens: int) -> Iterator[GenerationConfig]:
+    """Replace the model's own generation settings, inside the context, by those of the run.
+
+    The recorded log-probabilities must be those of the distribution that was sampled. `generate`
+    takes from the model's settings whatever its argument leaves open, so they cannot stay.
+    """
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        # `Draws` leaves a single token to choose.
+        do_sample=False,
+        eos_token_id=list(policy.eos_ids) or None,
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )
+    own = policy.model.generation_config
+    policy.model.generation_config = settings
+    try:
+        yield settings
+    finally:
+        policy.model.generation_config = own

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
+from g2rpo.run.errors import RunError
+
 from ..distributed.sharding import set_down, whole
+from ..model.lora import is_adapted, tied_layers
 from ..model.policy_model import Policy
 
 _LAYER = re.compile(r"^.*?\.\d+\.")
@@ -43,6 +46,23 @@ def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _named_as_on_disk(model, weights).items()
 
 
+def require_handover(policy: Policy) -> None:
+    """Raise `RunError` if an engine cannot take over the policy's weights.
+
+    Its adapter must be matrices beside weights that no other layer uses.
+    """
+    adapted = _adapted_layers(policy.model)
+    faults = [f"the adapter of {name} (a tied weight)" for name in tied_layers(policy.model)]
+    if policy.has_adapter:
+        trained = (name for name, weight in policy.model.named_parameters() if weight.requires_grad)
+        faults += [name for name in trained if _place(name, adapted) is not None]
+    if faults:
+        raise RunError(
+            f"rollout.engine is 'vllm', which cannot take over {faults[0]}; name "
+            "rollout.engine: transformers, or another model.lora.target_modules"
+        )
+
+
 def save_whole(policy: Policy, folder: Path) -> None:
     """Write the policy with its adapter merged, as a model that loads from its folder.
 
@@ -51,7 +71,6 @@ def save_whole(policy: Policy, folder: Path) -> None:
     from safetensors.torch import save_file
 
     policy.model.config.save_pretrained(folder)
-    policy.model.generation_config.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
     weights = {name: weight.cpu().contiguous() for name, weight in weights_of(policy)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -59,8 +78,7 @@ def save_whole(policy: Policy, folder: Path) -> None:
 
 def _adapted_layers(model: Any) -> dict[str, Any]:
     """Return the layers with an adapter by their names."""
-    modules = model.named_modules()
-    return {name: module for name, module in modules if hasattr(module, "get_delta_weight")}
+    return {name: module for name, module in model.named_modules() if is_adapted(module)}
 
 
 def _place(name: str, adapted: dict[str, Any]) -> str | None:

@@ -132,6 +132,8 @@ def engine_arguments(options: VLLMOptions) -> dict[str, Any]:
         "gpu_memory_utilization": options.memory,
         "max_model_len": options.max_model_len,
         "enable_sleep_mode": options.sleeps,
+        # vLLM's own defaults, not those of the model's folder.
+        "generation_config": "vllm",
         # Those of the distribution that was sampled: after temperature and bans.
         "logprobs_mode": "processed_logprobs",
         "seed": options.seed,
