@@ -85,11 +85,8 @@ class LossOptions:
         taken = LOSSES[self.loss_type].defaults
         for name in NUMBERS:
             if name not in taken and getattr(self, name) is not None:
-                raise TypeError(
-                    f"loss_type={self.loss_type!r} takes {', '.join(taken)} and no {name}"
-                    if taken
-                    else f"loss_type={self.loss_type!r} takes no {name}"
-                )
+                listed = ", ".join(taken) or "no number"
+                raise TypeError(f"loss_type={self.loss_type!r} takes {listed} and no {name}")
         for name in ("epsilon", "epsilon_high", "temperature_positive", "temperature_negative"):
             if (value := getattr(self, name)) is not None:
                 require_positive(name, value, zero=name.startswith("epsilon"))
