@@ -9,6 +9,7 @@ import torch
 
 from g2rpo_torch import (
     BatchTotals,
+    LossOptions,
     batch_totals,
     entropy_from_logits,
     entropy_penalty,
@@ -111,8 +112,14 @@ def test_functional_gradient(loss_type):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_compiled_without_a_graph_break(loss_type):
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"loss_type": name} for name in LOSS_TYPES),
+        {"options": LossOptions("dapo", aggregation="task", kl_kind="k3+"), "num_tasks": 3},
+    ],
+)
+def test_compiled_without_a_graph_break(options):
     """With the totals of a mini-batch, as a trainer calls it."""
     arrays, mask = make()
     totals = batch_totals(mask, entropies=arrays["entropies"], tasks=TASKS, num_tasks=3)
@@ -123,7 +130,7 @@ def test_compiled_without_a_graph_break(loss_type):
         def total(logprobs, entropies, tokens, sequences, given=given):
             counted = BatchTotals(tokens, sequences, *totals[2:])
             inputs = given | {"logprobs": logprobs, "entropies": entropies}
-            return total_of(inputs, mask, loss_type=loss_type, totals=counted)
+            return total_of(inputs, mask, totals=counted, **options)
 
         with warnings.catch_warnings():
             # array-api-compat caches its type checks; Dynamo says that it looks through the cache.
