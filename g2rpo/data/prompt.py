@@ -6,6 +6,7 @@ import re
 from typing import Any, TypeAlias
 
 from g2rpo._shown import shown
+from g2rpo.rewards.choice import option_texts, plain, read_label
 
 from .broken import BrokenRecord
 
@@ -17,7 +18,6 @@ Message: TypeAlias = dict[str, Any]
 # Keys under which other formats put a text, an image or a video into a part.
 _CONTENTS = ("text", "image", "image_url", "video", "video_url", "url", "path", "bytes", "base64")
 _ROLES = ("system", "user", "assistant")
-_LETTERED = re.compile(r"\(?[A-Za-z][).:\s]")
 
 
 def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
@@ -149,14 +149,51 @@ def lettered(options: list[str]) -> list[str]:
     >>> lettered(["cat", "dog"]), lettered(["A. cat", "B. dog"])
     (['A. cat', 'B. dog'], ['A. cat', 'B. dog'])
     """
-    letters = [chr(ord("A") + index) for index in range(len(options))]
-    own = [
-        bool(_LETTERED.match(option)) and letter in option[:2].upper()
-        for letter, option in zip(letters, options, strict=True)
-    ]
-    if all(own):
+    if option_texts(options) != options:
         return options
-    return [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+    return [f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options)]
+
+
+def right_option(answer: str, options: list[str]) -> str:
+    """Return the letter of the option that an answer names by its text; another answer as it is.
+
+    Raises
+    ------
+    BrokenRecord
+        If it names no option, or could mean two of them.
+
+    Examples
+    --------
+    >>> right_option("B crust", ["A. mantle", "B. B crust"]), right_option("b", ["cat", "dog"])
+    ('B', 'b')
+    """
+    texts = option_texts(options)
+    letter, rest = read_label(answer)
+    named = -1 if letter is None else ord(letter) - ord("A")
+    same = [number for number, text in enumerate(texts) if text == answer] or [
+        number for number, text in enumerate(texts) if plain(text) == plain(answer)
+    ]
+    if len(same) > 1:
+        raise BrokenRecord(
+            f"answer is {shown(answer)}, the text of {len(same)} options; not of one"
+        )
+    if letter and not rest and named < len(texts):
+        # A letter of the data's own is no text; without any, "A" may be the text of option B.
+        if same and same[0] != named and texts == options:
+            raise BrokenRecord(
+                f"answer is {shown(answer)}, which is a letter and the text of another option; "
+                "options must begin with their letters, such as 'A. …'"
+            )
+        return answer
+    if same:
+        return chr(ord("A") + same[0])
+    if letter and named >= len(texts):
+        raise BrokenRecord(f"answer is {shown(answer)}; it must be one of {len(texts)} options")
+    if letter and plain(rest) != plain(texts[named]):
+        raise BrokenRecord(
+            f"answer is {shown(answer)}; it must agree with option {letter}, {shown(texts[named])}"
+        )
+    return letter or answer
 
 
 def _message(message: Any, number: int) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from g2rpo._shown import listed, shown
+from g2rpo.rewards.registry import plain_name, takes_texts
 from g2rpo.run.errors import RunError
 from g2rpo.tasks.base import Record
 
 from .broken import BrokenRecord
 from .images import ImageSource, fingerprint, image_source, locate, open_image
 from .opening import need_library
-from .prompt import Message, from_messages, from_problem, lettered, with_options
+from .prompt import Message, from_messages, from_problem, lettered, right_option, with_options
 from .task_names import check_task_name
 from .videos import Frames, Video, VideoSource, open_video, paths_of, video_source
 
@@ -95,7 +97,7 @@ class Row:
     messages: list[Message] | None
     images: list[ImageSource]
     videos: list[VideoSource]
-    answer: str
+    answer: str | list[str]
     problem_type: str
     data_type: str
     task: str
@@ -115,7 +117,7 @@ class Row:
         record = PromptRecord(
             problem=self.problem,
             images=[open_image(image, reading.image_dir) for image in self.images],
-            answer=self.answer,
+            answer=self.answer,  # type: ignore[typeddict-item]
             problem_type=self.problem_type,
             data_type=self.data_type,
             task_type=self.task,
@@ -162,7 +164,9 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
         raise BrokenRecord("holds lists or objects that lie too deep in each other") from None
     _check_unicode(row)
     try:
-        reading.check({"problem_type": row.problem_type, "answer": row.answer})
+        reading.check(
+            {"problem_type": row.problem_type, "answer": row.answer, "options": row.options}
+        )
     except ValueError as error:
         raise BrokenRecord(str(error)) from None
     except ImportError as error:  # no fault of the record's: a reward lacks its library
@@ -186,7 +190,7 @@ def _row(values: Mapping[str, Any], reading: Reading) -> Row:
         messages=messages,
         images=images,
         videos=videos,
-        answer=_answer(values, options, reading),
+        answer=_answer(values, options, problem_type, reading),
         problem_type=problem_type,
         data_type=_data_type(values, images, videos, reading),
         task=task,
@@ -282,18 +286,39 @@ def _asked(name: str, value: Any, images: int, videos: int) -> tuple[str, list[M
 
 
 def _offer(problem: str, options: list[str], problem_type: str) -> str:
-    return with_options(problem, options) if problem_type.lower() == "multiple choice" else problem
+    return with_options(problem, options) if _is_choice(problem_type) else problem
 
 
-def _answer(values: Mapping[str, Any], options: list[str], reading: Reading) -> str:
+def _is_choice(problem_type: str) -> bool:
+    return plain_name(problem_type) == "multiple choice"
+
+
+def _answer(
+    values: Mapping[str, Any], options: list[str], problem_type: str, reading: Reading
+) -> str | list[str]:
     answer = _cell(values, "answer", reading)
+    text = _answer_text(answer)
+    if isinstance(answer, list) and takes_texts(problem_type):
+        # Several answers that are right, or a list of one; the reward says what it takes.
+        if not answer or any(isinstance(item, list | dict) for item in answer):
+            raise BrokenRecord(f"answer is {shown(answer)}; it must be a text or a list of texts")
+        texts = [_answer_text(item) for item in answer]
+        if len(texts) > 1:
+            return texts
+        text = texts[0]
+    return right_option(text, options) if options and _is_choice(problem_type) else text
+
+
+def _answer_text(answer: Any) -> str:
     if isinstance(answer, list | dict):
         try:
-            answer = json.dumps(answer, ensure_ascii=False)
+            answer = json.dumps(answer, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError):
             raise BrokenRecord(f"answer is {shown(answer)}; it must be a text") from None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise BrokenRecord(f"answer is {shown(answer)}; it must be a text or a number")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise BrokenRecord(f"answer is {answer}; it must be a text or a finite number")
     text = str(answer).strip()
     if "<answer>" in text:
         from g2rpo.rewards import parse_response
@@ -301,9 +326,7 @@ def _answer(values: Mapping[str, Any], options: list[str], reading: Reading) -> 
         text = parse_response(text).answer or ""
     if not text:
         raise BrokenRecord(f"answer is {shown(answer)}; it must not be empty")
-    # Some data name the right option by its text; the reward compares letters.
-    is_letter = len(text) == 1 and text.isalpha()
-    return chr(ord("A") + options.index(text)) if text in options and not is_letter else text
+    return text
 
 
 def _options(values: Mapping[str, Any], reading: Reading) -> list[str]:
@@ -314,6 +337,10 @@ def _options(values: Mapping[str, Any], reading: Reading) -> list[str]:
         raise BrokenRecord(f"options is {shown(options)}; it must be a list of texts")
     if len(options) > 26:
         raise BrokenRecord(f"has {len(options)} options; letters tell 26 apart")
+    try:
+        lettered(options)
+    except ValueError as error:  # letters of their own in another order
+        raise BrokenRecord(str(error)) from None
     return options
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .clock import OutOfTime, time_limit
-from .libraries import library
-from .numbers import parse_number
-from .truth import bad_truth, truth_text
+from .libraries import MissingLibraryError, library
+from .notation import DELIMITERS, Formula, to_latex
+from .quantity import like, read_quantity
+from .symbols import is_readable, is_same, same_number
+from .truth import all_truths, bad_truth
+from .wrapping import unwrap
 
-LONGEST = 1000
-"""Characters of the longest answer that is read; a longer one is no result but a text."""
-
-# What is no number can be told without a library: text without a digit or a command, and sums,
-# differences and products of numbers that are still to be worked out.
+# Text without a digit or a command is no number, which can be told without a library.
 _WORDS = re.compile(r"[^\d\\]*")
-_OPERATOR = r"(?:[-+*×·]|\\times|\\cdot)"
-_EXERCISE = re.compile(rf"[\s$(]*[-+]?[\d.,]+[\s$()]*(?:{_OPERATOR}[\s(]*[-+]?[\d.,]+[\s$)]*)+")
-_DELIMITERS = ("$", r"\(", r"\[", r"\boxed")
+
 _MUST = "be a number or an expression, plain or in LaTeX"
+# A time of day, or a ratio of three and more: compared as it is written.
+_COLONS = re.compile(r"\d+(?::\d+){2,}|\d{1,2}:[0-5]\d(?:[ap]m)?")
 
 
 def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
@@ -31,8 +30,8 @@ def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
     ----------
     answer : str
         A number or an expression, plain or in LaTeX, with or without ``$…$`` and ``\boxed{…}``.
-    truth : str or number
-        The right one.
+    truth : str, number or list
+        The right one. A list is a collection of answers in any order: ``[2, 3]`` is ``2, 3``.
     seconds : float
         Most time that reading and comparing the answer may take; then it counts as wrong. Kept in
         the main thread and not on Windows, and not within one long call into C. In the processes of
@@ -41,7 +40,7 @@ def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
     Returns
     -------
     float
-        0 or 1; 0 for an answer of more than :data:`LONGEST` characters.
+        0 or 1; 0 for an answer of more than 1,000 characters.
 
     Raises
     ------
@@ -52,55 +51,94 @@ def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
 
     Notes
     -----
-    Two plain numbers are compared to six decimals, everything else by Math-Verify. Where the truth
-    is a number, a sum, difference or product of numbers is wrong: ``7+5`` is not yet 12, and would
-    let an answer repeat the question. Other forms of a number, like ``14/2``, are right.
+    Integers are compared exactly, other numbers to six decimals or, below 1, to six digits, so that
+    0 equals 0 alone. Everything else goes to Math-Verify. A comma separates thousands in
+    ``1,234,567`` and ``10,00,000``, elsewhere it makes a list. Where the truth is
+    worked out, an answer that is not is wrong: ``7+5`` is not yet 12, and would let an answer
+    repeat the question; nor is ``12+0x``, and ``13=12`` is false. Other forms of a number, like
+    ``14/2``, are right.
 
     Examples
     --------
     >>> maths_match(r"\frac{2}{4}", "0.5"), maths_match("(x+1)^2", "$x^2+2x+1$")
     (1.0, 1.0)
-    >>> maths_match("x^2", "x^3"), maths_match("a half", "0.5")
-    (0.0, 0.0)
+    >>> maths_match("x^2", "x^3"), maths_match("a half", "0.5"), maths_match("3, 2", [2, 3])
+    (0.0, 0.0, 1.0)
     """
-    text = truth_text(truth, _MUST)
-    right, given = parse_number(text), parse_number(answer)
+    text = maths_text(truth)
+    right, given = read_quantity(text, algebra=True), read_quantity(answer, algebra=True)
     if right is not None and given is not None:
-        return float(round(given, 6) == round(right, 6))
-    if right is not None and (_WORDS.fullmatch(answer) or _EXERCISE.fullmatch(answer)):
+        return float(any(same_number(right.value, value) for value in like(given, right)))
+    if _COLONS.fullmatch(_spelled(text)):
+        return float(_spelled(answer) == _spelled(text))
+    formula = to_latex(answer)
+    if right is not None and (formula is None or _WORDS.fullmatch(formula.latex)):
         return 0.0
     expected = _expected(text)
-    if not answer.strip() or len(answer) > LONGEST:
+    if formula is None or (formula.unit and expected.unit and formula.unit != expected.unit):
         return 0.0
     try:
         with time_limit(seconds):
-            return float(_equal(expected, _expressions(answer)))
+            return float(_is_right(expected, formula))
     except OutOfTime:
         return 0.0
 
 
+def maths_text(truth: Any) -> str:
+    """Return the right answer as a text, a list of answers separated by commas.
+
+    Examples
+    --------
+    >>> maths_text([2, "x"]), maths_text(7)
+    ('2, x', '7')
+    """
+    must = f"{_MUST}, or a list of such"
+    return ", ".join(all_truths(truth, must))
+
+
+class _Expected(NamedTuple):
+    expressions: tuple[Any, ...]
+    unit: str
+
+
 @lru_cache(maxsize=1024)
-def _expected(text: str) -> tuple[Any, ...]:
+def _expected(text: str) -> _Expected:
     # The responses to one prompt share it. No time limit: a slow machine makes no answer unusable.
-    expressions = tuple(_expressions(text))
-    if not expressions:
+    formula = to_latex(text)
+    expressions = () if formula is None else tuple(_expressions(formula.latex))
+    if formula is None or not expressions:
         raise bad_truth(text, _MUST)
-    return expressions
+    return _Expected(expressions, formula.unit)
 
 
-def _expressions(text: str) -> list[Any]:
-    # Without delimiters Math-Verify looks for single numbers only. What it could not parse it
-    # returns as text, which is left out.
-    delimited = any(mark in text for mark in _DELIMITERS)
-    parsed = _math_verify().parse(text if delimited else f"${text}$", parsing_timeout=None)
-    return [expression for expression in parsed if not isinstance(expression, str)]
+def _expressions(latex: str) -> list[Any]:
+    # What Math-Verify could not parse it returns as text, which is left out.
+    if not latex:
+        return []
+    module = _math_verify()
+    # Units are set apart before. Without LaTeX alone Math-Verify would fall back on any number that
+    # it finds, such as the 10 of an unreadable power.
+    normal = module.parser.NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
+    )
+    config = module.LatexExtractionConfig(normalization_config=normal)
+    delimited = latex if any(mark in latex for mark in DELIMITERS) else f"${latex}$"
+    parsed = module.parse(delimited, [config], parsing_timeout=None)
+    return [item for item in parsed if not isinstance(item, str) and is_readable(item)]
 
 
-def _equal(expected: tuple[Any, ...], given: list[Any]) -> bool:
+def _is_right(expected: _Expected, formula: Formula) -> bool:
     try:
-        return bool(_math_verify().verify(list(expected), given, timeout_seconds=None))
+        given = _expressions(formula.latex)
+        return any(is_same(right, one) for right in expected.expressions for one in given)
+    except MissingLibraryError:
+        raise
     except Exception:  # SymPy fails on some expressions in ways of its own
         return False
+
+
+def _spelled(text: str) -> str:
+    return re.sub(r"[\s.]+|\\[!,;: ]|^0+(?=\d)", "", unwrap(text)).lower()
 
 
 def _math_verify() -> Any:

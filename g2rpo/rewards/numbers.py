@@ -2,104 +2,105 @@
 
 from __future__ import annotations
 
-import math
-import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from .truth import bad_truth, truth_text
+from .quantity import Quantity, like, read_quantity
+from .truth import bad_truth, one_truth
 
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
-_THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
+_THRESHOLDS = tuple(Fraction(step, 100) for step in range(50, 100, 5))
 _MUST = "be a finite number"
 
 
 def number_match(answer: str, truth: Any) -> float:
-    """Return 1 if two numbers are equal to two decimals, else 0.
+    r"""Return 1 if two numbers are equal to two decimals, else 0.
 
     Parameters
     ----------
     answer : str
-        A text that is one number; thousands separators and the minus sign of typesetters (−) are
-        fine.
+        A text that is one number, alone or with a unit: ``-7``, ``1,234,567.5``, ``1.6e-19``,
+        ``3/4``, ``2 1/2``, ``½``, ``√2``, ``50%``, ``\$18.90``, ``12 cm``, plain or in LaTeX.
     truth : str or number
-        The right number.
+        The right number, in the same forms.
 
     Returns
     -------
     float
-        0 or 1; 0 if the answer is not a finite number.
+        0 or 1; 0 if the answer is no number.
 
     Raises
     ------
     ValueError
-        If ``truth`` is not a finite number.
+        If ``truth`` is no number.
+
+    Notes
+    -----
+    Commas separate thousands where all groups are those of thousands (``1,234``, ``10,00,000``);
+    one comma elsewhere is that of decimals (``1,5``, ``0,125``); anything else (``3,5,7``) is no
+    number. A truth that is not 0 but has no digit in two decimals counts to two digits of its own.
+    A fraction or a root that is worth an integer (``14/2``) is still to be worked out.
 
     Examples
     --------
-    >>> number_match("82.0", "82"), number_match("eighty-two", "82")
-    (1.0, 0.0)
+    >>> number_match("82.0", "82"), number_match("eighty-two", "82"), number_match("1,5", "1.5")
+    (1.0, 0.0, 1.0)
     """
-    right, given = _truth(truth), parse_number(answer)
-    return float(given is not None and round(given, 2) == round(right, 2))
+    right, given = _truth(truth), _read(answer)
+    places = 2
+    if right.value and not round(right.value, places):
+        exact = Decimal(right.value.numerator) / Decimal(right.value.denominator)
+        places = 1 - exact.adjusted()
+    values = like(given, right) if given else []
+    return float(any(round(value, places) == round(right.value, places) for value in values))
 
 
 def mean_relative_accuracy(answer: str, truth: Any) -> float:
     """Return the share of thresholds .5, .55, …, .95 that a number's relative error respects.
 
-    An answer passes threshold t if ``|answer - truth| / |truth| < 1 - t``.
+    An answer passes threshold t if ``|answer - truth| / |truth| < 1 - t``, without rounding.
 
     Parameters
     ----------
     answer : str
-        A text that is one number.
+        A text that is one number, as for :func:`number_match`.
     truth : str or number
         The right number. For 0 only 0 is right.
 
     Returns
     -------
     float
-        A multiple of 0.1 from 0 to 1; 0 if the answer is not a finite number.
+        A multiple of 0.1 from 0 to 1; 0 if the answer is no number.
 
     Raises
     ------
     ValueError
-        If ``truth`` is not a finite number.
+        If ``truth`` is no number.
 
     Examples
     --------
     >>> mean_relative_accuracy("10", "10"), mean_relative_accuracy("12", "10")
     (1.0, 0.6)
     """
-    right, given = _truth(truth), parse_number(answer)
-    if given is None:
-        return 0.0
-    if right == 0:
-        return float(given == 0)
-    error = abs(given - right) / abs(right)
-    # The small allowance keeps .2 of 1 on its own side of 1 − .8 in binary arithmetic.
-    passed = sum(error < 1 - threshold - 1e-12 for threshold in _THRESHOLDS)
-    return passed / len(_THRESHOLDS)
+    right, given = _truth(truth), _read(answer)
+    values = like(given, right) if given else []
+    return max((_share(value, right.value) for value in values), default=0.0)
 
 
-def parse_number(text: str) -> float | None:
-    """Return the finite number that a text is, or None.
-
-    Examples
-    --------
-    >>> parse_number(" 1,250.5 "), parse_number("about 3"), parse_number("1e999")
-    (1250.5, None, None)
-    >>> parse_number("\N{MINUS SIGN}5")
-    -5.0
-    """
-    match = _NUMBER.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-"))
-    if match is None:
-        return None
-    number = float(match[0].replace(",", ""))
-    return number if math.isfinite(number) else None
+def _share(value: Fraction, right: Fraction) -> float:
+    if not right:
+        return float(not value)
+    error = abs(value - right) / abs(right)
+    return sum(error < 1 - threshold for threshold in _THRESHOLDS) / len(_THRESHOLDS)
 
 
-def _truth(truth: Any) -> float:
-    number = parse_number(truth_text(truth, _MUST))
+def _read(text: str) -> Quantity | None:
+    number = read_quantity(text)
+    return number if number and number.is_worked else None
+
+
+def _truth(truth: Any) -> Quantity:
+    number = _read(one_truth(truth, _MUST))
     if number is None:
         raise bad_truth(truth, _MUST)
     return number

@@ -16,7 +16,7 @@ from .evaluate import Fault, Job, Outcome, evaluate
 from .registry import RewardFunction, find_type
 from .response import parse_response
 from .results import Failure, RewardError, Scored
-from .score import Components, registered
+from .score import Components, registered, truth_of
 from .truth import TruthError
 
 
@@ -173,9 +173,10 @@ class RewardPool:
             raise ValueError(f"{place} has no {' and no '.join(missing)}")
         try:
             problem_type = find_type(record["problem_type"], self._functions)
+            truth = truth_of(record, self._functions[problem_type])
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        return Job(problem_type, record["answer"], response)
+        return Job(problem_type, truth, response)
 
     def _judge(
         self,

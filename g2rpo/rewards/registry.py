@@ -43,6 +43,14 @@ ACCURACY: dict[str, RewardFunction] = {
 }
 """Problem type -> function of (answer, truth) with values from 0 to 1."""
 
+TEXTS = frozenset(
+    {
+        *("multiple choice", "numerical", "regression", "maths"),
+        *("OCR", "character OCR", "open-ended"),
+    }
+)
+"""Problem types with a text for an answer: a list in its place is a list of answers."""
+
 STRUCTURE: dict[str, RewardFunction] = {
     "spatial grounding": box_structure,
     "temporal grounding": span_structure,
@@ -116,6 +124,18 @@ def find_type(name: object, known: Mapping[str, Any]) -> str:
                 return by_plain[candidate]
     hint = did_you_mean(str(name), known)
     raise ValueError(f"problem_type is {name!r}; it must be one of {sorted(known)}{hint}")
+
+
+def takes_texts(problem_type: str) -> bool:
+    """Tell whether a list of texts is a list of answers of a problem type, and not one answer.
+
+    Examples
+    --------
+    >>> takes_texts("ocr"), takes_texts("Math"), takes_texts("tracking"), takes_texts("my own")
+    (True, True, False, False)
+    """
+    plain = plain_name(problem_type)
+    return ALIASES.get(plain, plain) in map(plain_name, TEXTS)
 
 
 def plain_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,11 +10,17 @@ from typing import Any
 
 from .libraries import library
 from .text import numbered
-from .truth import bad_truth, truth_text
+from .truth import all_truths, bad_truth, comparable
 
 # Kana and ideographs are not set apart by spaces: each of them counts as a word.
-_SCRIPTS = r"\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_SCRIPTS}]|[^\W{_SCRIPTS}]+")
+_IDEOGRAPHS = (
+    ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"),
+    ("\uf900", "\ufaff"),
+    ("\uff66", "\uff9f"),
+    ("\U00020000", "\U0003ffff"),
+)
+_SPACE_OF_NO_WIDTH = "\u200b"
 _MUST = "contain a word"
 
 
@@ -29,8 +35,8 @@ def rouge_mean(answer: str, truth: Any) -> float:
     ----------
     answer : str
         What the policy wrote.
-    truth : str
-        A text with at least one word.
+    truth : str or list of str
+        A text with at least one word, or several of them: the best counts.
 
     Returns
     -------
@@ -44,9 +50,10 @@ def rouge_mean(answer: str, truth: Any) -> float:
 
     Notes
     -----
-    A word is a run of letters, digits and underscores of any script, in lower case; there is no
-    stemming. A truth of one word has no pairs, so the mean is then of ROUGE-1 and ROUGE-L, and the
-    right answer scores 1. The authors' code always gives 0 here.
+    A word is a run of letters with their marks, digits and underscores of any script, in lower
+    case; an ideograph or kana is a word. Joiners and other characters that only format a text do
+    not count. There is no stemming. A truth of one word has no pairs, so the mean is then of
+    ROUGE-1 and ROUGE-L, and the right answer scores 1. The authors' code always gives 0 here.
 
     References
     ----------
@@ -57,9 +64,19 @@ def rouge_mean(answer: str, truth: Any) -> float:
     >>> rouge_mean("A dog sleeps.", "a dog sleeps"), round(rouge_mean("a dog", "a dog sleeps"), 4)
     (1.0, 0.7556)
     """
-    given, right = numbered(_words(answer), _words(truth_text(truth, _MUST)))
-    if not right:
+    given = _words(answer)
+    return max(_mean(given, right) for right in _truths(truth))
+
+
+def _truths(truth: Any) -> list[list[str]]:
+    rights = [_words(text) for text in all_truths(truth, _MUST)]
+    if not all(rights):
         raise bad_truth(truth, _MUST)
+    return rights
+
+
+def _mean(answer: list[str], truth: list[str]) -> float:
+    given, right = numbered(answer, truth)
     if not given:
         return 0.0
     longest = library("rapidfuzz.distance", "ROUGE-L").LCSseq.similarity(given, right)
@@ -71,7 +88,21 @@ def rouge_mean(answer: str, truth: Any) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    text = comparable(text.lower())
+    words = text.translate({ord(character): _apart(character) for character in set(text)}).split()
+    return [word for word in words if any(map(str.isalnum, word)) or "_" in word]
+
+
+def _apart(character: str) -> str:
+    # What stands for a character in a text whose words are set apart by spaces.
+    if any(first <= character <= last for first, last in _IDEOGRAPHS):
+        return f" {character} "
+    if character.isalnum() or character == "_":
+        return character
+    category = unicodedata.category(character)
+    if category in ("Mn", "Mc"):  # vowel signs, accents
+        return character
+    return "" if category == "Cf" and character != _SPACE_OF_NO_WIDTH else " "
 
 
 def _shared(given: Sequence[Any], right: Sequence[Any]) -> int:

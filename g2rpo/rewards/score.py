@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .choice import choice_match, with_text
 from .custom import function_name
-from .maths import maths_match
-from .registry import ACCURACY, STRUCTURE, RewardFunction, find_type
+from .maths import maths_match, maths_text
+from .registry import ACCURACY, STRUCTURE, TEXTS, RewardFunction, find_type
 from .response import parse_response
-from .truth import TruthError, shown
+from .truth import TruthError, all_truths, bad_truth, shown, truth_text
 
 ACCURACY_WEIGHT = 0.9
 FORMAT_WEIGHT = 0.1
@@ -145,7 +146,7 @@ def components(
     Parameters
     ----------
     record : mapping
-        With ``problem_type`` and ``answer``.
+        With ``problem_type`` and ``answer``, and ``options`` if an option may be named by its text.
     response : str
         Everything that the policy wrote.
     functions : mapping, optional
@@ -172,11 +173,12 @@ def components(
     """
     functions = ACCURACY if functions is None else functions
     problem_type = find_type(record["problem_type"], functions)
-    function, truth = functions[problem_type], record["answer"]
+    function = functions[problem_type]
     answer, well_formed = parse_response(response)
     if answer is None:
         return Components(0.0, 0.0, 0.0)
     try:
+        truth = truth_of(record, function)
         accuracy = _finite(function(answer, truth), function)
     except TruthError as error:
         raise TruthError(f"answer of a {problem_type!r} record: {error}") from None
@@ -200,7 +202,8 @@ def check_record(
     Raises
     ------
     ValueError
-        If the problem type is unknown, or the record's answer does not fit it.
+        If the problem type is unknown, or the record's answer does not fit it: cannot be read, or
+        is not right for itself.
 
     Examples
     --------
@@ -212,8 +215,40 @@ def check_record(
     """
     functions = ACCURACY if functions is None else functions
     problem_type = find_type(record["problem_type"], functions)
-    if is_builtin(functions[problem_type]):
-        components(record, "<answer></answer>", functions)
+    function = functions[problem_type]
+    if not is_builtin(function):
+        return
+    try:
+        truth = truth_of(record, function)
+        function("", truth)
+        for answer in _right_answers(record["answer"], function):
+            value = function(answer, truth)
+            if value < 1 - 1e-9:
+                must = f"be right for itself, but as an answer it scores {value:.2g}"
+                raise bad_truth(truth, must)
+    except TruthError as error:
+        raise TruthError(f"answer of a {problem_type!r} record: {error}") from None
+
+
+def truth_of(record: Mapping[str, Any], function: RewardFunction) -> Any:
+    r"""Return what a reward function compares answers with.
+
+    For multiple choice that is the letter with the text of its option, if the record has options.
+
+    Examples
+    --------
+    >>> truth_of({"answer": "B", "options": ["A. cat", "B. dog"]}, choice_match)
+    'B\ndog'
+    """
+    truth, options = record["answer"], record.get("options")
+    return with_text(truth, options) if options and function is choice_match else truth
+
+
+def _right_answers(truth: Any, function: RewardFunction) -> list[str]:
+    if function is maths_match:
+        return [maths_text(truth)]
+    takes_texts = any(function is builtin for name, builtin in _BUILTIN if name in TEXTS)
+    return all_truths(truth, "be a text") if takes_texts else [truth_text(truth, "be a text")]
 
 
 _BUILTIN = tuple(ACCURACY.items())

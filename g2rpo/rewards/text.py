@@ -1,4 +1,4 @@
-"""Read text: 1 − word error rate, 1 − character error rate."""
+"""Read text: 1 − word error rate, 1 − character error rate, of texts in composed form (NFC)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .libraries import library
-from .truth import truth_text
+from .truth import all_truths, comparable
 
 _MUST = "contain the text that is to be read"
 
@@ -21,8 +21,8 @@ def word_accuracy(answer: str, truth: Any) -> float:
     ----------
     answer : str
         What the policy read. Words are what white space separates; letter case counts.
-    truth : str
-        What is written, not empty.
+    truth : str or list of str
+        What is written, not empty; a list of texts if several are right: the best counts.
 
     Returns
     -------
@@ -39,7 +39,9 @@ def word_accuracy(answer: str, truth: Any) -> float:
     >>> word_accuracy("no  parking here", "no parking here"), word_accuracy("parking", "no parking")
     (1.0, 0.5)
     """
-    return _accuracy(*numbered(answer.split(), truth_text(truth, _MUST).split()))
+    given = comparable(answer).split()
+    rights = [comparable(right).split() for right in all_truths(truth, _MUST)]
+    return max(_accuracy(*numbered(given, right)) for right in rights)
 
 
 def character_accuracy(answer: str, truth: Any) -> float:
@@ -49,8 +51,8 @@ def character_accuracy(answer: str, truth: Any) -> float:
     ----------
     answer : str
         What the policy read; surrounding white space does not count.
-    truth : str
-        What is written, not empty.
+    truth : str or list of str
+        What is written, not empty; a list of texts if several are right: the best counts.
 
     Returns
     -------
@@ -67,7 +69,8 @@ def character_accuracy(answer: str, truth: Any) -> float:
     >>> character_accuracy("7A8", "7A8"), character_accuracy("78", "7A8B")
     (1.0, 0.5)
     """
-    return _accuracy(answer.strip(), truth_text(truth, _MUST))
+    given = comparable(answer.strip())
+    return max(_accuracy(given, comparable(right)) for right in all_truths(truth, _MUST))
 
 
 def numbered(*texts: Sequence[str]) -> list[list[int]]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import unicodedata
 from reprlib import Repr
 from typing import Any
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
+
+# More marks than any script puts on a letter. Python sorts the marks of a letter in a time that
+# grows with the square of their number.
+_MARKS = 30
 
 
 class TruthError(ValueError):
@@ -43,21 +50,22 @@ def truth_text(truth: Any, must: str) -> str:
     Raises
     ------
     TruthError
-        If there is nothing to read.
+        If there is nothing to read, or a number that is not finite.
 
     Examples
     --------
     >>> truth_text(" <answer>7</answer> ", "be a number"), truth_text([1, 2.5], "be a list")
     ('7', '[1, 2.5]')
     """
-    if hasattr(truth, "tolist"):
-        truth = truth.tolist()  # what NumPy makes of a column
+    truth = _as_value(truth)
     if isinstance(truth, list | dict):
         try:
-            return json.dumps(truth)
+            return json.dumps(truth, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise bad_truth(truth, must) from None
     if isinstance(truth, bool) or not isinstance(truth, str | int | float):
+        raise bad_truth(truth, must)
+    if isinstance(truth, float) and not math.isfinite(truth):
         raise bad_truth(truth, must)
     text = str(truth).strip()
     if text.startswith("<answer>") and text.endswith("</answer>"):
@@ -65,3 +73,67 @@ def truth_text(truth: Any, must: str) -> str:
     if not text:
         raise bad_truth(truth, must)
     return text
+
+
+def all_truths(truth: Any, must: str) -> list[str]:
+    """Return the right answers of a record that may have several: a text, or a list of texts.
+
+    Examples
+    --------
+    >>> all_truths("colour", "be a text"), all_truths(["colour", "color"], "be a text")
+    (['colour'], ['colour', 'color'])
+    >>> all_truths([["colour"], "color"], "be a text")
+    Traceback (most recent call last):
+        ...
+    g2rpo.rewards.truth.TruthError: truth is [['colour'], 'color']; it must be a text,
+    or be a list of such answers
+    """
+    truth = _as_value(truth)
+    several = isinstance(truth, list)
+    must = f"{must}, or be a list of such answers"
+    items = truth if several else [truth]
+    if not items or any(isinstance(item, list | tuple | dict) for item in items):
+        raise bad_truth(truth, must)
+    return [truth_text(item, must) for item in items]
+
+
+def one_truth(truth: Any, must: str) -> str:
+    """Return the right answer of a record that has one: a text, or a list of one.
+
+    Examples
+    --------
+    >>> one_truth(["7"], "be a number")
+    '7'
+    >>> one_truth([7, 8], "be a number")
+    Traceback (most recent call last):
+        ...
+    g2rpo.rewards.truth.TruthError: truth is [7, 8]; it must be a number
+    """
+    truth = _as_value(truth)
+    if isinstance(truth, dict) or (isinstance(truth, list) and len(truth) != 1):
+        raise bad_truth(truth, must)
+    return all_truths(truth, must)[0] if isinstance(truth, list) else truth_text(truth, must)
+
+
+def comparable(text: str) -> str:
+    r"""Return a text in Unicode's composed form (NFC), in which equal texts are equal strings.
+
+    Examples
+    --------
+    >>> comparable("e\u0301") == "\u00e9"
+    True
+    """
+    marks = "".join(character for character in set(text) if _is_mark(character))
+    if marks:
+        text = re.sub(f"([{re.escape(marks)}]{{{_MARKS}}})[{re.escape(marks)}]+", r"\1", text)
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) > 0
+
+
+def _as_value(truth: Any) -> Any:
+    if hasattr(truth, "tolist"):
+        truth = truth.tolist()  # what NumPy makes of a column
+    return list(truth) if isinstance(truth, tuple) else truth

@@ -2,20 +2,46 @@
 
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from g2rpo.rewards import ACCURACY, EXAMPLES, components, maths_match, parse_response
+from g2rpo.rewards import (
+    ACCURACY,
+    EXAMPLES,
+    TruthError,
+    check_record,
+    components,
+    maths_match,
+    parse_response,
+)
 
 MEGABYTE = 1_000_000
 TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<answer>", "</answer>", "< / Answer >"]
 PIECES = ["[", "]", "{", "}", '"boxes":', '"time":', ",", "-1", "0", "9" * 400, "1e999", "NaN", "B"]
 PIECES += ["(", ")", "```", "json", "'", '"', "bbox_2d", "start", "end", "1:2", "<|box_start|>"]
 PIECES += ["[0,0,1,1]", "(0,0),(1,1)", "[0,1]"]
+MARKUP = [
+    "$",
+    "**",
+    r"\boxed{",
+    r"\text{",
+    r"\frac{1}{2}",
+    "Answer:",
+    "½",
+    "√",
+    "²",
+    "%",
+    "1,234",
+    " cm",
+]
+SCRIPTS = ["क", "ि", "\u0301", "\u0316", "\u200d", "\u200b", "\ufe0f", "\u0f73", "犬", "ﬁ"]
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
-SOUP = st.lists(st.sampled_from(TAGS + PIECES) | ANY_TEXT, max_size=12).map("".join)
+SOUP = st.lists(st.sampled_from(TAGS + PIECES + MARKUP + SCRIPTS) | ANY_TEXT, max_size=12).map(
+    "".join
+)
 
 NUMBERS = (
     st.floats()
@@ -32,8 +58,17 @@ VALUES = st.recursive(
 )
 
 
+SEVERAL = {
+    "OCR": ["no parking", "हिन्दी"],
+    "character OCR": ["7A8", "e\u0301"],
+    "open-ended": ["一", "a b"],
+}
+OPTIONS = ["A. A dog", "B. १½", "C. cafe\u0301"]
+
+
 def assert_in_range(problem_type, text):
-    record = {"problem_type": problem_type, "answer": EXAMPLES[problem_type]}
+    truth = SEVERAL.get(problem_type, EXAMPLES[problem_type])
+    record = {"problem_type": problem_type, "answer": truth, "options": OPTIONS}
     for response in (text, f"<think></think><answer>{text}</answer>"):
         parts = components(record, response)
         assert all(isinstance(part, float) and 0 <= part <= 1 for part in parts), parts
@@ -55,14 +90,42 @@ def test_any_json(problem_type, value):
     assert_in_range(problem_type, json.dumps(value).replace('"HUGE"', "9" * 5000))
 
 
-SYMBOLS = "0129x+-*/^=<(){}[],!%$\\&_½ⅷ犬\ud800\x00"
-COMMANDS = [r"\frac", r"\sqrt", r"\pi", r"\infty", r"\int", r"\sum", r"\text", r"\boxed", "None"]
+@pytest.mark.parametrize("problem_type", CHEAP)
+@given(text=SOUP, options=st.lists(SOUP, max_size=3))
+def test_any_truth_is_right_for_itself_or_refused(problem_type, text, options):
+    for truth in (text, [text], [text, text]):
+        record = {"problem_type": problem_type, "answer": truth, "options": options}
+        with suppress(TruthError):
+            check_record(record)
+
+
+SYMBOLS = "0129x+-*/^=<(){}[],!%$\\&_:.e ½√²π°−ⅷ犬\ud800\x00"
+COMMANDS = [
+    r"\frac",
+    r"\left(",
+    r"\overline{3}",
+    "1e-7",
+    "1,234",
+    "12:00",
+    " cm",
+    "**",
+    "Answer: ",
+    r"\sqrt",
+    r"\pi",
+    r"\infty",
+    r"\int",
+    r"\sum",
+    r"\text",
+    r"\boxed",
+    "None",
+]
 LATEX = st.sampled_from([*SYMBOLS, *COMMANDS, r"\begin{matrix}", "__import__('os')"])
 
 
 @given(st.lists(LATEX, max_size=7).map("".join))
 def test_any_formula(text):
-    assert maths_match(text, "x^2+1", seconds=0.5) in (0.0, 1.0)
+    for truth in ("x^2+1", "12", [1, "x=2"]):
+        assert maths_match(text, truth, seconds=0.5) in (0.0, 1.0)
 
 
 LONG = {
@@ -79,6 +142,15 @@ LONG = {
     "words": "a b " * (MEGABYTE // 4),
     "one word": "a" * MEGABYTE,
     "dollars": "$" * MEGABYTE,
+    "marks in two orders": "a" + "\u0300\u0316" * (MEGABYTE // 2),
+    "marks that come apart": "\u0f73" * MEGABYTE,
+    "joiners": "\u200d" * MEGABYTE,
+    "groups": "1,234" * (MEGABYTE // 5),
+    "groups and spaces": "1 " * (MEGABYTE // 2),
+    "stars": "*" * MEGABYTE,
+    "boxed": r"\boxed{" * (MEGABYTE // 7),
+    "letters": "A) " * (MEGABYTE // 3),
+    "fractions": "½" * MEGABYTE,
     "surrogates": "\ud800" * MEGABYTE,
     "frames": json.dumps({"boxes": {str(frame): [0, 0, 1, 1] for frame in range(20_000)}}),
     "boxes": json.dumps({"boxes": [[0, 0, 1, 1]] * 10_000}),

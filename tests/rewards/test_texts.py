@@ -1,8 +1,10 @@
 """Words: error rates and ROUGE, against values by hand and a slow version written here."""
 
+import math
 from collections import Counter
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -43,6 +45,21 @@ def test_word_accuracy(answer, expected):
         ("Σ", "σ", 1.0),
         ("cat", "dog", 0.0),
         ("...", "dog", 0.0),
+        # Vowel signs belong to words, and a composed letter is the decomposed one.
+        ("की", "कि", 0.0),
+        ("की", "की", 1.0),
+        ("আমি", "আমা", 0.0),
+        ("كَتَبَ", "كُتِبَ", 0.0),
+        ("שָׁלוֹם", "שלום", 0.0),
+        ("cafe\u0301", "caf\u00e9", 1.0),
+        ("ガ", "カ\u3099", 1.0),
+        # Joiners and other formatting belong to no word; a space without width parts two.
+        ("می\u200cخواهم", "میخواهم", 1.0),
+        ("क्\u200dष", "क्ष", 1.0),
+        ("co\u00adoperate", "cooperate", 1.0),
+        ("a\u200bdog", "a dog", 1.0),
+        ("dog ❤\ufe0f", "dog", 1.0),
+        ("\U00020000犬", "\U00020000 犬", 1.0),
     ],
 )
 def test_rouge_mean(answer, truth, expected):
@@ -98,6 +115,37 @@ def test_every_word_left_out_costs_the_same_word_accuracy(words, data):
 def test_character_accuracy_is_word_accuracy_of_spelled_words(truth, answer):
     spelled = word_accuracy(" ".join(answer), " ".join(truth))
     assert character_accuracy(answer, truth) == pytest.approx(spelled)
+
+
+@pytest.mark.parametrize("function", [word_accuracy, character_accuracy, rouge_mean])
+def test_the_best_of_several_truths_counts(function):
+    truths = ["colour", "color"]
+    assert (
+        function("color", truths) == function("colour", truths) == function("color", ["color"]) == 1
+    )
+    assert function("colr", truths) == max(function("colr", truth) for truth in truths)
+    assert function("color", tuple(truths)) == function("color", np.array(truths)) == 1
+
+
+@pytest.mark.parametrize("function", [word_accuracy, character_accuracy, rouge_mean])
+@pytest.mark.parametrize(
+    "truth", [[], [["a"]], ["a", None], ["a", ""], {"a": 1}, math.nan, [math.inf]]
+)
+def test_several_truths_are_a_list_of_texts(function, truth):
+    with pytest.raises(TruthError, match="it must contain"):
+        function("a", truth)
+
+
+@pytest.mark.parametrize("function", [word_accuracy, character_accuracy])
+def test_read_text_compares_in_composed_form(function):
+    assert function("cafe\u0301", "caf\u00e9") == function("caf\u00e9", "cafe\u0301") == 1
+    assert function("cafe", "caf\u00e9") < 1
+
+
+@pytest.mark.parametrize("function", [word_accuracy, character_accuracy])
+def test_spaces_around_a_slash_are_read(function):
+    assert function("1 / 2", "1 / 2") == function("1/2", "1/2") == 1
+    assert function("1/2", "1 / 2") < 1
 
 
 @pytest.mark.parametrize("function", [word_accuracy, character_accuracy, rouge_mean])
