@@ -6,6 +6,7 @@ Whatever they are, every other task gets what it gets without them, to the last 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from g2rpo_jax import (
     calibrate_lengths,
     ema_grpo_advantages,
     g2rpo_loss,
+    high_entropy_mask,
     length_quantiles,
     length_reward,
     policy_loss,
@@ -78,6 +80,7 @@ def test_every_function_that_takes_tasks_is_called_here():
         "ema_grpo_advantages",
         "g2rpo_loss",
         "gaussian_advantages",  # among the estimators
+        "high_entropy_mask",
         "length_quantiles",
         "policy_loss",
         "task_means",
@@ -101,6 +104,18 @@ def test_in_an_estimator_any_integer_is_a_task_of_its_own(name, labels, rng):
     absent = estimate(jnp.where(known, rewards, jnp.nan), groups, jnp.where(known, tasks, 0))
     if name not in ("grpo-batch", "gdpo"):
         equal(advantages[known], absent[known])
+
+
+def test_among_high_entropies_any_integer_is_a_task_of_its_own(labels, tokens):
+    (tasks, known), (entropies, mask) = labels, tokens
+    chosen = jax.jit(partial(high_entropy_mask, share=0.4))
+    numbers = jnp.where(known, tasks, 0)
+    for number, label in enumerate(WRONG):
+        numbers = jnp.where(tasks == label, TASKS + number, numbers)
+    kept = chosen(entropies, mask, tasks)
+    equal(kept, chosen(entropies, mask, numbers))
+    without = chosen(entropies, mask & known[:, None], jnp.where(known, tasks, 0))
+    equal(kept[known], without[known])
 
 
 def test_metrics_of_tasks(labels, tokens, rng):
