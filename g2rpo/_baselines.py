@@ -10,23 +10,24 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from g2rpo._checks import (
+    as_groups,
+    labels_of,
     namespace_of,
     require_choice,
-    require_labels,
     require_positive,
     require_shape,
     working_dtype,
 )
 from g2rpo._components import as_weights, weighted_sum
 from g2rpo._libraries import device_of
-from g2rpo._moments import Moments, moments
-from g2rpo._typing import Array, Namespace
+from g2rpo._moments import SHRINK, Moments, moments
+from g2rpo._typing import Array, Groups, Namespace
 
 Scale: TypeAlias = Literal["group", "batch", "none"]
 
 
 def grpo_advantages(
-    rewards: Array, groups: Array, /, *, scale: Scale = "group", epsilon: float = 1e-6
+    rewards: Array, groups: Groups, /, *, scale: Scale = "group", epsilon: float = 1e-6
 ) -> Array:
     r"""Return GRPO's advantages: the reward's distance from its group's mean, rescaled.
 
@@ -36,8 +37,8 @@ def grpo_advantages(
     ----------
     rewards : array
         Real, shape (N,). NaN is absent.
-    groups : array
-        Integer prompt labels, shape (N,).
+    groups : array or int
+        Integer prompt labels, shape (N,); or n, for groups of n consecutive rollouts.
     scale : {"group", "batch", "none"}, optional
         Whose unbiased standard deviation divides: the group's, the whole batch's, or none, which
         is Dr.GRPO.
@@ -74,29 +75,29 @@ def grpo_advantages(
     >>> grpo_advantages(rewards, np.asarray([0, 0, 0, 1]), scale="none").round(4)
     array([-0.6667,  0.3333,  0.3333,  0.    ])
     """
-    xp, values, result = prepare(rewards, groups)
+    xp, values, groups, result = prepare(rewards, groups)
     require_choice("scale", scale, ("group", "batch", "none"))
     require_positive("epsilon", epsilon, zero=True)
     if values.shape[0] == 0:
         return xp.astype(values, result)
     group = moments(xp, values, groups)
     if scale == "none":
-        advantages = 2.0 * group.half_deviation
+        advantages = group.deviation / SHRINK
     else:
-        wider = group if scale == "group" else moments(xp, values, xp.zeros_like(groups))
+        wider = group if scale == "group" else moments(xp, values, values.shape[0])
         advantages = standard_score(xp, group, wider, epsilon)
     return xp.astype(advantages, result)
 
 
-def rloo_advantages(rewards: Array, groups: Array, /) -> Array:
+def rloo_advantages(rewards: Array, groups: Groups, /) -> Array:
     r"""Return RLOO's advantages: the reward minus the mean of the others in its group.
 
     Parameters
     ----------
     rewards : array
         Real, shape (N,). NaN is absent.
-    groups : array
-        Integer prompt labels, shape (N,).
+    groups : array or int
+        Integer prompt labels, shape (N,); or n, for groups of n consecutive rollouts.
 
     Returns
     -------
@@ -124,17 +125,17 @@ def rloo_advantages(rewards: Array, groups: Array, /) -> Array:
     >>> rloo_advantages(np.asarray([0.0, 1.0, 1.0, 5.0]), np.asarray([0, 0, 0, 1])).round(4)
     array([-1. ,  0.5,  0.5,  0. ])
     """
-    xp, values, result = prepare(rewards, groups)
+    xp, values, groups, result = prepare(rewards, groups)
     if values.shape[0] == 0:
         return xp.astype(values, result)
     group = moments(xp, values, groups)
     others = xp.where(group.size > 1, group.size - 1.0, 1.0)
-    return xp.astype(2.0 * group.half_deviation * (group.size / others), result)
+    return xp.astype(group.deviation / SHRINK * (group.size / others), result)
 
 
 def gdpo_advantages(
     rewards: Array,
-    groups: Array,
+    groups: Groups,
     /,
     *,
     component_weights: Sequence[float] | Array | None = None,
@@ -149,8 +150,8 @@ def gdpo_advantages(
     ----------
     rewards : array
         Real, shape (N, K), or (N,) for one component. NaN is absent from its component.
-    groups : array
-        Integer prompt labels, shape (N,).
+    groups : array or int
+        Integer prompt labels, shape (N,); or n, for groups of n consecutive rollouts.
     component_weights : sequence of float or array, optional
         Weights, shape (K,); ones by default.
     epsilon : float, optional
@@ -179,10 +180,10 @@ def gdpo_advantages(
     >>> gdpo_advantages(rewards, np.asarray([0, 0, 0])).round(4)
     array([-0.9093, -0.1617,  1.071 ])
     """
-    xp = namespace_of(rewards=rewards, groups=groups)
+    xp = namespace_of(rewards=rewards, groups=labels_of(groups))
     require_shape("rewards", rewards, ("N",), ("N", "K"))
     columns = xp.expand_dims(rewards, axis=1) if rewards.ndim == 1 else rewards
-    require_labels(xp, "groups", groups, rewards.shape[0])
+    groups = as_groups(xp, "groups", groups, rewards.shape[0])
     require_positive("epsilon", epsilon, zero=True)
     working, result = working_dtype(xp, "rewards", rewards)
     columns = xp.astype(columns, working)
@@ -191,28 +192,29 @@ def gdpo_advantages(
         return xp.zeros(0, dtype=result, device=device_of(rewards))
     scores = []
     for k in range(columns.shape[1]):
-        component = moments(xp, columns[:, k], groups)
+        component = moments(xp, SHRINK * columns[:, k], groups)
         scores.append(standard_score(xp, component, component, epsilon))
-    total = weighted_sum(xp, scores, weights)
+    total, _ = weighted_sum(xp, xp.stack(scores, axis=1), weights)
     undefined = xp.isnan(total)
     absent = xp.all(xp.isnan(columns), axis=1)
-    batch = moments(xp, xp.where(absent, xp.nan, total), xp.zeros_like(groups))
+    total = SHRINK * xp.where(absent, xp.nan, total)
+    batch = moments(xp, total, total.shape[0])
     score = xp.where(undefined, xp.nan, standard_score(xp, batch, batch, epsilon))
     return xp.astype(score, result)
 
 
-def prepare(rewards: Array, groups: Array) -> tuple[Namespace, Array, Array]:
-    """Check (N,) rewards and labels; return namespace, rewards to compute with, result dtype."""
-    xp = namespace_of(rewards=rewards, groups=groups)
+def prepare(rewards: Array, groups: Groups) -> tuple[Namespace, Array, Groups, Array]:
+    """Check (N,) rewards and groups; return namespace, shrunken rewards, groups, result dtype."""
+    xp = namespace_of(rewards=rewards, groups=labels_of(groups))
     require_shape("rewards", rewards, ("N",))
-    require_labels(xp, "groups", groups, rewards.shape[0])
+    groups = as_groups(xp, "groups", groups, rewards.shape[0])
     working, result = working_dtype(xp, "rewards", rewards)
-    return xp, xp.astype(rewards, working), result
+    return xp, SHRINK * xp.astype(rewards, working), groups, result
 
 
 def standard_score(xp: Namespace, of: Moments, by: Moments, epsilon: float) -> Array:
     """Return the deviations within ``of`` over the standard deviation of ``by`` plus epsilon."""
-    denominator = by.half_std(xp) + 0.5 * epsilon
-    score = of.half_deviation / xp.where(denominator > 0, denominator, 1.0)
+    denominator = by.std(xp) + SHRINK * epsilon
+    score = of.deviation / xp.where(denominator > 0, denominator, 1.0)
     # Where `by` holds an infinity that `of` does not, there is no standard deviation either.
     return xp.where(xp.isnan(by.deviation), by.deviation, score)

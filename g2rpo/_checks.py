@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from g2rpo._libraries import device_of
@@ -48,6 +49,31 @@ def require_labels(xp: Namespace, name: str, labels: Array, size: int) -> None:
     if not xp.isdtype(labels.dtype, "integral"):
         raise TypeError(f"{name} must hold integer labels, got dtype {labels.dtype}")
     require_shape(name, labels, (size,))
+
+
+def labels_of(groups: Array | int | None) -> Array | None:
+    """Return labels as they are, and None for a number of consecutive members."""
+    return None if isinstance(groups, int | np.integer) else groups
+
+
+def as_groups(xp: Namespace, name: str, groups: Array | int, size: int) -> Array | int:
+    """Return checked labels (``size``,), or the checked number of consecutive members."""
+    if labels_of(groups) is not None:
+        if getattr(groups, "ndim", 1) == 0:
+            raise TypeError(
+                f"{name} must be integer labels ({size},) or a Python integer, got an array of "
+                "shape (); under jax.jit a number is a static argument"
+            )
+        require_labels(xp, name, groups, size)
+        return groups
+    if isinstance(groups, bool):
+        raise TypeError(f"{name} must be integer labels or a number of rollouts, got {groups!r}")
+    members = int(groups)
+    if members < 1 or size % members:
+        raise ValueError(
+            f"{name} must be labels or a number that divides the {size} rollouts, got {members}"
+        )
+    return members
 
 
 def require_floating(xp: Namespace, name: str, array: Array) -> None:

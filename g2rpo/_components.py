@@ -1,4 +1,9 @@
-"""Several reward components: their weights, and their weighted sum."""
+"""Several reward components: their weights, their weighted sum, and how exact that sum is.
+
+A sum is computed, so sums that are equal on paper can differ in the last bits: .1 + .2 and .3 + 0
+do. Every sum therefore comes with the sum of its terms' magnitudes, and :func:`rounding_margin`
+derives from it how far apart two equal sums can be. A ranking takes what is nearer for equal.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,13 @@ from array_api_compat import is_array_api_obj
 
 from g2rpo._checks import require_shape
 from g2rpo._libraries import device_of
-from g2rpo._rounding import rounded
 from g2rpo._typing import Array, Namespace
 
 
 def as_weights(xp: Namespace, weights: Sequence[float] | Array | None, columns: Array) -> Array:
     """Return weights (K,) of the dtype and device of ``columns`` (N, K); ones by default."""
+    if columns.shape[1] == 0:
+        raise ValueError("rewards must have at least one component, got shape (N, 0)")
     if weights is None:
         return xp.ones(columns.shape[1], dtype=columns.dtype, device=device_of(columns))
     if is_array_api_obj(weights):
@@ -37,23 +43,38 @@ def weights_if_components(
     return None
 
 
-def weighted_rewards(xp: Namespace, rewards: Array, weights: Array) -> Array:
-    """Return the weighted sums (N,) of rewards (N, K); NaN counts as 0 unless all are NaN.
+def weighted_rewards(xp: Namespace, rewards: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the weighted sums (N,) of rewards (N, K) and of the terms' magnitudes.
 
-    A weight of 0 leaves its component out, infinite rewards included.
+    NaN counts as 0 unless all components are NaN. A weight of 0 leaves its component out,
+    infinite rewards included.
     """
     absent = xp.isnan(rewards)
-    components = []
-    for k in range(rewards.shape[1]):
-        counted = ~absent[:, k] & (weights[k] != 0)
-        components.append(xp.where(counted, rewards[:, k], 0.0))
-    total = weighted_sum(xp, components, weights)
-    return xp.where(xp.all(absent, axis=1), xp.nan, total)
+    counted = ~absent & xp.expand_dims(weights != 0, axis=0)
+    total, size = weighted_sum(xp, xp.where(counted, rewards, 0.0), weights)
+    return xp.where(xp.all(absent, axis=1), xp.nan, total), size
 
 
-def weighted_sum(xp: Namespace, columns: Sequence[Array], weights: Array) -> Array:
-    """Return the weighted sum of K columns (N,), bit-equal for equal rows."""
-    total = xp.zeros_like(columns[0])
-    for k, column in enumerate(columns):
-        total = total + rounded(xp, weights[k] * column)
-    return total
+def weighted_sum(xp: Namespace, columns: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the weighted sums (N,) of columns (N, K) and of the terms' magnitudes.
+
+    Terms are added in ascending order, so that rows of the same terms get equal bits in whatever
+    order the terms stand. No compiler fuses a product into an addition across the sort.
+    """
+    terms = xp.sort(columns * xp.expand_dims(weights, axis=0), axis=1)
+    total, size = terms[:, 0], xp.abs(terms[:, 0])
+    for k in range(1, terms.shape[1]):
+        total, size = total + terms[:, k], size + xp.abs(terms[:, k])
+    return total, size
+
+
+def rounding_margin(xp: Namespace, size: Array, components: int, dtype: Array) -> Array:
+    """Return the largest distance of sums that are equal on paper, from their terms' magnitudes.
+
+    To first order a sum is off by half an eps of ``dtype``, in which the rewards are given, and by
+    half an eps of the computation's dtype for the weight, the product and each addition, all
+    relative to ``size``. Of two sums that makes eps + (K + 1) eps; the second part is doubled, for
+    rewards that were themselves computed.
+    """
+    computed = 2 * (components + 1) * float(xp.finfo(size.dtype).eps)
+    return xp.where(xp.isfinite(size), size, 0.0) * (float(xp.finfo(dtype).eps) + computed)

@@ -15,10 +15,10 @@ from g2rpo._checks import (
     require_shape,
 )
 from g2rpo._libraries import device_of, gather
-from g2rpo._moments import Moments, moments
+from g2rpo._moments import SHRINK, Moments, moments
 from g2rpo._segments import segment_peak
 from g2rpo._state import state_from_json, state_to_json
-from g2rpo._typing import Array, Namespace
+from g2rpo._typing import Array, Groups, Namespace
 
 Outliers: TypeAlias = Literal["clip", "group", "keep"]
 
@@ -61,7 +61,7 @@ class EMAState(NamedTuple):
 
 def ema_grpo_advantages(
     rewards: Array,
-    groups: Array,
+    groups: Groups,
     tasks: Array,
     /,
     state: EMAState,
@@ -84,8 +84,8 @@ def ema_grpo_advantages(
     ----------
     rewards : array
         Real, shape (N,). NaN is absent.
-    groups : array
-        Integer prompt labels, shape (N,).
+    groups : array or int
+        Integer prompt labels, shape (N,); or n, for groups of n consecutive rollouts.
     tasks : array
         Integer task labels 0 .. num_tasks - 1, shape (N,). Other labels get advantage 0.
     state : EMAState
@@ -130,7 +130,7 @@ def ema_grpo_advantages(
     >>> advantages.round(4), state.mean
     (array([-1.1547,  1.1547,  0.    ,  0.    ]), array([0.25]))
     """
-    xp, values, result = prepare(rewards, groups)
+    xp, values, groups, result = prepare(rewards, groups)
     require_labels(xp, "tasks", tasks, values.shape[0])
     for name, array in state._asdict().items():
         require_shape(f"state.{name}", array, ("num_tasks",))
@@ -149,7 +149,7 @@ def ema_grpo_advantages(
     last = state.mean.shape[0] - 1
     known = (tasks >= 0) & (tasks <= last)
     group = moments(xp, values, groups)
-    advantages = 2.0 * group.half_deviation / xp.take(std, xp.clip(tasks, 0, last))
+    advantages = group.deviation / SHRINK / xp.take(std, xp.clip(tasks, 0, last))
     advantages = xp.where(known, advantages, 0.0)
     if outliers == "clip":
         advantages = xp.clip(advantages, -limit, limit)
@@ -171,12 +171,10 @@ def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: 
     met = (gather(xp, labels, place) == codes) & (size > 0)
 
     dtype = state.mean.dtype
-    scale = gather(xp, batch.half_range, one)
-    mean = xp.astype(
-        2.0 * (gather(xp, batch.half_lowest, one) + gather(xp, batch.mean, one) * scale), dtype
-    )
-    spread = gather(xp, batch.square_sum, one) / xp.where(met, size, 1.0)
-    variance = xp.astype(4.0 * spread * scale * scale, dtype)
+    mean = xp.astype(gather(xp, batch.mean, one) / SHRINK, dtype)
+    spread = gather(xp, batch.range, one) / SHRINK
+    square = gather(xp, batch.square_sum, one) / xp.where(met, size, 1.0)
+    variance = xp.astype(square * spread * spread, dtype)
     shift = state.mean - mean
     fresh = 1.0 - decay
     running = decay * state.variance + fresh * variance + decay * fresh * shift * shift
@@ -188,10 +186,9 @@ def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: 
 
 
 def _rescale_wild_groups(
-    xp: Namespace, advantages: Array, group: Moments, groups: Array, limit: float, epsilon: float
+    xp: Namespace, advantages: Array, group: Moments, groups: Groups, limit: float, epsilon: float
 ) -> Array:
-    half_std = xp.sqrt(group.square_sum / xp.where(group.size > 0, group.size, 1.0))
-    own = group.half_deviation / (half_std * group.half_range + 0.5 * epsilon)
+    own = group.deviation / (group.std(xp, unbiased=False) + SHRINK * epsilon)
     magnitude = xp.abs(advantages)
     peak = segment_peak(xp, xp.where(xp.isnan(magnitude), 0.0, magnitude), groups)
     return xp.where(peak > limit, own, advantages)

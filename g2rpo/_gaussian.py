@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from g2rpo._blocks import QUANTILE_BITS, Ties
 from g2rpo._checks import (
+    as_groups,
+    labels_of,
     namespace_of,
     require_choice,
     require_labels,
@@ -13,18 +16,18 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._components import weighted_rewards, weighted_sum, weights_if_components
-from g2rpo._libraries import device_of, gather
-from g2rpo._segments import count, exact_sum, segment_peak, sort_by_segment
-from g2rpo._typing import Array, Namespace
-from g2rpo.transport import QUANTILE_BITS, Ties, match
+from g2rpo._components import rounding_margin, weighted_rewards, weighted_sum, weights_if_components
+from g2rpo._libraries import device_of, is_readable, places_of, sum_by_place
+from g2rpo._segments import exact_sum, segment_peak
+from g2rpo._typing import Array, Groups, Namespace
+from g2rpo.transport import match
 
 TaskStage = Literal["standardize", "match", "match-all"]
 
 
 def gaussian_advantages(
     rewards: Array,
-    groups: Array,
+    groups: Groups,
     tasks: Array | None = None,
     /,
     *,
@@ -51,8 +54,10 @@ def gaussian_advantages(
     ----------
     rewards : array
         Real, shape (N,), or (N, K) for K reward components.
-    groups : array
-        Integer prompt labels, shape (N,). A group's rollouts belong to one task.
+    groups : array or int
+        Integer prompt labels, shape (N,), in any order; or n, for groups of n consecutive
+        rollouts, which gives the same bits and needs no sort of all rollouts. A group's rollouts
+        belong to one task.
     tasks : array, optional
         Integer task labels, shape (N,); one task by default.
     task_stage : {"standardize", "match", "match-all", None}, optional
@@ -76,12 +81,14 @@ def gaussian_advantages(
     TypeError
         If an argument is no array, ``rewards`` are complex or labels are not integers.
     ValueError
-        If a shape is wrong, an option is unknown, or there are weights without components.
+        If a shape is wrong, ``groups`` is a number that does not divide N, an option is unknown,
+        or there are weights without components.
 
     Notes
     -----
-    Summing components counts a NaN as 0 unless all components are NaN. The result does not
-    depend on the order of the rollouts or on other tasks, to the last bit.
+    Summing components counts a NaN as 0 unless all components are NaN. Sums that differ by no more
+    than the rounding of their terms are ties: .1 + .2 and .3 + 0. The result does not depend on the
+    order of the rollouts, of components of equal weight, or on other tasks, to the last bit.
 
     References
     ----------
@@ -99,10 +106,10 @@ def gaussian_advantages(
     >>> gaussian_advantages(rewards, groups, task_stage=None).round(4)
     array([-0.7345, -0.7345,  0.7345,  0.7345,  0.    ,  0.    ,  0.    ,  0.    ])
     """
-    xp = namespace_of(rewards=rewards, groups=groups, tasks=tasks)
+    xp = namespace_of(rewards=rewards, groups=labels_of(groups), tasks=tasks)
     require_shape("rewards", rewards, ("N",), ("N", "K"))
     size = rewards.shape[0]
-    require_labels(xp, "groups", groups, size)
+    groups = as_groups(xp, "groups", groups, size)
     if tasks is None:
         tasks = xp.zeros(size, dtype=xp.int32, device=device_of(rewards))
     require_labels(xp, "tasks", tasks, size)
@@ -116,32 +123,38 @@ def gaussian_advantages(
     if size == 0:
         return xp.zeros(0, dtype=result, device=device_of(rewards))
 
+    margin = None
     if weights is None:
         advantages, has_signal = match(xp, rewards, groups, ties, resolution)
         present = ~xp.isnan(rewards)
     elif decoupled:
         columns = [rewards[:, k] for k in range(rewards.shape[1])]
         matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
-        advantages = weighted_sum(xp, matched, weights)
+        advantages, sizes = weighted_sum(xp, xp.stack(matched, axis=1), weights)
+        margin = rounding_margin(xp, sizes, len(columns), working)
+        # Components that cancel leave nothing but rounding.
+        cancel = xp.abs(advantages) <= segment_peak(xp, margin, groups)
+        advantages = xp.where(cancel, 0.0, advantages)
         present = ~xp.all(xp.isnan(rewards), axis=1)
         has_signal = present & (segment_peak(xp, xp.abs(advantages), groups) > 0)
+        margin = segment_peak(xp, margin, tasks)
     else:
-        summed = weighted_rewards(xp, rewards, weights)
-        advantages, has_signal = match(xp, summed, groups, ties, resolution)
+        summed, sizes = weighted_rewards(xp, rewards, weights)
+        of_sums = segment_peak(xp, rounding_margin(xp, sizes, rewards.shape[1], result), groups)
+        advantages, has_signal = match(xp, summed, groups, ties, resolution, of_sums)
         present = ~xp.isnan(summed)
 
     if task_stage == "standardize":
-        weighted = decoupled and weights is not None
-        advantages = _standardise(xp, advantages, has_signal, tasks, weighted)
+        advantages = _standardise(xp, advantages, has_signal, groups, tasks, margin is not None)
     elif task_stage is not None:
         taking_part = present if task_stage == "match-all" else has_signal
         candidates = xp.where(taking_part, advantages, xp.nan)
-        advantages, _ = match(xp, candidates, tasks, ties, None)
+        advantages, _ = match(xp, candidates, tasks, ties, None, margin)
     return xp.astype(advantages, result)
 
 
 def _standardise(
-    xp: Namespace, values: Array, has_signal: Array, tasks: Array, weighted: bool
+    xp: Namespace, values: Array, has_signal: Array, groups: Groups, tasks: Array, weighted: bool
 ) -> Array:
     """Divide by each task's root mean square over ``has_signal``.
 
@@ -153,11 +166,33 @@ def _standardise(
         # The weights may be of any size: bring each task's largest value to 1 first.
         peak = segment_peak(xp, xp.abs(values), tasks)
         values, bits = values / xp.where(peak > 0, peak, 1.0), 0
-    layout = sort_by_segment(xp, tasks)
-    squares = gather(xp, xp.where(has_signal, values * values, 0.0), layout.order)
-    samples = count(xp, gather(xp, has_signal, layout.order), layout.first, layout.stop)
-    total = exact_sum(xp, squares, layout.first, layout.stop, bits=bits)
+    # Integers add up to the same in any order: within groups first, where they are rows.
+    members = groups if isinstance(groups, int) else 1
+    places = places_of(xp, _one_of_each_row(xp, tasks, members))
+
+    def total(integers: Array) -> Array:
+        rows = xp.reshape(integers, (-1, members))
+        if members > 1:
+            rows = xp.sum(rows, axis=1, keepdims=True, dtype=integers.dtype)
+        return sum_by_place(xp, xp.reshape(rows, (-1,)), places)
+
+    squares = xp.where(has_signal, values * values, 0.0)
+    samples = total(xp.astype(has_signal, places.dtype))
+    sums = exact_sum(xp, squares, total, bits=bits, integer=places.dtype)
     samples = xp.maximum(samples, xp.ones_like(samples))
-    root = gather(xp, xp.sqrt(total / xp.astype(samples, values.dtype)), layout.inverse)
+    root = xp.sqrt(sums / xp.astype(samples, values.dtype))
+    if members > 1:
+        root = xp.repeat(root, members)
     active = has_signal & (root > 0)
     return xp.where(active, values / xp.where(active, root, 1.0), 0.0)
+
+
+def _one_of_each_row(xp: Namespace, tasks: Array, members: int) -> Array:
+    """Return the task of each group of so many consecutive rollouts."""
+    rows = xp.reshape(tasks, (-1, members))
+    if members > 1 and is_readable(tasks) and bool(xp.any(rows != rows[:, :1])):
+        raise ValueError(
+            f"tasks must be the same for all rollouts of a group, {members} consecutive ones, "
+            "but some differ: give groups as labels, or tasks in the order of the groups"
+        )
+    return rows[:, 0]

@@ -57,6 +57,13 @@ def sorted_order(xp: Namespace, labels: Array, keys: Array) -> Array:
     return gather(xp, order, xp.argsort(gather(xp, labels, order), stable=True))
 
 
+def row_order(xp: Namespace, keys: Array) -> Array:
+    """Return the indices that sort each row of ``keys`` (B, n), without NaN."""
+    if is_torch_array(keys) and keys.dtype == xp.float32:
+        keys = _ordered_bits(xp, keys)
+    return xp.argsort(keys, axis=1, stable=False)
+
+
 def _packed(xp: Namespace, labels: Array, keys: Array) -> Array:
     """Return 64-bit integers in the order of labels, then of single-precision keys.
 
@@ -67,10 +74,14 @@ def _packed(xp: Namespace, labels: Array, keys: Array) -> Array:
     labels = gather(xp, labels, order)
     rises = xp.concat([xp.zeros_like(order[:1]), xp.astype(labels[1:] != labels[:-1], xp.int64)])
     run = xp.empty_like(order).scatter_(0, order, rises.cumsum(0))
+    return run * 2**32 + _ordered_bits(xp, keys)
+
+
+def _ordered_bits(xp: Namespace, keys: Array) -> Array:
+    """Return 32-bit integers in the order of single-precision tensors."""
     # The bits of a float are in the order of its magnitude; -0.0 + 0.0 is 0.0.
     bits = (keys + 0.0).view(xp.int32)
-    bits = xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return run * 2**32 + bits
+    return xp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def running_sum(xp: Namespace, values: Array) -> Array:
@@ -97,6 +108,44 @@ def run_starts(xp: Namespace, run: Array) -> Array:
         positions = xp.arange(size + 1, dtype=run.dtype, device=device_of(run))
         return xp.astype(xp.searchsorted(run, positions), run.dtype)
     return running_sum(xp, counts)
+
+
+def places_of(xp: Namespace, labels: Array) -> Array:
+    """Return a place in [0, N) for each label (N,), the same for equal labels only."""
+    if is_torch_array(labels):
+        labels = labels.contiguous()
+    return xp.searchsorted(xp.sort(labels), labels)
+
+
+def sum_by_place(xp: Namespace, values: Array, places: Array) -> Array:
+    """Return for each element the sum of the integers (N,) at its place, places in [0, N)."""
+    if is_torch_array(values):
+        return xp.zeros_like(values).scatter_add_(0, places, values).index_select(0, places)
+    if is_jax_array(values):
+        return gather(xp, xp.zeros_like(values).at[places].add(values), places)
+    if is_numpy_array(values):
+        sums = xp.zeros_like(values)
+        xp.add.at(sums, places, values)
+        return sums[places]
+    order = xp.argsort(places)
+    opens = xp.take(places, order)
+    first, stop = (xp.searchsorted(opens, places, side=side) for side in ("left", "right"))
+    running = running_sum(xp, xp.take(values, order))
+    return xp.take(running, stop) - xp.take(running, first)
+
+
+def is_eager(array: Array) -> bool:
+    """Return whether what is computed from the array is computed at once, for good."""
+    if is_torch_array(array):
+        torch = sys.modules["torch"]
+        # Subclasses may stand for tensors without values, or for parts of them.
+        return type(array) is torch.Tensor and not torch.compiler.is_compiling()
+    return is_numpy_array(array)
+
+
+def is_readable(array: Array) -> bool:
+    """Return whether the array's values can be looked at without waiting for a device."""
+    return is_eager(array) and str(device(array)) == "cpu"
 
 
 def inverse_permutation(xp: Namespace, order: Array) -> Array:

@@ -9,17 +9,19 @@ sum to the last bit, independent of its place, of its neighbours and of the orde
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from g2rpo._libraries import (
     device_of,
     gather,
     inverse_permutation,
+    row_order,
     run_starts,
     running_sum,
     sorted_order,
 )
-from g2rpo._typing import Array, Namespace
+from g2rpo._typing import Array, Groups, Namespace
 
 
 class Layout(NamedTuple):
@@ -44,12 +46,24 @@ class Layout(NamedTuple):
     stop: Array
 
 
-def sort_by_segment(xp: Namespace, labels: Array, keys: Array | None = None) -> Layout:
-    """Order elements by label and, within a label, by ``keys`` (no NaN) or as they came."""
-    order = xp.argsort(labels, stable=True) if keys is None else sorted_order(xp, labels, keys)
-    opens = differs_from_previous(xp, gather(xp, labels, order))
+def sort_by_segment(xp: Namespace, segments: Groups, keys: Array) -> Layout:
+    """Order elements by segment and, within a segment, by ``keys``, which hold no NaN."""
+    if isinstance(segments, int):
+        return _sort_rows(xp, segments, keys)
+    order = sorted_order(xp, segments, keys)
+    opens = differs_from_previous(xp, gather(xp, segments, order))
     first, stop = run_bounds(xp, opens)
     return Layout(order, inverse_permutation(xp, order), opens, first, stop)
+
+
+def _sort_rows(xp: Namespace, members: int, keys: Array) -> Layout:
+    """Order segments of so many consecutive members: rows, each of which is sorted by itself."""
+    position = xp.arange(keys.shape[0], device=device_of(keys))
+    column = position % members
+    first = position - column
+    within = row_order(xp, xp.reshape(keys, (-1, members)))
+    order = first + xp.astype(xp.reshape(within, (-1,)), first.dtype)
+    return Layout(order, inverse_permutation(xp, order), column == 0, first, first + members)
 
 
 def differs_from_previous(xp: Namespace, values: Array) -> Array:
@@ -67,11 +81,19 @@ def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
 
 def count(xp: Namespace, flags: Array, first: Array, stop: Array) -> Array:
     """Return how many flags are set in [first, stop)."""
-    return _integer_sum(xp, xp.astype(flags, first.dtype), first, stop)
+    return sum_between(xp, xp.astype(flags, first.dtype), first, stop)
 
 
-def exact_sum(xp: Namespace, values: Array, first: Array, stop: Array, *, bits: int) -> Array:
-    """Return the sums of ``values`` over [first, stop), for values of magnitude up to 2**bits.
+def exact_sum(
+    xp: Namespace,
+    values: Array,
+    total: Callable[[Array], Array],
+    *,
+    bits: int,
+    integer: Array,
+    size: int | None = None,
+) -> Array:
+    """Return sums of ``values`` of magnitude up to 2**bits, as ``total`` sums integers.
 
     Each value is cut into integer limbs wide enough that together they hold every bit that
     matters and narrow enough that no sum overflows; how many is known from the array's size and
@@ -82,38 +104,53 @@ def exact_sum(xp: Namespace, values: Array, first: Array, stop: Array, *, bits: 
     ----------
     values : array
         Floating point, shape (N,), finite.
-    first, stop : array
-        Integer positions, shape (N,), 0 <= first <= stop <= N.
+    total : callable
+        Sums integers (N,) into sums of any shape; each value at most once in a sum.
     bits : int
         Bound on the magnitude, as a power of two.
+    integer : dtype
+        Of the limbs.
+    size : int, optional
+        Sum as if there were so many values; N by default. Equal sizes cut equal limbs.
 
     Returns
     -------
     array
-        Shape (N,), the dtype of ``values``: the sum of values rounded to a grid finer than
-        eps / N, converted to floating point limb by limb. Within one call it depends on nothing
-        but the segment's own values.
+        The sums, in the dtype of ``values``, rounded to a grid finer than eps / N and converted
+        to floating point limb by limb. For one ``size`` a sum depends on nothing but the values
+        in it.
     """
-    growth = values.shape[0].bit_length()
+    growth = (values.shape[0] if size is None else size).bit_length()
     digits = 1 - round(math.log2(xp.finfo(values.dtype).eps))
-    width = max(1, xp.iinfo(first.dtype).bits - 2 - growth)
+    width = max(1, xp.iinfo(integer).bits - 2 - growth)
     limbs = -(-(digits + growth + bits) // width)
     sums, unit, rest = [], 2.0**bits, values
-    for _ in range(limbs):
+    for k in range(limbs):
         unit *= 2.0**-width
         limb = xp.round(rest / unit)
-        rest = rest - limb * unit
-        limb_sum = _integer_sum(xp, xp.astype(limb, first.dtype), first, stop)
+        if k + 1 < limbs:
+            rest = rest - limb * unit
+        limb_sum = total(xp.astype(limb, integer))
         sums.append(xp.astype(limb_sum, values.dtype) * unit)
-    total = sums.pop()
+    result = sums.pop()
     while sums:
-        total = total + sums.pop()
-    return total
+        result = result + sums.pop()
+    return result
 
 
-def segment_peak(xp: Namespace, values: Array, labels: Array) -> Array:
+def sum_between(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
+    """Return the sums of integers (N,) over [first, stop), 0 <= first <= stop <= N."""
+    running = running_sum(xp, values)
+    return gather(xp, running, stop) - gather(xp, running, first)
+
+
+def segment_peak(xp: Namespace, values: Array, segments: Groups) -> Array:
     """Return for each element the largest value of its segment; shape (N,), no NaN."""
-    layout = sort_by_segment(xp, labels, values)
+    if isinstance(segments, int):
+        rows = xp.reshape(values, (-1, segments))
+        peaks = xp.max(rows, axis=1, keepdims=True)
+        return xp.reshape(xp.broadcast_to(peaks, rows.shape), (-1,))
+    layout = sort_by_segment(xp, segments, values)
     largest = gather(xp, gather(xp, values, layout.order), layout.stop - 1)
     return gather(xp, largest, layout.inverse)
 
@@ -125,8 +162,3 @@ def renumber(xp: Namespace, labels: Array) -> Array:
     inverse = inverse_permutation(xp, order)
     number = xp.cumulative_sum(xp.astype(opens, inverse.dtype), dtype=inverse.dtype) - 1
     return gather(xp, number, inverse)
-
-
-def _integer_sum(xp: Namespace, values: Array, first: Array, stop: Array) -> Array:
-    running = running_sum(xp, values)
-    return gather(xp, running, stop) - gather(xp, running, first)

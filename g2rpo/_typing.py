@@ -10,3 +10,7 @@ Array: TypeAlias = Any
 
 #: A module that implements the Array API standard.
 Namespace: TypeAlias = Any
+
+#: Which elements belong together: integer labels (N,), or the number of members of each group,
+#: where those of one group lie side by side.
+Groups: TypeAlias = Array | int

@@ -7,30 +7,24 @@ values are not all equal.
 
 from __future__ import annotations
 
-from typing import Literal
-
+from g2rpo._blocks import MOST_COUNTED, Ties, barycentres, match_rows, midpoint_means
 from g2rpo._checks import (
+    as_groups,
+    labels_of,
     namespace_of,
     require_choice,
-    require_labels,
     require_positive,
     require_shape,
     working_dtype,
 )
 from g2rpo._libraries import device_of, gather
-from g2rpo._normal import mean_between, quantile_of_ratio
-from g2rpo._segments import count, differs_from_previous, exact_sum, run_bounds, sort_by_segment
-from g2rpo._typing import Array, Namespace
-
-Ties = Literal["midpoint", "barycentre"]
-
-#: No midpoint quantile reaches 2**QUANTILE_BITS in magnitude: 8 would take 10**15 values.
-QUANTILE_BITS = 3
+from g2rpo._segments import count, differs_from_previous, run_bounds, sort_by_segment
+from g2rpo._typing import Array, Groups, Namespace
 
 
 def match_gaussian(
     values: Array,
-    segments: Array | None = None,
+    segments: Groups | None = None,
     /,
     *,
     ties: Ties = "midpoint",
@@ -46,8 +40,9 @@ def match_gaussian(
     ----------
     values : array
         Real, shape (N,). Infinities are legal extreme values. NaN is absent.
-    segments : array, optional
-        Integer labels, shape (N,), in any order; one segment by default.
+    segments : array or int, optional
+        Integer labels, shape (N,), in any order; or n, for segments of n consecutive values,
+        which spares a sort of all values. One segment by default.
     ties : {"midpoint", "barycentre"}, optional
         ``"midpoint"`` averages the block's midpoint quantiles. ``"barycentre"`` takes the mean of
         N(0, 1) over the block's probability interval, which is what the transport of the
@@ -93,10 +88,10 @@ def match_gaussian(
     >>> match_gaussian(values, np.asarray([0, 1, 0, 1])).round(4)
     array([-0.6745,  0.6745,  0.6745, -0.6745])
     """
-    xp = namespace_of(values=values, segments=segments)
+    xp = namespace_of(values=values, segments=labels_of(segments))
     require_shape("values", values, ("N",))
     if segments is not None:
-        require_labels(xp, "segments", segments, values.shape[0])
+        segments = as_groups(xp, "segments", segments, values.shape[0])
     require_choice("ties", ties, ("midpoint", "barycentre"))
     if resolution is not None:
         require_positive("resolution", resolution)
@@ -106,16 +101,27 @@ def match_gaussian(
 
 
 def match(
-    xp: Namespace, values: Array, segments: Array | None, ties: Ties, resolution: float | None
+    xp: Namespace,
+    values: Array,
+    segments: Groups | None,
+    ties: Ties,
+    resolution: float | None,
+    margin: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Return the matched values and, for each, whether it is present in a segment with signal."""
+    """Return the matched values and, for each, whether it is present in a segment with signal.
+
+    With ``margin`` (N,), the same for a whole segment, neighbours in the order of values that are
+    no farther apart than that belong to one block.
+    """
     size = values.shape[0]
     if size == 0:
         return values, xp.zeros_like(values, dtype=xp.bool)
     if segments is None:
-        segments = xp.zeros(size, dtype=xp.int32, device=device_of(values))
+        segments = size
     if resolution is not None:
-        values = _round_to(xp, values, resolution)
+        values = _round_to(xp, values, resolution, margin)
+    if isinstance(segments, int) and segments <= MOST_COUNTED and margin is None:
+        return match_rows(xp, values, segments, ties)
 
     # An absent value sorts as infinity, among any true ones. It needs no place of its own: equal
     # values share a result, so only the number of those that are present counts.
@@ -125,46 +131,48 @@ def match(
     present = ~gather(xp, absent, layout.order)
     size_present = count(xp, present, layout.first, layout.stop)
 
-    opens = layout.labels_differ | differs_from_previous(xp, gather(xp, keys, layout.order))
+    keys = gather(xp, keys, layout.order)
+    opens = differs_from_previous(xp, keys)
+    if margin is not None:
+        opens = opens & ~_near_previous(xp, keys, gather(xp, margin, layout.order))
+    opens = layout.labels_differ | opens
     first, stop = run_bounds(xp, opens)
     stop = xp.minimum(stop, layout.first + size_present)
     members = stop - first
 
     present = present & (members > 0)
     has_signal = present & (members < size_present)
-    mean = _block_means(xp, layout.first, size_present, first, stop, has_signal, ties, values.dtype)
+    lower, upper = first - layout.first, stop - layout.first
+    if ties == "barycentre":
+        mean = barycentres(xp, lower, upper, size_present, has_signal, values.dtype)
+    else:
+        # The sorted positions hold the ranks. Those of absent values are never summed.
+        rank = xp.arange(size, dtype=first.dtype, device=device_of(first)) - layout.first
+        stop = xp.where(has_signal, stop, first)
+        mean = midpoint_means(xp, rank, size_present, first, stop, values.dtype, size)
     matched = xp.where(has_signal, mean, 0.0)
     return gather(xp, matched, layout.inverse), gather(xp, has_signal, layout.inverse)
 
 
-def _block_means(
-    xp: Namespace,
-    origin: Array,
-    size: Array,
-    first: Array,
-    stop: Array,
-    wanted: Array,
-    ties: Ties,
-    dtype: Array,
-) -> Array:
-    """Return what each sorted position's block [first, stop) gets; arbitrary unless ``wanted``."""
-    if ties == "barycentre":
-        lower = xp.where(wanted, first - origin, 0)
-        upper = xp.where(wanted, stop - origin, 1)
-        return mean_between(xp, lower, upper, xp.where(wanted, size, 1), dtype)
-    # The block's positions hold its ranks. Those that belong to absent values are never summed.
-    rank = xp.arange(first.shape[0], dtype=first.dtype, device=device_of(first)) - origin
-    ranked = rank < size
-    numerator = xp.where(ranked, 2 * rank + 1, 1)
-    denominator = xp.where(ranked, 2 * size, 2)
-    largest = 2 * first.shape[0]
-    quantiles = quantile_of_ratio(xp, numerator, denominator, dtype, largest=largest)
-    total = exact_sum(xp, quantiles, first, xp.where(wanted, stop, first), bits=QUANTILE_BITS)
-    return total / xp.astype(xp.where(wanted, stop - first, 1), dtype)
+def _near_previous(xp: Namespace, keys: Array, margin: Array) -> Array:
+    """Return whether each sorted key is within ``margin`` of the one before it."""
+    finite = xp.isfinite(keys)
+    # Halves, because a difference of large keys overflows.
+    half = 0.5 * xp.where(finite, keys, 0.0)
+    near = finite[1:] & finite[:-1] & (half[1:] - half[:-1] <= 0.5 * margin[1:]) & (margin[1:] > 0)
+    return xp.concat([xp.zeros_like(finite[:1]), near])
 
 
-def _round_to(xp: Namespace, values: Array, resolution: float) -> Array:
-    """Round to multiples of ``resolution``, except values spaced wider than that themselves."""
+def _round_to(xp: Namespace, values: Array, resolution: float, margin: Array | None) -> Array:
+    """Round to multiples of ``resolution``, except values spaced wider than that themselves.
+
+    With ``margin``, what lies as near as that below the middle of two multiples is rounded up in
+    magnitude too: equal sums of which one comes out below the middle, as .15 does, stay equal.
+    """
     coarse = ~(xp.abs(values) * xp.finfo(values.dtype).eps < resolution)
-    fine = xp.where(coarse, 0.0, values)
-    return xp.where(coarse, values, xp.round(fine / resolution) * resolution)
+    fine = xp.where(coarse, 0.0, values) / resolution
+    if margin is None:
+        multiple = xp.round(fine)
+    else:
+        multiple = xp.sign(fine) * xp.floor(xp.abs(fine) + 0.5 + margin / resolution)
+    return xp.where(coarse, values, multiple * resolution)

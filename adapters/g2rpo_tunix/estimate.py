@@ -42,16 +42,22 @@ def check_estimator(name: str, options: Mapping[str, Any]) -> None:
 
 def prompt_numbers(size: int, num_generations: int) -> npt.NDArray[np.int64]:
     """Return the number of each rollout's prompt; tunix keeps a prompt's responses together."""
+    return np.arange(size // group_size(size, num_generations)).repeat(num_generations)
+
+
+def group_size(size: int, num_generations: int) -> int:
+    """Return how many consecutive rollouts a prompt has, once ``size`` are of whole groups."""
     if size % num_generations:
         raise ValueError(
             f"rewards must be those of whole groups of {num_generations}, got {size} rollouts"
         )
-    return np.arange(size // num_generations).repeat(num_generations)
+    return num_generations
 
 
 def total_rewards(rewards: Floats, weights: Any) -> Floats:
     """Return the weighted sums (N,) of rewards (N, K); NaN where all components are absent."""
-    return np.asarray(weighted_rewards(np, rewards, weights_if_components(np, weights, rewards)))
+    total, _ = weighted_rewards(np, rewards, weights_if_components(np, weights, rewards))
+    return np.asarray(total)
 
 
 class Shaping:
@@ -89,8 +95,10 @@ class Shaping:
     ) -> Advantages:
         """Return the advantages of N rollouts whose responses have so many tokens."""
         rewards, weights = rollouts.rewards.reshape(len(rollouts.rewards), -1), self._weights
-        groups = prompt_numbers(len(rewards), num_generations)
-        tasks = np.zeros_like(groups) if rollouts.tasks is None else rollouts.tasks
+        groups = group_size(len(rewards), num_generations)
+        tasks = rollouts.tasks
+        if tasks is None:
+            tasks = np.zeros(len(rewards), dtype=np.int64)
         mode, length_advantages = self._config.length_mode, None
         if mode != "off":
             if lengths is None:
@@ -134,7 +142,7 @@ class Shaping:
         self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
 
     def _estimate(
-        self, rewards: Floats, weights: list[float], groups: Any, tasks: Any, training: bool
+        self, rewards: Floats, weights: list[float], groups: int, tasks: Any, training: bool
     ) -> Floats:
         options = self._config.estimator_options
         if self._ema is not None:

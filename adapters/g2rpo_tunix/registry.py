@@ -20,7 +20,7 @@ from tunix.rl.function_registry import default_registry, register_advantage_esti
 
 import g2rpo
 
-from .estimate import prompt_numbers
+from .estimate import group_size, prompt_numbers
 from .handover import Rollouts, handover
 
 _CATEGORY = "advantage_estimator"
@@ -53,7 +53,7 @@ def register_estimators() -> list[str]:
 def _by_name(name: str, rewards: Any, num_generations: int) -> Any:
     """Return advantages (N,) of rewards (N,); with tasks if the reward manager left them."""
     rewards = np.asarray(rewards, dtype=np.float64)
-    groups = prompt_numbers(len(rewards), num_generations)
+    groups = group_size(len(rewards), num_generations)
     rollouts = handover.take_rollouts(len(rewards))
     tasks = None
     if rollouts is not None:

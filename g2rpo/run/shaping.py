@@ -63,7 +63,7 @@ class Shaping:
         self,
         rewards: Rewards,
         lengths: Labels,
-        groups: Labels,
+        groups: Labels | int,
         tasks: Labels,
         absent: Flags | None = None,
     ) -> Advantages:
@@ -75,8 +75,11 @@ class Shaping:
             N scored responses.
         lengths : array (N,)
             Tokens.
-        groups, tasks : array (N,), integer
-            Prompt and task of each response; tasks number ``description.data.tasks``.
+        groups : array (N,), integer, or int
+            Prompt of each response, or the number of responses to each prompt where those of one
+            prompt are next to each other.
+        tasks : array (N,), integer
+            Task of each response; tasks number ``description.data.tasks``.
         absent : array (N,), bool, optional
             Responses that enter no statistic; their advantages are 0.
         """
@@ -141,7 +144,7 @@ class Shaping:
             self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
 
     def _estimate(
-        self, rewards: Rewards, length_reward: Floats | None, groups: Labels, tasks: Labels
+        self, rewards: Rewards, length_reward: Floats | None, groups: Labels | int, tasks: Labels
     ) -> Floats:
         estimator = self._description.estimator
         # Other estimators have no use for what the description says of Gaussian matching.
@@ -150,9 +153,15 @@ class Shaping:
         if estimator.decoupled or estimator.name == "gdpo":
             values, options["component_weights"] = self._components(rewards, length_reward)
         elif length_reward is not None:
-            # A length that is not rewarded adds nothing; a reward that is absent stays so.
-            weight = np.float32(self._description.length.weight)
-            values = values + weight * np.nan_to_num(length_reward)
+            weight = self._description.length.weight
+            if estimator.name == "gaussian":
+                # Components, not their sum: equal sums that differ by a rounding are to be ties.
+                length_reward = np.where(np.isnan(values), values, length_reward)
+                values = np.stack([values, length_reward], axis=1)
+                options["component_weights"] = [1.0, weight]
+            else:
+                # A length that is not rewarded adds nothing; a reward that is absent stays so.
+                values = values + np.float32(weight) * np.nan_to_num(length_reward)
         if self._ema:
             advantages, self._ema = g2rpo.ema_grpo_advantages(values, groups, tasks, self._ema)
         else:

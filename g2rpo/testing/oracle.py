@@ -74,25 +74,23 @@ def gaussian_advantages(
     options: dict[str, Any] = {"ties": ties, "resolution": resolution}
     tasks = tasks or [0] * len(groups)
     if not decoupled:
-        summed = _one_reward(rewards, component_weights)
-        present = [not math.isnan(reward) for reward in summed]
-        matched = match_gaussian(summed, groups, **options)
-        # What takes part is what has signal, after rounding.
-        grid = [_round_to(r, resolution) if resolution else r for r in summed]
+        grid = _rankable(rewards, component_weights, resolution)
+        present = [not math.isnan(reward) for reward in grid]
+        matched = match_gaussian(grid, groups, ties=ties)
     else:
         columns, weights = _columns(rewards, component_weights)
         present = [not all(map(math.isnan, row)) for row in zip(*columns, strict=True)]
         parts = [match_gaussian(column, groups, **options) for column in columns]
-        matched = [
-            math.fsum(w * a for w, a in zip(weights, row, strict=True))
-            for row in zip(*parts, strict=True)
+        rows = [
+            [w * a for w, a in zip(weights, row, strict=True)] for row in zip(*parts, strict=True)
         ]
-        grid = [m if p else math.nan for m, p in zip(matched, present, strict=True)]
+        matched = [_unless_rounding(math.fsum(row), row) for row in rows]
     live = [False] * len(groups)
     for group in _indices(groups):
         here = [i for i in group if present[i]]
         # Components that cancel leave no signal, though no rank says so.
-        signal = any(matched[i] for i in here) if decoupled else len({grid[i] for i in here}) > 1
+        of_ranks = not decoupled and len({grid[i] for i in here}) > 1
+        signal = of_ranks or (decoupled and any(matched[i] for i in here))
         for i in here:
             live[i] = signal
 
@@ -297,6 +295,34 @@ def _one_reward(rewards: Rewards, weights: Sequence[float] | None) -> list[float
         counted = [w * r for w, r in zip(factors, row, strict=True) if w and not math.isnan(r)]
         summed.append(math.nan if all(map(math.isnan, row)) else sum(counted, 0.0))
     return summed
+
+
+def _rankable(
+    rewards: Rewards, weights: Sequence[float] | None, resolution: float | None
+) -> list[Any]:
+    """Return what is ranked: rewards as they are, and sums of the decimals that people wrote."""
+    columns, factors = _columns(rewards, weights)
+    if len(columns) == 1 and weights is None:
+        return [_round_to(r, resolution) if resolution else r for r in columns[0]]
+    sums: list[Any] = _one_reward(rewards, weights)
+    for i, row in enumerate(zip(*columns, strict=True)):
+        if math.isfinite(sums[i]):
+            counted = [(w, r) for w, r in zip(factors, row, strict=True) if not math.isnan(r)]
+            sums[i] = sum((_decimal(w) * _decimal(r) for w, r in counted if w), Fraction())
+            if resolution and math.ulp(sums[i]) < resolution:
+                steps = math.floor(abs(sums[i]) / _decimal(resolution) + Fraction(1, 2))
+                sums[i] = math.copysign(steps, sums[i]) * _decimal(resolution)
+    return sums
+
+
+def _decimal(value: float) -> Fraction:
+    """Return the shortest decimal that reads as the float."""
+    return Fraction(repr(float(value)))
+
+
+def _unless_rounding(total: float, terms: Sequence[float]) -> float:
+    """Return 0 for a sum that is no more than the rounding of its terms."""
+    return 0.0 if abs(total) < 1e-14 * math.fsum(map(abs, terms)) else total
 
 
 def _mean(values: Sequence[float]) -> Fraction | None:

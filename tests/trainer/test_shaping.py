@@ -74,6 +74,19 @@ def test_length_is_a_component_of_its_own_where_it_is_part_of_the_reward():
     assert np.array_equal(summed, g2rpo.gaussian_advantages(total, GROUPS, TASKS))
 
 
+def test_rewards_and_lengths_whose_sums_are_equal_on_paper_are_ties():
+    control = shaping(
+        "length.mode=reward", "length.weight=0.1", "length.targets.maths=[0, 0, 4, 4]"
+    )
+    tenths = np.asarray([0.1, 0.2, 0.6, 0.7] * 3, np.float32)
+    assert tenths[0] + np.float32(0.1) == tenths[1]
+    assert tenths[2] + np.float32(0.1) != tenths[3]
+    rewards = Rewards(tenths, np.ones_like(tenths), tenths, tenths)
+    lengths = np.asarray([4, 9, 4, 9] * 3)
+    advantages = control(rewards, lengths, np.arange(12) // 4, np.zeros(12, int)).policy
+    assert len(set(advantages.tolist())) == 2
+
+
 @pytest.mark.parametrize("mode", ["term", "reward", "off"])
 def test_an_absent_reward_takes_no_part(mode):
     rewards = some_rewards()

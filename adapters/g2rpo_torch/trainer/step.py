@@ -134,7 +134,8 @@ def _shaped(
     masking = description.optimization.mask_truncated_completions
     counts = drawn.outcomes.ended[kept] if masking != "off" else np.ones(len(kept), bool)
     absent = ~counts if masking == "all" else None
-    advantages = shaping(rewards, drawn.outcomes.lengths[kept], numbers, tasks, absent)
+    each = len(drawn.texts) // len(drawn.records)
+    advantages = shaping(rewards, drawn.outcomes.lengths[kept], each, tasks, absent)
     if not counts.any():
         return advantages, None
     own = np.isin(kept, drawn.own)
