@@ -12,7 +12,10 @@ from g2rpo.advantages import (
     gaussian_advantages,
     gdpo_advantages,
     grpo_advantages,
+    opo_advantages,
+    pass_at_k_advantages,
     register_estimator,
+    reinforce_plus_plus_advantages,
     rloo_advantages,
 )
 from g2rpo.calibration import calibrate_lengths, length_quantiles
@@ -32,7 +35,7 @@ from g2rpo.loss_types import LOSSES, register_loss
 from g2rpo.losses import policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.off_policy import off_policy_mask, sampler_weights
-from g2rpo.task_weights import adapt_task_weights
+from g2rpo.task_weights import adapt_task_weights, weigh_tasks
 from g2rpo.transport import match_gaussian
 
 __version__ = "0.1.0"
@@ -67,10 +70,14 @@ __all__ = [
     "length_reward",
     "match_gaussian",
     "off_policy_mask",
+    "opo_advantages",
+    "pass_at_k_advantages",
     "policy_loss",
     "register_estimator",
     "register_loss",
+    "reinforce_plus_plus_advantages",
     "rloo_advantages",
     "sampler_weights",
     "task_means",
+    "weigh_tasks",
 ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from g2rpo._typing import Array, Namespace
 from g2rpo.entropy import membership
+from g2rpo.task_weights import weights_of
 
 if TYPE_CHECKING:
     from g2rpo._totals import BatchTotals
@@ -37,7 +38,7 @@ def aggregate(
     if options.aggregation == "sequence":
         sums = sums / at_least_one(xp, lengths)
     if task_weights is not None:
-        sums = sums * _of_rows(xp, task_weights, batch, sums)
+        sums = sums * weights_of(xp, batch.tasks, xp.astype(task_weights, sums.dtype))
     if batch.totals is not None:
         totals = batch.totals
         total = totals.tokens if options.aggregation == "token" else totals.sequences
@@ -67,14 +68,6 @@ def _mean_of_tasks(
         means = means * xp.astype(task_weights, sums.dtype)
     present = xp.sum(xp.astype(tokens > 0, sums.dtype))
     return xp.sum(means) / at_least_one(xp, present)
-
-
-def _of_rows(xp: Namespace, task_weights: Array, batch: Reduction, like: Array) -> Array:
-    """Return the weight of each response's task, (B,); 1 for a response of no task."""
-    member = membership(xp, batch.tasks, batch.num_tasks)
-    weights = xp.expand_dims(xp.astype(task_weights, like.dtype), axis=0)
-    of_row = xp.sum(xp.where(member, weights, 0.0), axis=1)
-    return xp.where(xp.any(member, axis=1), of_row, 1.0)
 
 
 def masked_mean(xp: Namespace, values: Array, mask: Array) -> Array:

@@ -7,20 +7,23 @@ enters no rank and no mean, and gets 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar, overload
-
-from array_api_compat import is_array_api_obj
 
 from g2rpo._baselines import gdpo_advantages, grpo_advantages, rloo_advantages
 from g2rpo._checks import as_groups, labels_of, namespace_of, require_shape, working_dtype
 from g2rpo._components import weighted_rewards, weights_if_components
 from g2rpo._ema_grpo import EMAState, ema_grpo_advantages
 from g2rpo._gaussian import TaskStage, gaussian_advantages
-from g2rpo._libraries import device_of, gather
+from g2rpo._libraries import device_of
+from g2rpo._opo import opo_advantages
+from g2rpo._pass_at_k import pass_at_k_advantages
+from g2rpo._reinforce_plus_plus import reinforce_plus_plus_advantages
 from g2rpo._segments import renumber
 from g2rpo._typing import Array, Groups
+from g2rpo.task_weights import weigh_tasks
 
 __all__ = [
     "ESTIMATORS",
@@ -31,18 +34,23 @@ __all__ = [
     "gaussian_advantages",
     "gdpo_advantages",
     "grpo_advantages",
+    "opo_advantages",
+    "pass_at_k_advantages",
     "register_estimator",
+    "reinforce_plus_plus_advantages",
     "rloo_advantages",
+    "takes_lengths",
 ]
 
 #: ``estimator(rewards, groups, tasks, **options)`` -> advantages (N,). Rewards are (N,) or
-#: (N, K); ``tasks`` may be None for a single task.
+#: (N, K); ``tasks`` may be None for a single task. An estimator with a keyword ``lengths`` is
+#: given the lengths of the responses in tokens, (N,), by all that call it.
 Estimator: TypeAlias = Callable[..., Array]
 
 #: Estimators by name. Those that know no tasks ignore them; those that know no components add
 #: them first, with ``component_weights``. Each takes for ``groups`` labels (N,) or n, for groups of
-#: n consecutive rollouts, and one option besides its own: ``task_weights`` (num_tasks,), by which
-#: the advantages of tasks 0 .. num_tasks - 1 are multiplied, those of other labels by 0.
+#: n consecutive rollouts, and one option besides its own: ``task_weights``, which
+#: :func:`weigh_tasks` applies to what it returns.
 ESTIMATORS: dict[str, Estimator] = {}
 
 E = TypeVar("E", bound=Estimator)
@@ -65,7 +73,8 @@ def register_estimator(
         ``estimator(rewards, groups, tasks, **options)``; without it, returns a decorator. It is
         called with labels for ``groups``, and need not know ``task_weights``: what
         :data:`ESTIMATORS` holds takes care of both, and the function itself is its
-        ``__wrapped__``.
+        ``__wrapped__``. If it has a keyword ``lengths``, it is given the lengths of the responses
+        in tokens.
     overwrite : bool, optional
         Allow the name to be taken already.
 
@@ -73,6 +82,12 @@ def register_estimator(
     -------
     callable
         The estimator, or the decorator.
+
+    Notes
+    -----
+    Called by its name, every estimator takes ``task_weights`` besides, an array (num_tasks,), and
+    its advantages are multiplied as :func:`g2rpo.weigh_tasks` does. One that has an option of that
+    name itself is left as it is.
 
     Raises
     ------
@@ -83,11 +98,14 @@ def register_estimator(
 
     Examples
     --------
+    >>> import numpy as np
     >>> @register_estimator("rewards-themselves")
     ... def identity(rewards, groups, tasks=None):
     ...     return rewards
-    >>> ESTIMATORS.pop("rewards-themselves").__wrapped__ is identity
-    True
+    >>> rewards, labels = np.asarray([1.0, 2.0]), np.asarray([0, 1])
+    >>> named = ESTIMATORS.pop("rewards-themselves")
+    >>> named(rewards, labels, labels, task_weights=np.asarray([1.0, 0.5]))
+    array([1., 1.])
     """
     if estimator is None:
         return lambda function: register_estimator(name, function, overwrite=overwrite)
@@ -99,6 +117,18 @@ def register_estimator(
         raise ValueError(f"name must not be taken, but an estimator is called {name!r} already")
     ESTIMATORS[name] = _with_common_options(estimator, takes_numbers=False)
     return estimator
+
+
+def takes_lengths(estimator: Estimator) -> bool:
+    """Return whether an estimator is to be given the responses' lengths, as ``lengths``."""
+    return "lengths" in _parameters(estimator)
+
+
+def _parameters(estimator: Estimator) -> Any:
+    try:
+        return inspect.signature(estimator).parameters
+    except ValueError:  # some built-in functions have none
+        return {}
 
 
 def _built_in(name: str) -> Callable[[E], E]:
@@ -113,6 +143,7 @@ def _built_in(name: str) -> Callable[[E], E]:
 
 def _with_common_options(estimator: Estimator, *, takes_numbers: bool) -> Estimator:
     """Return the estimator with what every entry of the registry takes."""
+    weighs_itself = "task_weights" in _parameters(estimator)
 
     @wraps(estimator)
     def advantages(
@@ -120,13 +151,17 @@ def _with_common_options(estimator: Estimator, *, takes_numbers: bool) -> Estima
         groups: Groups,
         tasks: Array | None = None,
         *,
-        task_weights: Sequence[float] | Array | None = None,
+        task_weights: Array | None = None,
         **options: Any,
     ) -> Array:
         if labels_of(groups) is None and not takes_numbers:
             groups = _consecutive(rewards, groups)
+        if task_weights is None:
+            return estimator(rewards, groups, tasks, **options)
+        if weighs_itself:
+            return estimator(rewards, groups, tasks, task_weights=task_weights, **options)
         found = estimator(rewards, groups, tasks, **options)
-        return found if task_weights is None else _weighted(found, tasks, task_weights)
+        return weigh_tasks(found, tasks, task_weights)
 
     return advantages
 
@@ -136,22 +171,6 @@ def _consecutive(rewards: Array, groups: Groups) -> Array:
     xp = namespace_of(rewards=rewards)
     members = as_groups(xp, "groups", groups, rewards.shape[0])
     return xp.arange(rewards.shape[0], device=device_of(rewards)) // members
-
-
-def _weighted(
-    advantages: Array, tasks: Array | None, task_weights: Sequence[float] | Array
-) -> Array:
-    """Multiply advantages by the weights of their tasks."""
-    if tasks is None:
-        raise TypeError("task_weights need tasks, the label of each rollout's task")
-    given = task_weights if is_array_api_obj(task_weights) else None
-    xp = namespace_of(advantages=advantages, tasks=tasks, task_weights=given)
-    weights = xp.asarray(task_weights, dtype=advantages.dtype, device=device_of(advantages))
-    require_shape("task_weights", weights, ("num_tasks",))
-    last = weights.shape[0] - 1
-    known = (tasks >= 0) & (tasks <= last)
-    own = gather(xp, weights, xp.clip(tasks, 0, last))
-    return xp.where(known, advantages * own, 0.0)
 
 
 def _of_one_reward(rewards: Array, component_weights: Any) -> Array:
@@ -222,6 +241,50 @@ def _ema_grpo(
         max(1, rewards.shape[0]), xp.zeros(1, dtype=working, device=device_of(rewards))
     )
     return ema_grpo_advantages(rewards, groups, renumber(xp, tasks), state, **options)[0]
+
+
+@_built_in("reinforce++")
+def _reinforce_plus_plus(
+    rewards: Array,
+    groups: Groups,
+    tasks: Array | None = None,
+    *,
+    component_weights: Any = None,
+    **options: Any,
+) -> Array:
+    summed = _of_one_reward(rewards, component_weights)
+    return reinforce_plus_plus_advantages(summed, groups, **options)
+
+
+@_built_in("reinforce++-baseline")
+def _reinforce_plus_plus_baseline(
+    rewards: Array, groups: Groups, tasks: Array | None = None, **options: Any
+) -> Array:
+    return _reinforce_plus_plus(rewards, groups, group_baseline=True, **options)
+
+
+@_built_in("opo")
+def _opo(
+    rewards: Array,
+    groups: Groups,
+    tasks: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    component_weights: Any = None,
+) -> Array:
+    return opo_advantages(_of_one_reward(rewards, component_weights), groups, lengths=lengths)
+
+
+@_built_in("pass@k")
+def _pass_at_k(
+    rewards: Array,
+    groups: Groups,
+    tasks: Array | None = None,
+    *,
+    component_weights: Any = None,
+    **options: Any,
+) -> Array:
+    return pass_at_k_advantages(_of_one_reward(rewards, component_weights), groups, **options)
 
 
 _built_in("gaussian")(gaussian_advantages)

@@ -1,4 +1,4 @@
-"""Task weights that bring the gradients of the tasks towards each other."""
+"""Weights of tasks: as factors of advantages, and following the norms of the tasks' gradients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,73 @@ import math
 from g2rpo._checks import (
     namespace_of,
     require_floating,
+    require_labels,
     require_positive,
     require_shape,
     widen,
 )
+from g2rpo._libraries import device_of, gather
 from g2rpo._typing import Array, Namespace
+
+
+def weigh_tasks(advantages: Array, tasks: Array | None, task_weights: Array, /) -> Array:
+    r"""Multiply advantages by the weights of their tasks.
+
+    .. math:: A_i \leftarrow w_{t_i} A_i
+
+    Parameters
+    ----------
+    advantages : array
+        Floating point, shape (N,).
+    tasks : array
+        Integer task labels 0 .. num_tasks - 1, shape (N,). Other labels belong to no task, and
+        their advantages stay as they are.
+    task_weights : array
+        Floating point, shape (num_tasks,), indexed by the labels.
+
+    Returns
+    -------
+    array
+        Shape (N,) and the dtype of ``advantages``.
+
+    Raises
+    ------
+    TypeError
+        If ``tasks`` is None, an argument is no array or not of the dtype above.
+    ValueError
+        If a shape is wrong or there are no tasks.
+
+    Notes
+    -----
+    A weight of 0 takes a task out; NaN stays NaN. The entries of :data:`g2rpo.ESTIMATORS` take
+    ``task_weights`` and multiply in this way.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weigh_tasks(np.asarray([1.0, -1.0]), np.asarray([0, 1]), np.asarray([0.5, 2.0]))
+    array([ 0.5, -2. ])
+    """
+    if tasks is None:
+        raise TypeError("task_weights need tasks: their integer labels 0 .. num_tasks - 1")
+    xp = namespace_of(advantages=advantages, tasks=tasks, task_weights=task_weights)
+    require_floating(xp, "advantages", advantages)
+    require_shape("advantages", advantages, ("N",))
+    require_labels(xp, "tasks", tasks, advantages.shape[0])
+    require_floating(xp, "task_weights", task_weights)
+    require_shape("task_weights", task_weights, ("num_tasks",))
+    if task_weights.shape[0] == 0:
+        raise ValueError("task_weights must have at least one weight, got shape (0,)")
+    return advantages * weights_of(xp, tasks, xp.astype(task_weights, advantages.dtype))
+
+
+def weights_of(xp: Namespace, tasks: Array, task_weights: Array) -> Array:
+    """Return the weight of each label's task, (N,); 1 for a label of no task."""
+    last = task_weights.shape[0] - 1
+    # Not every library takes narrow integers for indices.
+    tasks = xp.astype(tasks, xp.arange(0, device=device_of(tasks)).dtype, copy=False)
+    of_label = gather(xp, task_weights, xp.clip(tasks, 0, last))
+    return xp.where((tasks >= 0) & (tasks <= last), of_label, 1.0)
 
 
 def adapt_task_weights(

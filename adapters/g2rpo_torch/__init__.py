@@ -37,12 +37,16 @@ from g2rpo import (
     length_reward,
     match_gaussian,
     off_policy_mask,
+    opo_advantages,
+    pass_at_k_advantages,
     policy_loss,
     register_estimator,
     register_loss,
+    reinforce_plus_plus_advantages,
     rloo_advantages,
     sampler_weights,
     task_means,
+    weigh_tasks,
 )
 
 from ._module_heads import LinearHead, linear_head
@@ -86,11 +90,15 @@ __all__ = [
     "logprobs_and_entropy",
     "match_gaussian",
     "off_policy_mask",
+    "opo_advantages",
+    "pass_at_k_advantages",
     "policy_loss",
     "reduce_totals",
     "register_estimator",
     "register_loss",
+    "reinforce_plus_plus_advantages",
     "rloo_advantages",
     "sampler_weights",
     "task_means",
+    "weigh_tasks",
 ]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import g2rpo
 from g2rpo._components import weighted_rewards, weights_if_components
 from g2rpo._suggest import unknown_name
+from g2rpo.advantages import takes_lengths
 
 from .handover import Rollouts
 
@@ -34,8 +35,9 @@ def check_estimator(name: str, options: Mapping[str, Any]) -> None:
     if "component_weights" in options:
         raise ValueError("estimator_options must not have component_weights: set reward_weights")
     none = np.zeros(2, dtype=np.int64)
+    lengths = {"lengths": none} if takes_lengths(g2rpo.ESTIMATORS[name]) else {}
     try:
-        g2rpo.ESTIMATORS[name](np.zeros(2), none, none, **options)
+        g2rpo.ESTIMATORS[name](np.zeros(2), none, none, **lengths, **options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"estimator_options of {name!r}: {error}") from None
 
@@ -111,7 +113,7 @@ class Shaping:
             else:
                 rewards = np.column_stack([rewards, length_reward])
                 weights = [*weights, self._config.length_weight]
-        policy = self._estimate(rewards, weights, groups, tasks, rollouts.training)
+        policy = self._estimate(rewards, weights, lengths, groups, tasks, rollouts.training)
         return Advantages(policy, length_advantages)
 
     def total(self, rewards: Floats) -> Floats:
@@ -142,9 +144,15 @@ class Shaping:
         self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
 
     def _estimate(
-        self, rewards: Floats, weights: list[float], groups: int, tasks: Any, training: bool
+        self,
+        rewards: Floats,
+        weights: list[float],
+        lengths: npt.NDArray[np.int64] | None,
+        groups: int,
+        tasks: Any,
+        training: bool,
     ) -> Floats:
-        options = self._config.estimator_options
+        options = dict(self._config.estimator_options)
         if self._ema is not None:
             total = total_rewards(rewards, weights)
             advantages, state = g2rpo.ema_grpo_advantages(
@@ -154,6 +162,13 @@ class Shaping:
                 self._ema = state
             return advantages
         estimator = g2rpo.ESTIMATORS[self._config.estimator]
+        if takes_lengths(estimator):
+            if lengths is None:
+                raise RuntimeError(
+                    f"estimator {self._config.estimator!r} needs the rollouts' lengths in tokens: "
+                    "train with G2RPOLearner"
+                )
+            options["lengths"] = lengths
         if weights == [1.0]:
             return estimator(rewards[:, 0], groups, tasks, **options)
         return estimator(rewards, groups, tasks, component_weights=weights, **options)

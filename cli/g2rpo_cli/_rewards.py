@@ -13,6 +13,7 @@ __all__ = [
     "MODULES",
     "Decoupled",
     "Group",
+    "Length",
     "Reward",
     "Task",
     "Weight",
@@ -47,6 +48,14 @@ Task = Annotated[
         help="Column of the tasks' labels. Default: `task`; without it all rows are one task.",
     ),
 ]
+Length = Annotated[
+    str | None,
+    typer.Option(
+        "--length",
+        metavar="COLUMN",
+        help="Column of the responses' lengths in tokens, for `opo`. Default: `length`.",
+    ),
+]
 Weight = Annotated[
     list[float] | None,
     typer.Option("--weight", help="Weight of each `--reward`, in their order. Default: 1."),
@@ -59,11 +68,15 @@ Decoupled = Annotated[
 ]
 
 
-def read(path: str, reward: list[str] | None, group: str, task: str | None) -> "RewardTable":
+def read(
+    path: str, reward: list[str] | None, group: str, task: str | None, length: str | None
+) -> "RewardTable":
     """Read a table, with a progress bar if it is long."""
     from g2rpo.comparison import read_rewards
 
-    return read_rewards(path, reward=reward or ["reward"], group=group, task=task, track=tracked)
+    return read_rewards(
+        path, reward=reward or ["reward"], group=group, task=task, length=length, track=tracked
+    )
 
 
 def checked_weights(

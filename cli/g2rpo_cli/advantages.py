@@ -11,6 +11,7 @@ from g2rpo_cli._rewards import (
     MODULES,
     Decoupled,
     Group,
+    Length,
     Reward,
     Task,
     Weight,
@@ -48,6 +49,7 @@ def advantages(
     reward: Reward = None,
     group: Group = "group",
     task: Task = None,
+    length: Length = None,
     weight: Weight = None,
     decoupled: Decoupled = False,
     column: Annotated[str, typer.Option(help="Name of the new column.")] = "advantage",
@@ -99,7 +101,7 @@ def advantages(
         if output is not None:
             format_of(output)
             refuse_output(output, file, force)
-        table = read(file, reward, group, task)
+        table = read(file, reward, group, task, length)
         refuse_clash(table, column, force)
 
         comparison = compare(table, {estimator: function}, influence=False)

@@ -11,6 +11,7 @@ from g2rpo_cli._rewards import (
     MODULES,
     Decoupled,
     Group,
+    Length,
     Reward,
     Task,
     Weight,
@@ -48,6 +49,7 @@ def compare(
     reward: Reward = None,
     group: Group = "group",
     task: Task = None,
+    length: Length = None,
     weight: Weight = None,
     decoupled: Decoupled = False,
     picture: Annotated[
@@ -88,9 +90,9 @@ def compare(
         for option, path in (("--picture", picture), ("--output", output)):
             _refuse(option, path, file)
         if file is None:
-            _refuse_columns([*(reward or []), *([task] if task else []), group])
+            _refuse_columns([*(reward or []), *filter(None, [task, length]), group])
 
-        table = topology_rewards() if file is None else read(file, reward, group, task)
+        table = topology_rewards() if file is None else read(file, reward, group, task, length)
         comparison = run(
             table,
             estimator,
@@ -100,6 +102,8 @@ def compare(
         )
         figure = None if file else _figure(estimator)
         _show(comparison, figure)
+        if estimator is None:
+            _say_what_is_left_out(comparison)
         _write(comparison, figure, estimator, picture, output)
 
 
@@ -146,6 +150,13 @@ def _show(comparison: "Comparison", figure: "Comparison | None") -> None:
     for of_task in task_tables(comparison):
         console.print(of_task)
     console.print(between_tasks_table(comparison))
+
+
+def _say_what_is_left_out(comparison: "Comparison") -> None:
+    from g2rpo import ESTIMATORS
+
+    if missing := [name for name in ESTIMATORS if name not in comparison.estimators]:
+        typer.echo(f"not compared without a column of lengths (--length): {', '.join(missing)}")
 
 
 def _write(

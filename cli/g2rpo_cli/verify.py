@@ -51,8 +51,9 @@ def verify(
     """Check an advantage function of your own against named invariants.
 
     The function is called with `(rewards, groups, tasks)`, or `(rewards, groups)` if it takes no
-    more: arrays of one length, labels being integers. It returns one advantage a rollout. Batches
-    of many kinds of reward are tried; of those that break an invariant the smallest is shown.
+    more: arrays of one length, labels being integers. If it has a keyword `lengths`, it gets the
+    responses' lengths in tokens besides. It returns one advantage a rollout. Batches of many kinds
+    of reward are tried; of those that break an invariant the smallest is shown.
 
     Exit status: 0 if every invariant holds or is waived, 1 if one fails, 2 if there is nothing to
     check.
@@ -163,7 +164,8 @@ def _print_results(results: "Sequence[Result]", name: str, library: str) -> None
             console.print(heading)
             print(result.counterexample)
             module = {"numpy": "np", "torch": "torch", "jax": "jnp"}[library]
-            print(f"  {reproduction(result.counterexample.arguments, name, module)}")
+            found = result.counterexample
+            print(f"  {reproduction(found.arguments, name, module, found.keywords)}")
 
 
 def _print_summary(target: str, results: "Sequence[Result]") -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo.advantages import ESTIMATORS, Estimator
+from g2rpo.advantages import ESTIMATORS, Estimator, takes_lengths
 from g2rpo.comparison.options import named_estimator
 from g2rpo.comparison.reading import Track, untracked
 from g2rpo.comparison.reports import Comparison, EstimatorReport, TaskReport, TaskRewards
@@ -44,7 +45,9 @@ def compare(
     estimators : sequence of str, or mapping of str to callable, optional
         Names in :data:`g2rpo.ESTIMATORS`, with options if need be
         (``"gaussian:task_stage=match,ties=barycentre"``), or functions
-        ``estimator(rewards, groups, tasks)`` by name. By default all that are registered.
+        ``estimator(rewards, groups, tasks)`` by name; one with a keyword ``lengths`` gets those of
+        the table. By default all that are registered, but for those that take lengths if the table
+        has none.
     component_weights : sequence of float, optional
         Weights of the K components of the rewards, for estimators given by name.
     decoupled : bool, optional
@@ -62,12 +65,13 @@ def compare(
     Raises
     ------
     RunError
-        If an estimator or an option is unknown, or an option has a wrong value.
+        If an estimator or an option is unknown, an option has a wrong value, or an estimator
+        given by name needs lengths and the table has none.
 
     Notes
     -----
-    Mean, variance and distances are those of the rollouts in groups with signal: without signal,
-    no estimator here has anything to say. Shares are of all rollouts.
+    Mean, variance and distances are those of the rollouts in groups with signal: most estimators
+    give 0 to the others. Shares are of all rollouts.
 
     The influence of an outlier is measured by :func:`g2rpo.diagnostics.outlier_influence` at a
     reward that stands alone at the top of its group: making it larger changes the size of one
@@ -87,7 +91,7 @@ def compare(
     [0.5, 0.5]
     """
     if not isinstance(estimators, Mapping):
-        names = list(dict.fromkeys(ESTIMATORS if estimators is None else estimators))
+        names = list(dict.fromkeys(default_estimators(table) if estimators is None else estimators))
         estimators = {
             name: named_estimator(name, component_weights=component_weights, decoupled=decoupled)
             for name in names
@@ -98,10 +102,18 @@ def compare(
     reports = {}
     # Huge advantages have no moments, and infinite ones no mean: both show as what they are.
     with np.errstate(over="ignore", invalid="ignore"):
-        for name, estimator in track(list(estimators.items()), len(estimators), "comparing"):
+        for name, function in track(list(estimators.items()), len(estimators), "comparing"):
+            takes = takes_lengths(function)
+            estimator = partial(function, lengths=table.lengths) if takes else function
             reach = _influence(table, estimator, index) if influence else unknown
             reports[name] = _report(table, has_signal, estimator, reach)
     return Comparison(table, has_signal, _task_rewards(table, has_signal), reports)
+
+
+def default_estimators(table: RewardTable) -> list[str]:
+    """Return the names of all estimators that can work on the table."""
+    has_lengths = table.lengths is not None
+    return [name for name, each in ESTIMATORS.items() if has_lengths or not takes_lengths(each)]
 
 
 def _components(table: RewardTable) -> npt.NDArray[np.float64]:

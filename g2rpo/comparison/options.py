@@ -14,6 +14,9 @@ from g2rpo.advantages import (
     ema_grpo_advantages,
     gdpo_advantages,
     grpo_advantages,
+    pass_at_k_advantages,
+    reinforce_plus_plus_advantages,
+    takes_lengths,
 )
 from g2rpo.run.description import parse_setting
 from g2rpo.run.errors import RunError
@@ -28,10 +31,17 @@ _HANDED_TO: dict[str, tuple[Callable[..., Any], frozenset[str]]] = {
     "dr-grpo": (grpo_advantages, frozenset({"scale", "epsilon"})),
     "gdpo": (gdpo_advantages, frozenset()),
     "ema-grpo": (ema_grpo_advantages, frozenset()),
+    "reinforce++": (reinforce_plus_plus_advantages, frozenset({"group_baseline"})),
+    "reinforce++-baseline": (reinforce_plus_plus_advantages, frozenset({"group_baseline"})),
+    "pass@k": (pass_at_k_advantages, frozenset()),
 }
 
-#: Options about reward components, which have flags of their own.
-_OF_COMPONENTS = {"component_weights": "--weight", "decoupled": "--decoupled"}
+#: Options about columns of the table, which have flags of their own.
+_OF_COLUMNS = {
+    "component_weights": "--weight",
+    "decoupled": "--decoupled",
+    "lengths": "--length",
+}
 
 
 def estimator_options(name: str) -> Mapping[str, inspect.Parameter] | None:
@@ -70,7 +80,8 @@ def named_estimator(
     Returns
     -------
     callable
-        ``estimator(rewards, groups, tasks)``; values that the estimator refuses raise `RunError`.
+        ``estimator(rewards, groups, tasks, lengths=None)``; values that the estimator refuses raise
+        `RunError`. Lengths go to an estimator that takes them, which needs them.
 
     Raises
     ------
@@ -106,7 +117,21 @@ def refuse_decoupled(text: str) -> None:
         )
 
 
-def _call(name: str, options: Mapping[str, Any], rewards: Any, groups: Any, tasks: Any) -> Any:
+def _call(
+    name: str,
+    options: Mapping[str, Any],
+    rewards: Any,
+    groups: Any,
+    tasks: Any,
+    lengths: Any = None,
+) -> Any:
+    if takes_lengths(ESTIMATORS[name]):
+        if lengths is None:
+            raise RunError(
+                f"estimator {name!r} needs the responses' lengths in tokens: a column 'length' of "
+                "numbers, or another that --length names"
+            )
+        options = {**options, "lengths": lengths}
     try:
         return ESTIMATORS[name](rewards, groups, tasks, **options)
     except (TypeError, ValueError) as error:
@@ -118,12 +143,12 @@ def _call(name: str, options: Mapping[str, Any], rewards: Any, groups: Any, task
 
 
 def _checked(name: str, known: Mapping[str, inspect.Parameter] | None, key: str, value: Any) -> Any:
-    if key in _OF_COMPONENTS:
-        raise RunError(f"option {key!r} has a flag of its own, {_OF_COMPONENTS[key]}")
+    if key in _OF_COLUMNS:
+        raise RunError(f"option {key!r} has a flag of its own, {_OF_COLUMNS[key]}")
     if known is None:
         return value
     if key not in known:
-        names = [option for option in known if option not in _OF_COMPONENTS]
+        names = [option for option in known if option not in _OF_COLUMNS]
         there = f"it takes {', '.join(names)}" if names else "it takes none"
         raise RunError(
             f"estimator {name!r} has no option {key!r}{did_you_mean(key, names)} ({there})"
@@ -132,6 +157,8 @@ def _checked(name: str, known: Mapping[str, inspect.Parameter] | None, key: str,
     nullable = known[key].default is None or "None" in kind
     if nullable and value in (None, "none"):
         return None
+    if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+        raise RunError(f"option {key!r} is {value!r}, but must be a whole number")
     return _as_number(key, value, nullable) if "float" in kind else value
 
 

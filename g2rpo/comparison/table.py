@@ -41,6 +41,8 @@ class RewardTable:
         Where the rewards come from, for titles.
     rows : Rows, optional
         The rows of the file, for :func:`g2rpo.comparison.write_advantages`.
+    lengths : numpy.ndarray, optional
+        float64, shape (N,): lengths of the responses in tokens, for estimators that take them.
     """
 
     rewards: npt.NDArray[np.float64]
@@ -50,6 +52,7 @@ class RewardTable:
     reward_names: tuple[str, ...] = ("reward",)
     source: str = ""
     rows: Rows | None = field(default=None, repr=False, compare=False)
+    lengths: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -61,6 +64,7 @@ def read_rewards(
     reward: str | Sequence[str] = "reward",
     group: str = "group",
     task: str | None = None,
+    length: str | None = None,
     track: Track = untracked,
 ) -> RewardTable:
     r"""Read a table of rewards from a JSONL, CSV or Parquet file.
@@ -81,6 +85,9 @@ def read_rewards(
     task : str, optional
         Column of the tasks' labels, likewise. By default ``task`` if there is such a column, else
         all rows are of one task, ``all``.
+    length : str, optional
+        Column of the responses' lengths in tokens, numbers of at least 0. By default ``length`` if
+        there is such a column and it holds such numbers, else there are none.
     track : callable, optional
         ``track(items, total, description)`` yields the items; for a progress bar.
 
@@ -92,9 +99,9 @@ def read_rewards(
     Raises
     ------
     RunError
-        If the file cannot be read, a column is missing, a reward is no number, a label is neither
-        text nor integer, or a group has rows in two tasks. The text names the file, the line (the
-        row, for Parquet) and the column.
+        If the file cannot be read, a column is missing, a reward or a length is no number, a label
+        is neither text nor integer, or a group has rows in two tasks. The text names the file, the
+        line (the row, for Parquet) and the column.
 
     Examples
     --------
@@ -119,7 +126,8 @@ def read_rewards(
         tasks, names = _labels(_Column(source, rows, task or "task", "--task"))
         _refuse_shared_groups(source, rows, groups, tasks, names)
     rewards = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return RewardTable(rewards, groups, tasks, names, components, source, rows)
+    lengths = _lengths_if_any(source, rows, length)
+    return RewardTable(rewards, groups, tasks, names, components, source, rows, lengths)
 
 
 class _Column:
@@ -164,6 +172,27 @@ def _rewards(column: _Column) -> npt.NDArray[np.float64]:
             raise column.error(row, "must fit into a 64-bit floating-point number") from None
         except (TypeError, ValueError):
             raise column.error(row, "must be a number, or empty for no reward") from None
+    return values
+
+
+def _lengths_if_any(source: str, rows: Rows, name: str | None) -> npt.NDArray[np.float64] | None:
+    if name is not None:
+        return _lengths(_Column(source, rows, name, "--length"))
+    try:
+        return _lengths(_Column(source, rows, "length", "--length"))
+    except RunError:  # no such column, or one of another meaning
+        return None
+
+
+def _lengths(column: _Column) -> npt.NDArray[np.float64]:
+    values = np.empty(len(column.cells))
+    for row, cell in enumerate(column.cells):
+        try:
+            values[row] = math.nan if isinstance(cell, bool) else _number(cell)
+        except (OverflowError, TypeError, ValueError):
+            values[row] = math.nan
+        if not 0 <= values[row] < math.inf:
+            raise column.error(row, "must be a length in tokens, a number of at least 0")
     return values
 
 

@@ -69,6 +69,8 @@ TOPOLOGIES: Mapping[str, Topology] = MappingProxyType(
 def topology_rewards(groups: int = 128, size: int = 8, *, seed: int = 0) -> RewardTable:
     """Return one task of each shape in :data:`TOPOLOGIES`, the same for the same seed.
 
+    Lengths are anything from 16 to 512 tokens, whatever the reward.
+
     Parameters
     ----------
     groups : int, optional
@@ -86,11 +88,14 @@ def topology_rewards(groups: int = 128, size: int = 8, *, seed: int = 0) -> Rewa
     """
     rng = np.random.default_rng(seed)
     rewards = [draw(rng, (groups, size)) for draw in TOPOLOGIES.values()]
-    return _table(rewards, tuple(TOPOLOGIES), "four built-in shapes of reward")
+    lengths = np.floor(16 + 497 * rng.random(len(rewards) * groups * size))
+    return _table(rewards, tuple(TOPOLOGIES), "four built-in shapes of reward", lengths)
 
 
 def figure_rewards() -> RewardTable:
     """Return the worked example of the paper's Figure 2: four groups of five, a task each.
+
+    The paper has no lengths; here all responses are equally long.
 
     Examples
     --------
@@ -100,16 +105,18 @@ def figure_rewards() -> RewardTable:
     array([-0.3204, -0.3204, -0.3204, -0.3204,  1.2816])
     """
     names = tuple(" ".join(f"{reward:g}" for reward in group) for group in _FIGURE)
-    return _table([np.asarray([group]) for group in _FIGURE], names, "the paper's Figure 2")
+    rewards = [np.asarray([group]) for group in _FIGURE]
+    return _table(rewards, names, "the paper's Figure 2", np.ones(sum(map(len, _FIGURE))))
 
 
-def _table(rewards: list[Rewards], names: tuple[str, ...], source: str) -> RewardTable:
+def _table(
+    rewards: list[Rewards], names: tuple[str, ...], source: str, lengths: Rewards
+) -> RewardTable:
     shapes = [task.shape for task in rewards]
     groups = np.repeat(
         np.arange(sum(shape[0] for shape in shapes)), [size for n, size in shapes for _ in range(n)]
     )
     tasks = np.repeat(np.arange(len(shapes)), [task.size for task in rewards])
     values = np.concatenate([task.ravel() for task in rewards])
-    return RewardTable(
-        values, groups.astype(np.int64), tasks.astype(np.int64), names, ("reward",), source
-    )
+    labels = groups.astype(np.int64), tasks.astype(np.int64)
+    return RewardTable(values, *labels, names, ("reward",), source, lengths=lengths)

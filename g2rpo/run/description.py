@@ -89,6 +89,14 @@ class RunDescription(Section):
                 f"than rollout.prompts_per_step {self.rollout.prompts_per_step}; "
                 "an update needs at least one prompt"
             )
+        if self.estimator.name == "pass@k":
+            subset = int(self.estimator.options.get("k", 4))
+            responses = self.rollout.num_generations
+            if subset >= responses:
+                raise ValueError(
+                    f"estimator.options.k {subset} must be less than rollout.num_generations "
+                    f"{responses}: of as many responses there is one subset, and no advantage"
+                )
         if self.optimization.off_policy_mask_threshold and self._is_on_policy():
             raise ValueError(
                 f"optimization.off_policy_mask_threshold is "

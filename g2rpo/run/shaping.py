@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import g2rpo
+from g2rpo.advantages import takes_lengths
 from g2rpo.run.controllers import EntropyControl, LengthControl, TaskWeightControl
 from g2rpo.run.description import RunDescription
 from g2rpo.run.scorer import Floats, Rewards
@@ -94,7 +95,7 @@ class Shaping:
         if mode == "term":
             length = g2rpo.gaussian_advantages(length_reward, groups, tasks)
         in_reward = length_reward if mode == "reward" else None
-        policy = self._estimate(rewards, in_reward, groups, tasks)
+        policy = self._estimate(rewards, in_reward, lengths, groups, tasks)
         return Advantages(policy, length, length_reward)
 
     def steer(
@@ -114,7 +115,7 @@ class Shaping:
 
     def weighted(self, advantages: Floats, tasks: Labels) -> Floats:
         """Return advantages (N,) times the weights of their tasks (N,)."""
-        weighted: Floats = advantages * self._task_weights.weights.astype(advantages.dtype)[tasks]
+        weighted: Floats = g2rpo.weigh_tasks(advantages, tasks, self._task_weights.weights)
         return weighted
 
     def balance(self, norms: Mapping[str, float], step: int) -> None:
@@ -144,11 +145,18 @@ class Shaping:
             self._ema = g2rpo.EMAState.from_json(state["ema"], self._ema.mean)
 
     def _estimate(
-        self, rewards: Rewards, length_reward: Floats | None, groups: Labels | int, tasks: Labels
+        self,
+        rewards: Rewards,
+        length_reward: Floats | None,
+        lengths: Labels,
+        groups: Labels | int,
+        tasks: Labels,
     ) -> Floats:
         estimator = self._description.estimator
-        # Other estimators have no use for what the description says of Gaussian matching.
-        options = estimator.model_dump(exclude={"name"}) if estimator.name == "gaussian" else {}
+        options: dict[str, Any] = dict(estimator.options)
+        if estimator.name == "gaussian":
+            # Other estimators have no use for what the description says of Gaussian matching.
+            options = estimator.model_dump(exclude={"name", "options"})
         values = rewards.reward
         if estimator.decoupled or estimator.name == "gdpo":
             values, options["component_weights"] = self._components(rewards, length_reward)
@@ -163,9 +171,14 @@ class Shaping:
                 # A length that is not rewarded adds nothing; a reward that is absent stays so.
                 values = values + np.float32(weight) * np.nan_to_num(length_reward)
         if self._ema:
-            advantages, self._ema = g2rpo.ema_grpo_advantages(values, groups, tasks, self._ema)
+            advantages, self._ema = g2rpo.ema_grpo_advantages(
+                values, groups, tasks, self._ema, **options
+            )
         else:
-            advantages = g2rpo.ESTIMATORS[estimator.name](values, groups, tasks, **options)
+            function = g2rpo.ESTIMATORS[estimator.name]
+            if takes_lengths(function):
+                options["lengths"] = lengths
+            advantages = function(values, groups, tasks, **options)
         found: Floats = advantages
         return found
 

@@ -31,6 +31,8 @@ class Counterexample:
         The batch.
     arguments : tuple of numpy.ndarray
         What the function was called with: the batch's two or three arrays.
+    keywords : dict of str to numpy.ndarray
+        What it was called with by name: ``lengths``, if it takes them.
     columns : dict of str to numpy.ndarray
         What came out, what was expected, and whatever else says why; shape (N,) each.
     """
@@ -38,6 +40,7 @@ class Counterexample:
     message: str
     batch: RewardBatch
     arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
     columns: dict[str, Any]
 
     def __str__(self) -> str:
@@ -91,7 +94,8 @@ def verify_advantages(
     ----------
     fn : callable
         ``fn(rewards, groups, tasks)`` or ``fn(rewards, groups)`` -> advantages (N,). Rewards are
-        floating point, labels int64, all of shape (N,).
+        floating point, labels int64, all of shape (N,). With a keyword ``lengths`` it also gets
+        the responses' lengths in tokens, int64.
     invariants : iterable of str or Invariant, optional
         Which; all of :data:`INVARIANTS` by default.
     waive : iterable of str, optional
@@ -211,7 +215,10 @@ def _search(
     last: list[Counterexample] = []
 
     def example_of(message: str, batch: RewardBatch, columns: dict[str, Any]) -> Counterexample:
-        return Counterexample(message, batch, subject.arguments(batch), columns)
+        keywords = subject.keywords(batch)
+        # A length stands before what came of it.
+        shown = {name.removesuffix("s"): values for name, values in keywords.items()} | columns
+        return Counterexample(message, batch, subject.arguments(batch), keywords, shown)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(

@@ -28,6 +28,9 @@ __all__ = [
     "gdpo_advantages",
     "grpo_advantages",
     "match_gaussian",
+    "opo_advantages",
+    "pass_at_k_advantages",
+    "reinforce_plus_plus_advantages",
     "rloo_advantages",
 ]
 
@@ -212,6 +215,85 @@ def ema_grpo_advantages(
     return advantages
 
 
+def reinforce_plus_plus_advantages(
+    rewards: Rewards,
+    groups: Sequence[int],
+    *,
+    group_baseline: bool = False,
+    epsilon: float = 1e-6,
+    component_weights: Sequence[float] | None = None,
+) -> list[float]:
+    """Normalise over the batch; with a baseline subtract the group's mean before."""
+    summed = _one_reward(rewards, component_weights)
+    everybody = [0] * len(summed)
+    if not group_baseline:
+        return grpo_advantages(summed, everybody, epsilon=epsilon)
+    exact = {i: Fraction(summed[i]) for i, r in enumerate(summed) if math.isfinite(r)}
+    advantages = [0.0] * len(summed)
+    centred = {}
+    for here in _present(summed, groups):
+        mean = _mean([summed[i] for i in here])
+        for i in here:
+            if mean is None:
+                advantages[i] = math.nan
+            else:
+                centred[i] = exact[i] - mean
+    if centred:
+        squares = sum((c**2 for c in centred.values()), Fraction())
+        std = _root(squares / max(1, len(centred) - 1))
+        for i, c in centred.items():
+            advantages[i] = float(_divide(c, std + Decimal(epsilon))) if c else 0.0
+    return advantages
+
+
+def opo_advantages(
+    rewards: Rewards,
+    groups: Sequence[int],
+    *,
+    lengths: Sequence[int],
+    component_weights: Sequence[float] | None = None,
+) -> list[float]:
+    """Subtract the group's mean weighted by length."""
+    summed = _one_reward(rewards, component_weights)
+    advantages = [0.0] * len(summed)
+    for here in _present(summed, groups):
+        if _mean([summed[i] for i in here]) is None:
+            baseline = None
+        else:
+            weights = [Fraction(lengths[i]) for i in here]
+            weights = weights if any(weights) else [Fraction(1)] * len(here)
+            total = sum((w * Fraction(summed[i]) for w, i in zip(weights, here, strict=True)))
+            baseline = Fraction(total) / sum(weights)
+        for i in here:
+            advantages[i] = _score(summed[i], baseline, Decimal(1))
+    return advantages
+
+
+def pass_at_k_advantages(
+    rewards: Rewards,
+    groups: Sequence[int],
+    *,
+    k: int = 4,
+    threshold: float = 0.5,
+    component_weights: Sequence[float] | None = None,
+) -> list[float]:
+    """Standardise the subsets' rewards; a response gets the mean over those that it is in."""
+    summed = _one_reward(rewards, component_weights)
+    advantages = [0.0] * len(summed)
+    for here in _present(summed, groups):
+        size, right = len(here), [i for i in here if summed[i] > threshold]
+        wrong = size - len(right)
+        if size < k or not 0 < math.comb(wrong, k) < math.comb(size, k):
+            continue
+        mean = 1 - Fraction(math.comb(wrong, k), math.comb(size, k))
+        std = _root(mean * (1 - mean))
+        for i in here:
+            others = Fraction(math.comb(wrong - 1, k - 1), math.comb(size - 1, k - 1))
+            distance = 1 - mean - (0 if i in right else others)
+            advantages[i] = float(_divide(distance, std))
+    return advantages
+
+
 #: The estimators of the core by their names in ``g2rpo.ESTIMATORS``, in their signature.
 ORACLES: dict[str, Callable[..., list[float]]] = {
     "grpo": lambda r, g, t=None, **o: grpo_advantages(r, g, **o),
@@ -220,6 +302,12 @@ ORACLES: dict[str, Callable[..., list[float]]] = {
     "rloo": lambda r, g, t=None, **o: rloo_advantages(r, g, **o),
     "gdpo": lambda r, g, t=None, **o: gdpo_advantages(r, g, **o),
     "ema-grpo": ema_grpo_advantages,
+    "reinforce++": lambda r, g, t=None, **o: reinforce_plus_plus_advantages(r, g, **o),
+    "reinforce++-baseline": lambda r, g, t=None, **o: reinforce_plus_plus_advantages(
+        r, g, group_baseline=True, **o
+    ),
+    "opo": lambda r, g, t=None, **o: opo_advantages(r, g, **o),
+    "pass@k": lambda r, g, t=None, **o: pass_at_k_advantages(r, g, **o),
     "gaussian": gaussian_advantages,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy.typing as npt
@@ -65,7 +66,12 @@ def describe(message: str, batch: RewardBatch, columns: Mapping[str, Values]) ->
     return "\n".join([message, *lines])
 
 
-def reproduction(arguments: Iterable[Values], name: str = "fn", module: str = "np") -> str:
+def reproduction(
+    arguments: Iterable[Values],
+    name: str = "fn",
+    module: str = "np",
+    keywords: Mapping[str, Values] = MappingProxyType({}),
+) -> str:
     """Return the call that repeats an example with arrays of a module.
 
     Examples
@@ -75,11 +81,13 @@ def reproduction(arguments: Iterable[Values], name: str = "fn", module: str = "n
     'grpo(torch.asarray([0.0, -torch.inf]), torch.asarray([0, 0]))'
     """
     special = {"inf": f"{module}.inf", "-inf": f"-{module}.inf", "nan": f"{module}.nan"}
-    arrays = []
-    for values in arguments:
+
+    def text(values: Values) -> str:
         items = [special.get(repr(value), repr(value)) for value in values.tolist()]
-        arrays.append(f"{module}.asarray([{', '.join(items)}])")
-    return f"{name}({', '.join(arrays)})"
+        return f"{module}.asarray([{', '.join(items)}])"
+
+    named = [f"{key}={text(values)}" for key, values in keywords.items()]
+    return f"{name}({', '.join([*map(text, arguments), *named])})"
 
 
 def _texts(name: str, values: Values) -> list[str]:

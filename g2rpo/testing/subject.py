@@ -15,6 +15,7 @@ from array_api_compat import is_array_api_obj
 
 from g2rpo._checks import require_choice
 from g2rpo._state import to_numpy
+from g2rpo.advantages import takes_lengths
 from g2rpo.testing.strategies import DType, RewardBatch
 
 __all__ = ["AdvantageFunction", "LibraryName", "Subject", "Violation"]
@@ -47,7 +48,8 @@ class Subject:
     Parameters
     ----------
     fn : callable
-        ``fn(rewards, groups, tasks)`` or ``fn(rewards, groups)``.
+        ``fn(rewards, groups, tasks)`` or ``fn(rewards, groups)``; with a keyword ``lengths`` it
+        gets the batch's :attr:`RewardBatch.lengths` as well.
     library : {"numpy", "torch", "jax"}, optional
         Whose arrays it takes.
     dtype : {"float32", "float64"}, optional
@@ -82,6 +84,7 @@ class Subject:
         self._fn = fn
         self._dtype = dtype
         self._takes_tasks = _takes_tasks(fn)
+        self._takes_lengths = takes_lengths(fn)
         self._library = library
         self._namespace = import_module("jax.numpy" if library == "jax" else library)
 
@@ -98,8 +101,11 @@ class Subject:
             warnings.simplefilter("ignore")
             # Copies: a function that writes into its arguments must not change the example.
             arrays = [self._namespace.asarray(array.copy()) for array in self.arguments(batch)]
+            keywords = {
+                name: self._namespace.asarray(array) for name, array in self.keywords(batch).items()
+            }
             try:
-                result = self._fn(*arrays)
+                result = self._fn(*arrays, **keywords)
                 advantages = to_numpy(result) if is_array_api_obj(result) else None
             except Exception as error:
                 text = " ".join(str(error).split())
@@ -117,6 +123,10 @@ class Subject:
         """Return what the function is called with: two or three NumPy arrays."""
         rewards = batch.rewards.astype(self._dtype)
         return (rewards, batch.groups, batch.tasks)[: 3 if self._takes_tasks else 2]
+
+    def keywords(self, batch: RewardBatch) -> dict[str, Values]:
+        """Return what the function is called with by name: its lengths, if it takes them."""
+        return {"lengths": batch.lengths} if self._takes_lengths else {}
 
     def far(self, values: Values, expected: Values | float, *, rounding: float = 0.0) -> Values:
         """Return which values are farther from ``expected`` than the tolerance; NaN equals NaN.

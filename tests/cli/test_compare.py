@@ -38,7 +38,10 @@ def test_without_a_file(run, tmp_path):
     plain = [" ".join(line.split()) for line in out.splitlines()]
     for rewards, advantages in FIGURE.items():
         start = plain.index(f"rewards {rewards}")
-        assert f"gaussian:task_stage=null {advantages}" in plain[start : start + 10]
+        assert (
+            f"gaussian:task_stage=null {advantages}"
+            in plain[start : start + len(g2rpo.ESTIMATORS) + 3]
+        )
     for name in TOPOLOGIES:
         assert f"{name}: 1024 rewards, 128 groups, " in out
     with Image.open(tmp_path / "pictures/a.png") as picture:
@@ -132,6 +135,38 @@ def test_documentation_shows_what_the_command_prints(run):
     shown = [line for block in blocks for line in block.splitlines() if line[:5] != "error"]
     assert len(shown) > 25
     assert [line for line in shown if line not in printed] == []
+
+
+def test_lengths_come_from_a_column(run, tmp_path):
+    rows = ["group,reward,length,tokens", "1,0,30,1", "1,1,10,1", "2,1,5,1", "2,0,5,1"]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    values = {}
+    for name, options in {"length": [], "tokens": ["--length", "tokens"]}.items():
+        code, _, err = run("advantages", "a.csv", "--estimator", "opo", "-o", "b.jsonl", *options)
+        assert (code, err) == (0, "")
+        lines = (tmp_path / "b.jsonl").read_text().splitlines()
+        values[name] = [json.loads(line)["advantage"] for line in lines]
+        (tmp_path / "b.jsonl").unlink()
+    assert values["length"] == pytest.approx([-0.25, 0.75, 0.5, -0.5])
+    assert values["tokens"] == [-0.5, 0.5, 0.5, -0.5]
+    code, out, err = run("compare", "a.csv")
+    assert (code, err) == (0, "")
+    assert " opo " in out
+    assert "not compared" not in out
+
+
+def test_without_lengths_an_estimator_that_needs_them_is_left_out_or_refused(run, tmp_path):
+    (tmp_path / "a.csv").write_text("group,reward,length\n1,0,long\n1,1,short\n")
+    code, out, err = run("compare", "a.csv")
+    assert (code, err) == (0, "")
+    assert "not compared without a column of lengths (--length): opo\n" in out
+    code, out, err = run("compare", "a.csv", "-e", "opo")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: estimator 'opo' needs the responses' lengths in tokens: a column")
+    code, out, err = run("compare", "a.csv", "--length", "length")
+    assert (code, out) == (2, "")
+    message = "a.csv, line 2, column 'length': is 'long', but must be a length in tokens, a number"
+    assert err.startswith(f"error: {message}")
 
 
 def test_missing_extra(without):

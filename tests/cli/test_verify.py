@@ -1,8 +1,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from g2rpo import ESTIMATORS
 from g2rpo.testing import INVARIANTS
 
 FILE = """
@@ -61,6 +63,16 @@ def test_what_a_built_in_breaks(verify):
     assert out.endswith(
         "rloo: 1 hold, 1 fail\nwhat is meant to be so can be waived: --waive increasing-maps\n"
     )
+
+
+def test_an_estimator_that_takes_lengths_gets_them(verify):
+    code, out, err = verify("opo", "-i", "zero-sum", "-i", "ties")
+    assert (code, err) == (1, "")
+    assert verdicts(out) == {"zero-sum": "fails", "ties": "holds"}
+    (call,) = (line.strip() for line in out.splitlines() if line.strip().startswith("opo("))
+    assert "length  advantage" in out
+    advantages = eval(call, {"np": np, "opo": ESTIMATORS["opo"]})
+    assert abs(advantages.sum()) > 1e-3
 
 
 def test_every_invariant_by_default(verify):

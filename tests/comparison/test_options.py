@@ -1,4 +1,5 @@
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ RNG = np.random.default_rng(0)
 REWARDS = RNG.random(40).round(1)
 GROUPS = np.arange(40) // 5
 TASKS = np.arange(40) // 20
+LENGTHS = RNG.integers(1, 90, 40)
 
 
 @pytest.mark.parametrize("name", g2rpo.ESTIMATORS)
 def test_every_option_listed_is_one_that_the_estimator_takes(name):
-    options = estimator_options(name)
-    assert options is not None
+    options = dict(estimator_options(name))
+    estimator = g2rpo.ESTIMATORS[name]
+    if options.pop("lengths", None) is not None:
+        estimator = partial(estimator, lengths=LENGTHS)
     for key, parameter in options.items():
-        estimator = g2rpo.ESTIMATORS[name]
         given = estimator(REWARDS, GROUPS, TASKS, **{key: parameter.default})
         np.testing.assert_array_equal(given, estimator(REWARDS, GROUPS, TASKS))
 
@@ -76,7 +79,8 @@ def test_components():
         (
             "gausian",
             "unknown estimator 'gausian'; did you mean 'gaussian'? (there are: "
-            "grpo, grpo-batch, dr-grpo, rloo, gdpo, ema-grpo, gaussian)",
+            "grpo, grpo-batch, dr-grpo, rloo, gdpo, ema-grpo, reinforce++, reinforce++-baseline, "
+            "opo, pass@k, gaussian)",
         ),
         (
             "gaussian:taskstage=match",
@@ -89,6 +93,8 @@ def test_components():
         ("gdpo:epsilon=true", "option 'epsilon' is True, but must be a number"),
         ("gaussian:resolution=x", "option 'resolution' is 'x', but must be a number or null"),
         ("gaussian:decoupled=true", "option 'decoupled' has a flag of its own, --decoupled"),
+        ("opo:lengths=1", "option 'lengths' has a flag of its own, --length"),
+        ("pass@k:k=many", "option 'k' is 'many', but must be a whole number"),
         ("gdpo:component_weights=1", "option 'component_weights' has a flag of its own, --weight"),
     ],
 )
@@ -107,6 +113,7 @@ def test_bad_option(text, message):
             "'standardize', 'match', 'match-all', null, got 'foo'",
         ),
         ("gaussian:resolution=-1", "estimator 'gaussian': resolution must be finite and positive"),
+        ("pass@k:k=0", "estimator 'pass@k': k must be at least 1, got 0"),
         ("ema-grpo:decay=2", "estimator 'ema-grpo': decay must be in [0, 1], got 2.0"),
     ],
 )
@@ -134,3 +141,13 @@ def test_decoupled_is_for_those_who_know_it():
     refuse_decoupled("gaussian:ties=barycentre")
     with pytest.raises(RunError, match="--decoupled: estimator 'grpo' has no such option"):
         refuse_decoupled("grpo")
+
+
+def test_lengths_reach_the_estimator_that_takes_them_and_no_other():
+    found = named_estimator("opo")(REWARDS, GROUPS, TASKS, LENGTHS)
+    expected = g2rpo.opo_advantages(REWARDS, GROUPS, lengths=LENGTHS)
+    np.testing.assert_array_equal(found, expected)
+    found = named_estimator("rloo")(REWARDS, GROUPS, TASKS, LENGTHS)
+    np.testing.assert_array_equal(found, g2rpo.rloo_advantages(REWARDS, GROUPS))
+    with pytest.raises(RunError, match="estimator 'opo' needs the responses' lengths in tokens"):
+        named_estimator("opo")(REWARDS, GROUPS, TASKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -143,6 +144,53 @@ CASES = [
     ),
     (g2rpo.rloo_advantages, (R, G[:1]), {}, ValueError, "groups must have shape (4,), got (1,)"),
     (g2rpo.gdpo_advantages, (T[0], G), {}, ValueError, "groups must have shape (3,), got (4,)"),
+    (
+        g2rpo.reinforce_plus_plus_advantages,
+        (R, G),
+        {"epsilon": math.nan},
+        ValueError,
+        "epsilon must be finite and non-negative, got nan",
+    ),
+    (g2rpo.opo_advantages, (R, G), {"lengths": None}, TypeError, "lengths must be an array (N,)"),
+    (g2rpo.ESTIMATORS["opo"], (R, G, G), {}, TypeError, "lengths must be an array (N,), the resp"),
+    (
+        g2rpo.opo_advantages,
+        (R, G),
+        {"lengths": G[:3]},
+        ValueError,
+        "lengths must have shape (4,), got (3,)",
+    ),
+    (
+        g2rpo.opo_advantages,
+        (R, G),
+        {"lengths": R * 1j},
+        TypeError,
+        "lengths must be real, got dtype complex128",
+    ),
+    (g2rpo.pass_at_k_advantages, (R, G), {"k": 0}, ValueError, "k must be at least 1, got 0"),
+    (g2rpo.pass_at_k_advantages, (R, G), {"k": 2.0}, TypeError, "k must be an int, got float"),
+    (
+        g2rpo.pass_at_k_advantages,
+        (R, G),
+        {"threshold": math.inf},
+        ValueError,
+        "threshold must be finite, got inf",
+    ),
+    (
+        g2rpo.ESTIMATORS["grpo"],
+        (R, G),
+        {"task_weights": A},
+        TypeError,
+        "task_weights need tasks: their integer labels",
+    ),
+    (
+        g2rpo.weigh_tasks,
+        (R, G, G),
+        {},
+        TypeError,
+        "task_weights must be real floating point, got dtype int64",
+    ),
+    (g2rpo.weigh_tasks, (R, G, A[:0]), {}, ValueError, "task_weights must have at least one"),
     (
         g2rpo.length_reward,
         (R, T),

@@ -18,6 +18,7 @@ from g2rpo import (
     register_estimator,
     rloo_advantages,
 )
+from g2rpo.advantages import takes_lengths
 
 
 def batch(rng, prompts=30):
@@ -203,12 +204,19 @@ def test_bad_state():
 def test_registry(library, rng):
     rewards, groups, tasks = batch(rng)
     parts = np.stack([rewards, rewards * 2], axis=1)
+    lengths, weights = library.array(1 + groups % 7), np.asarray([0.5, 1.0, 2.0])
     for name, estimator in ESTIMATORS.items():
-        got = library.call(estimator, rewards, groups, tasks)
+        options = {"lengths": lengths} if takes_lengths(estimator) else {}
+        got = library.call(estimator, rewards, groups, tasks, **options)
         assert got.shape == rewards.shape, name
         assert np.isfinite(got).all()
-        assert library.call(estimator, rewards, groups, None).shape == rewards.shape
-        got = library.call(estimator, parts, groups, tasks, component_weights=[1.0, 0.5])
+        weighted = library.call(
+            estimator, rewards, groups, tasks, task_weights=library.array(weights), **options
+        )
+        assert np.array_equal(weighted, got * weights.astype(got.dtype)[tasks]), name
+        assert library.call(estimator, rewards, groups, None, **options).shape == rewards.shape
+        options["component_weights"] = [1.0, 0.5]
+        got = library.call(estimator, parts, groups, tasks, **options)
         assert got.shape == rewards.shape
     assert np.array_equal(
         library.call(ESTIMATORS["gaussian"], rewards, groups, tasks),
@@ -228,3 +236,14 @@ def test_registering():
         register_estimator("new", 3)
     assert register_estimator("new", len) is len
     assert ESTIMATORS.pop("new").__wrapped__ is len
+
+
+def test_an_estimator_with_task_weights_of_its_own_keeps_them():
+    def own(rewards, groups, tasks, *, task_weights=None):
+        return rewards if task_weights is None else rewards + task_weights[tasks]
+
+    register_estimator("own", own)
+    registered = ESTIMATORS.pop("own")
+    labels = np.asarray([0, 1])
+    found = registered(np.ones(2), labels, labels, task_weights=np.asarray([1.0, 2.0]))
+    assert found.tolist() == [2.0, 3.0]

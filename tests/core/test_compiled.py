@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from g2rpo import (
+    ESTIMATORS,
     EMAState,
     LengthTarget,
     adapt_entropy_weights,
@@ -30,6 +31,8 @@ from g2rpo import (
     length_reward,
     match_gaussian,
     off_policy_mask,
+    opo_advantages,
+    pass_at_k_advantages,
     rloo_advantages,
     sampler_weights,
     task_means,
@@ -94,6 +97,10 @@ ADVANTAGES = {
     "rloo": lambda r, g, t: rloo_advantages(r, g),
     "gdpo": lambda r, g, t: gdpo_advantages(r, g),
     "ema": lambda r, g, t: ema_grpo_advantages(r, g, t, EMAState.start(3, r))[0],
+    "reinforce++": lambda r, g, t: ESTIMATORS["reinforce++"](r, g, t, task_weights=0.1 * r[6:9]),
+    "reinforce++-baseline": lambda r, g, t: ESTIMATORS["reinforce++-baseline"](r, g, t),
+    "opo": lambda r, g, t: opo_advantages(r, g, lengths=g + 1 + t),
+    "pass@k": lambda r, g, t: pass_at_k_advantages(r, g, k=3),
 }
 
 
@@ -150,7 +157,7 @@ def test_weighted_components_under_jit(scale):
     assert not np.asarray(jax.jit(decoupled)(jnp.asarray(parts), groups)).any()
 
 
-@pytest.mark.parametrize("name", ["match", "standardize", "grpo"])
+@pytest.mark.parametrize("name", ["match", "standardize", "grpo", "opo", "pass@k"])
 def test_vmap(rng, name):
     rewards, groups, _ = batch(rng)
     rows = [np.stack([a[rng.permutation(len(a))] for _ in range(3)]) for a in (rewards, groups)]
@@ -221,7 +228,10 @@ def test_loss_and_gradient_agree_between_jax_and_torch(rng, loss_type):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["standardize", "barycentre", "ema"])
+@pytest.mark.parametrize(
+    "name",
+    ["standardize", "barycentre", "ema", "reinforce++", "reinforce++-baseline", "opo", "pass@k"],
+)
 def test_torch_compile(rng, name):
     arrays = [torch.tensor(a) for a in batch(rng)]
     with warnings.catch_warnings():

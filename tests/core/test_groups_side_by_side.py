@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g2rpo import ESTIMATORS, gaussian_advantages, match_gaussian, register_estimator
+from g2rpo.advantages import takes_lengths
 from g2rpo.testing import reward_batches
 
 STAGES = ["standardize", "match", "match-all", None]
@@ -111,9 +112,12 @@ def test_any_number_of_rollouts(name, size, dtype):
 @pytest.mark.parametrize("members", [1, 4, 40])
 def test_every_estimator(library, rng, name, members):
     rewards, groups, tasks = batch(rng, members)
-    same(library, ESTIMATORS[name], rewards, groups, tasks, members)
+    options = {}
+    if takes_lengths(ESTIMATORS[name]):
+        options["lengths"] = library.array(1 + groups % 7)
+    same(library, ESTIMATORS[name], rewards, groups, tasks, members, **options)
     parts = np.stack([rewards, rng.random(len(rewards))], axis=1)
-    options = {"component_weights": [1.0, 0.5]}
+    options["component_weights"] = [1.0, 0.5]
     same(library, ESTIMATORS[name], parts, groups, None, members, **options)
 
 
@@ -205,19 +209,3 @@ def test_groups_of_several_tasks(library):
         with pytest.raises(ValueError, match="tasks must be the same for all rollouts of a group"):
             gaussian_advantages(rewards, 4, tasks)
     assert gaussian_advantages(rewards, 4, tasks, task_stage=None).shape == (8,)
-
-
-def test_task_weights(library, rng):
-    rewards, groups, tasks = batch(rng, 4)
-    tasks = np.where(tasks == 9, 3, groups % 3)  # of 3 there is no weight
-    weights = np.asarray([0.5, 2.0, 0.0])
-    for name, estimator in ESTIMATORS.items():
-        plain = library.call(estimator, rewards, groups, tasks)
-        wanted = np.where(tasks < 3, plain * np.append(weights, 0.0)[tasks], 0.0)
-        for passed in (weights.tolist(), library.array(weights)):
-            found = library.call(estimator, rewards, groups, tasks, task_weights=passed)
-            assert np.array_equal(found, wanted.astype(library.dtype), equal_nan=True), name
-    with pytest.raises(TypeError, match="task_weights need tasks"):
-        ESTIMATORS["gaussian"](R, T, task_weights=[1.0])
-    with pytest.raises(ValueError, match=r"task_weights must have shape \(num_tasks,\)"):
-        ESTIMATORS["gaussian"](R, T, T, task_weights=[[1.0]])

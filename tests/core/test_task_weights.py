@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from g2rpo import adapt_task_weights
+from g2rpo import adapt_task_weights, weigh_tasks
 
 
 def slow_update(norms, weights, present, rate=0.5, low=0.2, high=5.0):
@@ -105,3 +105,15 @@ def test_the_weights_are_the_whole_state(rng):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         adapt_task_weights(np.ones(2), np.ones(2), **options)
+
+
+def test_advantages_are_multiplied_by_the_weight_of_their_task(library):
+    advantages, tasks = np.asarray([1.0, -2.0, 3.0, np.nan, 5.0, 6.0]), [0, 2, 1, 0, -1, 3]
+    weights = library.array(np.asarray([0.5, 0.0, 4.0]))
+    found = library.numpy(weigh_tasks(library.array(advantages), library.array(tasks), weights))
+    assert str(found.dtype) == library.dtype
+    # Labels without a weight belong to no task.
+    np.testing.assert_array_equal(found, [0.5, -8.0, 0.0, np.nan, 5.0, 6.0])
+    narrow = library.array(np.asarray(tasks, np.int8))
+    again = weigh_tasks(library.array(advantages), narrow, weights)
+    np.testing.assert_array_equal(library.numpy(again), found)

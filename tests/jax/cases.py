@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from g2rpo._checks import namespace_of
+from g2rpo.advantages import takes_lengths
 
 TASKS = 3
 CORRECTIONS = (("token", "truncate"), ("sequence", "mask"), ("geometric", "reject"))
@@ -169,6 +170,33 @@ def _cases() -> list[Case]:
             components,
             r,
         ),
+        *(
+            Case(
+                "reinforce_plus_plus_advantages",
+                lambda g, v, s, _, b=b: g.reinforce_plus_plus_advantages(v, s, group_baseline=b),
+                rollouts,
+                r,
+            )
+            for b in (False, True)
+        ),
+        Case(
+            "opo_advantages",
+            lambda g, v, s, lengths: g.opo_advantages(v, s, lengths=lengths),
+            lambda rng, n: [*rollouts(rng, n)[:2], rng.integers(1, 90, n)],
+            r,
+        ),
+        Case(
+            "pass_at_k_advantages",
+            lambda g, v, s, _: g.pass_at_k_advantages(v, s, k=2, threshold=1.0),
+            rollouts,
+            r,
+        ),
+        Case(
+            "weigh_tasks",
+            lambda g, v, _, tasks, weights: g.weigh_tasks(v, tasks, weights),
+            lambda rng, n: [*rollouts(rng, n), np.asarray([0.5, 2.0])],
+            (0, 3),
+        ),
         Case(
             "ema_grpo_advantages",
             _state_of,
@@ -287,5 +315,13 @@ CASES = _cases()
 
 
 def estimator_case(name: str) -> Case:
-    """Return the case of an entry of ``ESTIMATORS``."""
-    return Case(name, lambda g, *a: g.ESTIMATORS[name](*a), rollouts, (0,))
+    """Return the case of an entry of ``ESTIMATORS``, with task weights."""
+
+    def call(g, rewards, groups, tasks, lengths, weights):
+        options = {"lengths": lengths} if takes_lengths(g.ESTIMATORS[name]) else {}
+        return g.ESTIMATORS[name](rewards, groups, tasks, task_weights=weights, **options)
+
+    def inputs(rng, n):
+        return [*rollouts(rng, n), rng.integers(1, 90, n), np.asarray([0.5, 1.0, 2.0])]
+
+    return Case(name, call, inputs, (0,))

@@ -22,7 +22,15 @@ from .cases import CASES, Case, estimator_case
 ALL_CASES = CASES + [estimator_case(name) for name in g2rpo.ESTIMATORS]
 TRACEABLE = [case for case in ALL_CASES if case.is_traceable]
 # Piecewise constant, or constants to differentiation by contract.
-FLAT = {"match_gaussian", "gaussian_advantages", "gaussian", "batch_totals", "sampler_weights"}
+FLAT = {
+    "match_gaussian",
+    "gaussian_advantages",
+    "gaussian",
+    "pass_at_k_advantages",
+    "pass@k",
+    "batch_totals",
+    "sampler_weights",
+}
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 # They take no arrays: the bindings offer the very same objects.
 WITHOUT_ARRAYS = {"encode_labels", "register_estimator", "register_loss"}

@@ -197,6 +197,23 @@ def test_no_message_is_longer_than_a_screen():
         ("data.tasks=[math]", ["data.tasks", "'math'", "'maths'", "grounding"]),
         ("data.tasks=[ocr, ocr]", ["data.tasks", "once", "ocr"]),
         ("data.source=web", ["data.source", "'web'", "builtin"]),
+        (
+            "estimator={name: pass@k, options: {k: 8}}",
+            ["estimator.options.k 8", "less than rollout.num_generations 8"],
+        ),
+        (
+            "estimator={name: pass@k, options: {q: 8}}",
+            ["options {'q': 8} of pass@k", "unexpected keyword argument 'q'"],
+        ),
+        (
+            "estimator={name: grpo, options: {scale: all}}",
+            ["of grpo: scale must be one of 'group', 'batch', 'none', got 'all'"],
+        ),
+        ("estimator.options={ties: barycentre}", ["but those of gaussian are keys beside it"]),
+        (
+            "estimator={name: opo, options: {lengths: 3}}",
+            ["options has ['lengths'], which the run itself gives"],
+        ),
         ("estimator.name=gausian", ["estimator.name", "'gausian'", "'gaussian'", "rloo"]),
         ("optimization.loss_type=dr_grpo", ["optimization.loss_type", "did you mean 'dr-grpo'"]),
         ("optimization.loss_type=no_such_module:own", ["loss_type", "cannot be imported"]),

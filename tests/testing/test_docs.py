@@ -23,7 +23,7 @@ def rows(heading):
 
 
 def names(cell):
-    return re.findall(r"`([\w-]+)`", cell)
+    return re.findall(r"`([\w@+-]+)`", cell)
 
 
 def estimator(cell):

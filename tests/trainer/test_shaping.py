@@ -131,14 +131,51 @@ def test_task_weights_are_factors_of_the_advantages():
     assert not [name for name in shaping().metrics() if "task_weight" in name]
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "dr-grpo", "rloo", "grpo-batch", "ema-grpo"])
+OTHERS = [name for name in g2rpo.ESTIMATORS if name not in ("gaussian", "gdpo")]
+
+
+@pytest.mark.parametrize("estimator", OTHERS)
 def test_every_estimator_takes_a_runs_rewards(estimator):
     rewards = some_rewards()
     rewards.accuracy[0] = rewards.reward[0] = np.nan
-    advantages = shaping(f"estimator.name={estimator}")(rewards, LENGTHS, GROUPS, TASKS).policy
+    options = ["estimator.options={k: 2}"] if estimator == "pass@k" else []
+    control = shaping(f"estimator.name={estimator}", *options)
+    advantages = control(rewards, LENGTHS, GROUPS, TASKS).policy
     assert advantages[0] == 0
     assert np.isfinite(advantages).all()
     assert np.abs(advantages).max() > 0
+
+
+def test_opo_gets_the_lengths_of_the_responses():
+    rewards = some_rewards()
+    found = shaping("estimator.name=opo", "length.mode=off")(rewards, LENGTHS, GROUPS, TASKS)
+    expected = g2rpo.opo_advantages(rewards.reward, GROUPS, lengths=LENGTHS)
+    assert np.array_equal(found.policy, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "keywords"),
+    [
+        ("pass@k", "{k: 2, threshold: 0.8}", {"k": 2, "threshold": 0.8}),
+        ("grpo", "{scale: batch, epsilon: 0.1}", {"scale": "batch", "epsilon": 0.1}),
+    ],
+)
+def test_options_reach_the_estimator(name, options, keywords):
+    rewards = some_rewards()
+    settings = ["length.mode=off", f"estimator.name={name}", f"estimator.options={options}"]
+    found = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS).policy
+    assert np.array_equal(found, g2rpo.ESTIMATORS[name](rewards.reward, GROUPS, TASKS, **keywords))
+    plain = shaping(*settings[:2])(rewards, LENGTHS, GROUPS, TASKS).policy
+    assert not np.array_equal(found, plain)
+
+
+def test_options_reach_the_estimator_that_keeps_a_state():
+    rewards = some_rewards()
+    settings = ["length.mode=off", "estimator.name=ema-grpo", "estimator.options={minimum_std: 9}"]
+    found = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS).policy
+    state = g2rpo.EMAState.start(1, np.zeros(1, np.float32))
+    expected, _ = g2rpo.ema_grpo_advantages(rewards.reward, GROUPS, TASKS, state, minimum_std=9)
+    assert np.array_equal(found, expected)
 
 
 def test_warm_up_rewards_no_length_and_calibration_then_does():
