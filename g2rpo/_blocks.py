@@ -71,9 +71,28 @@ def match_rows(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[
     code = _transposed(xp, xp.reshape(code, (-1,)), values.shape[0] // members)
     code = xp.reshape(code, (-1,))
 
-    key = (xp, device_of(values), values.dtype, members, ties, values.shape[0].bit_length())
-    matched, has_signal = (_kept_table if is_eager(values) else _table)(*key)
+    matched, has_signal = _table_for(xp, values, members, ties)
     return gather(xp, matched, code), gather(xp, has_signal, code)
+
+
+def tabled_means(
+    xp: Namespace,
+    smaller: Array,
+    equal: Array,
+    size: Array,
+    wanted: Array,
+    values: Array,
+    ties: Ties,
+) -> Array:
+    """Return what blocks of small segments get, of an array like ``values``; any unless wanted."""
+    code = (size * MOST_COUNTED + smaller) * (MOST_COUNTED + 1) + equal
+    matched, _ = _table_for(xp, values, MOST_COUNTED, ties)
+    return gather(xp, matched, xp.where(wanted, code, 0))
+
+
+def _table_for(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[Array, Array]:
+    key = (xp, device_of(values), values.dtype, members, ties, values.shape[0].bit_length())
+    return (_kept_table if is_eager(values) else _table)(*key)
 
 
 def _transposed(xp: Namespace, values: Array, width: int) -> Array:

@@ -7,7 +7,14 @@ values are not all equal.
 
 from __future__ import annotations
 
-from g2rpo._blocks import MOST_COUNTED, Ties, barycentres, match_rows, midpoint_means
+from g2rpo._blocks import (
+    MOST_COUNTED,
+    Ties,
+    barycentres,
+    match_rows,
+    midpoint_means,
+    tabled_means,
+)
 from g2rpo._checks import (
     as_groups,
     labels_of,
@@ -17,7 +24,7 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._libraries import device_of, gather
+from g2rpo._libraries import device_of, gather, is_readable
 from g2rpo._segments import count, differs_from_previous, run_bounds, sort_by_segment
 from g2rpo._typing import Array, Groups, Namespace
 
@@ -140,17 +147,18 @@ def match(
     stop = xp.minimum(stop, layout.first + size_present)
     members = stop - first
 
-    present = present & (members > 0)
-    has_signal = present & (members < size_present)
-    lower, upper = first - layout.first, stop - layout.first
-    if ties == "barycentre":
-        mean = barycentres(xp, lower, upper, size_present, has_signal, values.dtype)
+    has_signal = present & (members > 0) & (members < size_present)
+    lower = first - layout.first
+    if is_readable(values) and int(xp.max(size_present)) <= MOST_COUNTED:
+        matched = tabled_means(xp, lower, members, size_present, has_signal, values, ties)
+    elif ties == "barycentre":
+        matched = barycentres(xp, lower, lower + members, size_present, has_signal, values.dtype)
     else:
         # The sorted positions hold the ranks. Those of absent values are never summed.
         rank = xp.arange(size, dtype=first.dtype, device=device_of(first)) - layout.first
         stop = xp.where(has_signal, stop, first)
-        mean = midpoint_means(xp, rank, size_present, first, stop, values.dtype, size)
-    matched = xp.where(has_signal, mean, 0.0)
+        matched = midpoint_means(xp, rank, size_present, first, stop, values.dtype, size)
+    matched = xp.where(has_signal, matched, 0.0)
     return gather(xp, matched, layout.inverse), gather(xp, has_signal, layout.inverse)
 
 

@@ -95,17 +95,20 @@ def test_drawn_batches(dtype):
     agrees()
 
 
-@pytest.mark.parametrize("size", [8, 64, 4096, 200_000])
-@pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_any_number_of_rollouts(name, size, dtype):
-    """The table is cut into the same limbs as as many sorted values."""
-    xp, rng = __import__(name), np.random.default_rng(size)
-    rewards = xp.asarray((rng.integers(0, 5, size) / 4).astype(dtype))
-    groups = xp.asarray(np.arange(size) // 8)
+@pytest.mark.parametrize("size", [16, 64, 4096, 200_000])
+@pytest.mark.parametrize("members", [8, 32])
+def test_blocks_of_small_groups_do_not_change_a_bit_beside_a_large_one(library, size, members):
+    """Small groups' blocks are looked up in a table; a large group has all of them summed."""
+    rng = np.random.default_rng(size)
+    values = rng.integers(0, 9, size - size % members) / 4
+    groups = np.arange(len(values)) // members
+    large = size // 2 if size < 100 else 40
+    beside = np.concatenate([values, np.arange(float(large))])
+    labels = np.concatenate([groups, np.full(large, -1)])
     for ties in TIES:
-        options = {"ties": ties, "task_stage": None}
-        by_label = gaussian_advantages(rewards, groups, **options)
-        assert bool((gaussian_advantages(rewards, 8, **options) == by_label).all())
+        alone = library.call(match_gaussian, values, groups, ties=ties)
+        among = library.call(match_gaussian, beside, labels, ties=ties)
+        assert np.array_equal(among[: len(values)], alone)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
