@@ -83,18 +83,18 @@ def register_estimator(
     callable
         The estimator, or the decorator.
 
-    Notes
-    -----
-    Called by its name, every estimator takes ``task_weights`` besides, an array (num_tasks,), and
-    its advantages are multiplied as :func:`g2rpo.weigh_tasks` does. One that has an option of that
-    name itself is left as it is.
-
     Raises
     ------
     TypeError
         If ``estimator`` cannot be called.
     ValueError
         If the name is empty or taken.
+
+    Notes
+    -----
+    Called by its name, every estimator takes ``task_weights`` besides, an array (num_tasks,), and
+    its advantages are multiplied as :func:`g2rpo.weigh_tasks` does. One that has an option of that
+    name itself is left as it is.
 
     Examples
     --------

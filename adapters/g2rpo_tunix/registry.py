@@ -19,6 +19,7 @@ import numpy as np
 from tunix.rl.function_registry import default_registry, register_advantage_estimator
 
 import g2rpo
+from g2rpo.advantages import takes_lengths
 
 from .estimate import group_size, prompt_numbers
 from .handover import Rollouts, handover
@@ -52,6 +53,11 @@ def register_estimators() -> list[str]:
 
 def _by_name(name: str, rewards: Any, num_generations: int) -> Any:
     """Return advantages (N,) of rewards (N,); with tasks if the reward manager left them."""
+    if takes_lengths(g2rpo.ESTIMATORS[name]):
+        raise RuntimeError(
+            f"estimator 'g2rpo-{name}' needs the rollouts' lengths in tokens: set estimator={name!r} "
+            "in G2RPOConfig and train with G2RPOLearner"
+        )
     rewards = np.asarray(rewards, dtype=np.float64)
     groups = group_size(len(rewards), num_generations)
     rollouts = handover.take_rollouts(len(rewards))

@@ -51,12 +51,14 @@ def test_the_paper_s_values_to_a_file(run, golden, tmp_path, name):
 @pytest.mark.parametrize("name", g2rpo.ESTIMATORS)
 def test_every_estimator_on_stdout(run, golden, name):
     rows, _ = golden
-    code, out, err = run("advantages", "golden.jsonl", "--estimator", name)
+    lengths = ["--length", "id"] if name == "opo" else []
+    code, out, err = run("advantages", "golden.jsonl", "--estimator", name, *lengths)
     assert code == 0
     found = [row["advantage"] for row in rows_of(out)]
     groups = np.asarray(["abcd".index(row["group"]) for row in rows])
     rewards = np.asarray([row["reward"] for row in rows])
-    expected = g2rpo.ESTIMATORS[name](rewards, groups, np.zeros_like(groups))
+    options = {"lengths": np.asarray([row["id"] for row in rows])} if name == "opo" else {}
+    expected = g2rpo.ESTIMATORS[name](rewards, groups, np.zeros_like(groups), **options)
     assert found == expected.tolist()
     assert f"Advantages by {name}" in err
     assert max(map(len, err.splitlines())) <= 80
