@@ -55,8 +55,8 @@ def _by_name(name: str, rewards: Any, num_generations: int) -> Any:
     """Return advantages (N,) of rewards (N,); with tasks if the reward manager left them."""
     if takes_lengths(g2rpo.ESTIMATORS[name]):
         raise RuntimeError(
-            f"estimator 'g2rpo-{name}' needs the rollouts' lengths in tokens: set estimator={name!r} "
-            "in G2RPOConfig and train with G2RPOLearner"
+            f"estimator 'g2rpo-{name}' needs the rollouts' lengths in tokens: set "
+            f"estimator={name!r} in G2RPOConfig and train with G2RPOLearner"
         )
     rewards = np.asarray(rewards, dtype=np.float64)
     groups = group_size(len(rewards), num_generations)

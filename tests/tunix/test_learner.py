@@ -161,6 +161,15 @@ def test_length_is_a_term_or_a_part_of_the_reward(train):
     )
 
 
+def test_an_estimator_that_takes_lengths_gets_those_of_the_rollouts(train):
+    record = train(make_config(estimator="opo", length_mode="off"), steps=1)
+    ((_, _, example),) = record.examples
+    lengths, rewards = np.asarray(example.completion_mask).sum(axis=1), record.rewards[0][:, 0]
+    wanted = g2rpo.opo_advantages(rewards, np.arange(len(rewards)) // GROUP, lengths=lengths)
+    assert len(set(lengths.tolist())) > 1
+    np.testing.assert_allclose(example.advantages, wanted, atol=1e-6)
+
+
 def test_responses_end_in_their_end_token(train):
     record = train(steps=1)
     ((_, _, example),) = record.examples
