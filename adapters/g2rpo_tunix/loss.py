@@ -79,8 +79,10 @@ def g2rpo_policy_loss(
             "the policy loss 'g2rpo' needs a G2RPOConfig, got " + type(algo_config).__name__
         )
     _check_fields(train_example, algo_config)
+    definition, state = nnx.split(model)
     logprobs, entropies = token_statistics(
-        *nnx.split(model),
+        definition,
+        state,
         train_example,
         pad_id=pad_id,
         eos_id=eos_id,
