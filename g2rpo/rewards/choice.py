@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .truth import TruthError, bad_truth, comparable, one_truth, shown
+from g2rpo._shown import shown
+
+from .truth import TruthError, bad_truth, comparable, one_truth
 from .wrapping import LONGEST, unwrap
 
 _MUST = (

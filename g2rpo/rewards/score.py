@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from g2rpo._shown import shown
+
 from .choice import choice_match, with_text
 from .custom import function_name
 from .maths import maths_match, maths_text
 from .registry import ACCURACY, STRUCTURE, TEXTS, RewardFunction, find_type
 from .response import parse_response
-from .truth import TruthError, all_truths, bad_truth, shown, truth_text
+from .truth import TruthError, all_truths, bad_truth, truth_text
 
 ACCURACY_WEIGHT = 0.9
 FORMAT_WEIGHT = 0.1

@@ -6,11 +6,9 @@ import json
 import math
 import re
 import unicodedata
-from reprlib import Repr
 from typing import Any
 
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
+from g2rpo._shown import shown
 
 # More marks than any script puts on a letter. Python sorts the marks of a letter in a time that
 # grows with the square of their number.
@@ -19,11 +17,6 @@ _MARKS = 30
 
 class TruthError(ValueError):
     """A record's answer does not fit its problem type."""
-
-
-def shown(value: object) -> str:
-    """Return ``repr(value)``, shortened to what fits an error message."""
-    return _SHORT.repr(value)
 
 
 def bad_truth(truth: object, must: str) -> TruthError:

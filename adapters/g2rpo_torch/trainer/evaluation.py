@@ -137,7 +137,8 @@ def _answered(
         share=share,
     )
     own_records = asked[: len(share.own)]
-    whole = whole_responses(policy, own_records, completions.texts)
+    opened = [opened_text(policy, record) for record in records]
+    whole = whole_responses([opened[number] for number in share.own], completions.texts)
     with processes.together():
         own = scorer(own_records, whole, dtype=np.float64)
     numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
@@ -145,7 +146,6 @@ def _answered(
     gathered, _ = processes.gather(numbers, *columns)
     lengths, ended, *rewards = (column.numpy() for column in gathered)
     texts = processes.gather_rows(numbers.tolist(), whole)
-    opened = [opened_text(policy, record) for record in records]
     return Answers(first, records, texts, Rewards(*rewards), lengths, ended, opened)
 
 

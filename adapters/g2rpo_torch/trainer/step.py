@@ -14,7 +14,6 @@ from g2rpo.run.scorer import Floats, Rewards, Scorer
 from g2rpo.run.shaping import Advantages, Shaping
 
 from .distributed.processes import Processes
-from .inputs.chat import opened_text
 from .learning.batch import Batch
 from .learning.equity import gradient_norms
 from .learning.optimizer import set_learning_rate
@@ -104,8 +103,7 @@ def training_step(
             learned |= equity_metrics(measured.norms) if measured.norms else {}
             learned |= update_policy(policy, optimizer, batch, steered, progress)
             shaping.balance(measured.with_signal, progress.step + 1)
-    opened = [opened_text(policy, record) for record in drawn.records]
-    table = _table(drawn, progress.position, advantages, opened)
+    table = _table(drawn, progress.position, advantages)
     progress.step += 1
     progress.position += len(drawn.records)
     metrics = {
@@ -204,9 +202,7 @@ def _rollout_metrics(
     }
 
 
-def _table(
-    drawn: Rollouts, position: int, advantages: Advantages, opened: list[str]
-) -> list[dict[str, Any]]:
+def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[str, Any]]:
     columns = {
         "length": drawn.outcomes.lengths,
         "ended": drawn.outcomes.ended,
@@ -222,7 +218,7 @@ def _table(
             "record": position + group,
             "task": drawn.records[group]["task_type"],
             "prompt": drawn.records[group]["problem"],
-            **({"opened": opened[group]} if opened[group] else {}),
+            **({"opened": drawn.opened[group]} if drawn.opened[group] else {}),
             "response": text,
             **{name: column[row] for name, column in values.items()},
         }

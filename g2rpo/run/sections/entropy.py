@@ -4,16 +4,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from .section import Section
+from .section import Section, TaskFactors
 
 
 class Entropy(Section):
     """Bounds of each task's mean token entropy."""
 
     weight: float = Field(default=0.02, ge=0, description="weight of the term; 0 switches it off")
-    weights: dict[str, float] = Field(
-        default={}, description="task: weight in place of the common one"
-    )
+    weights: TaskFactors = Field(default={}, description="task: weight in place of the common one")
     low: float = Field(default=0.05, ge=0, description="lower bound [nats]")
     high: float = Field(default=0.6, ge=0, description="upper bound [nats]")
     bounds: dict[str, tuple[float, float]] = Field(
@@ -42,14 +40,6 @@ class Entropy(Section):
             if not 0 <= low <= high:
                 raise ValueError(f"{task} is [{low}, {high}], but must have 0 <= low <= high")
         return bounds
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_are_not_negative(cls, weights: dict[str, float]) -> dict[str, float]:
-        for task, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"{task} is {weight:g}, but must be 0 or more")
-        return weights
 
     def of(self, task: str) -> tuple[float, float]:
         """Return the bounds of `task` in nats: its own, else the common ones."""

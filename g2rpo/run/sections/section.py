@@ -1,8 +1,8 @@
 """What all sections of a run's description have in common."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
@@ -26,3 +26,14 @@ def none_is_null(value: Any) -> Any:
     """Return None for the way in which Python writes it."""
     # YAML's null is `null` or `~`; people who come from Python write None.
     return None if value in ("none", "None") else value
+
+
+def _not_negative(factors: dict[str, float]) -> dict[str, float]:
+    for task, factor in factors.items():
+        if factor < 0:
+            raise ValueError(f"{task} is {factor:g}, but must be 0 or more")
+    return factors
+
+
+TaskFactors = Annotated[dict[str, float], AfterValidator(_not_negative)]
+"""Task -> a factor of 0 or more."""

@@ -1,14 +1,14 @@
 """The section ``task_weights``: how much each task counts in the surrogates."""
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from .section import Section
+from .section import Section, TaskFactors
 
 
 class TaskWeights(Section):
     """Factors of each task's advantages."""
 
-    weights: dict[str, float] = Field(
+    weights: TaskFactors = Field(
         default={}, description="task: factor of its advantages; 1 where left out"
     )
     adapt: int = Field(
@@ -22,11 +22,3 @@ class TaskWeights(Section):
     )
     low: float = Field(default=0.2, gt=0, le=1, description="least that an adaptive weight becomes")
     high: float = Field(default=5.0, ge=1, description="most that an adaptive weight becomes")
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_are_not_negative(cls, weights: dict[str, float]) -> dict[str, float]:
-        for task, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"{task} is {weight:g}, but must be 0 or more")
-        return weights

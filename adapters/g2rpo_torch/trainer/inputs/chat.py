@@ -106,23 +106,19 @@ def opened_text(policy: Policy, record: Record) -> str:
     return "" if opening is None else ending[opening.start() :]
 
 
-def whole_responses(
-    policy: Policy, records: Sequence[Record], completions: Sequence[str]
-) -> list[str]:
+def whole_responses(opened: Sequence[str], completions: Sequence[str]) -> list[str]:
     """Return the texts that are scored: what each prompt has opened, and the completion of it.
 
     Parameters
     ----------
-    policy : Policy
-        Owner of the chat template.
-    records : sequence of Record
-        P prompts.
+    opened : sequence of str
+        :func:`opened_text` of P prompts.
     completions : sequence of str
         N = P · n sampled texts, those of one prompt next to each other.
     """
-    each = len(completions) // max(len(records), 1)
-    opened = [text for record in records for text in [opened_text(policy, record)] * each]
-    return [start + rest for start, rest in zip(opened, completions, strict=True)]
+    each = len(completions) // max(len(opened), 1)
+    starts = [start for start in opened for _ in range(each)]
+    return [start + rest for start, rest in zip(starts, completions, strict=True)]
 
 
 def _readable(policy: Policy, record: Record) -> tuple[list[Message], str]:

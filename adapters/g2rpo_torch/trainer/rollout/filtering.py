@@ -23,7 +23,7 @@ from g2rpo.run.sections.rollout import DynamicSampling
 from g2rpo.tasks import Record
 
 from ..distributed.processes import Processes
-from ..inputs.chat import whole_responses
+from ..inputs.chat import opened_text, whole_responses
 from ..inputs.prompts import Inputs, encode_prompts, select_rows
 from ..model.policy_model import Policy
 from ..passes.shortcuts import find_shortcuts
@@ -46,6 +46,8 @@ class Rollouts:
     texts, outcomes, rewards : list of str, Outcomes, Rewards
         N = P · n responses, those of one prompt next to each other, with all that is reported. A
         text begins with what its prompt has opened; lengths and entropies are of what was sampled.
+    opened : list of str
+        The part of the answer format with which each prompt ends, P texts.
     keeps : array (P,), bool
         Which prompts the step learns from.
     tries : int
@@ -60,6 +62,7 @@ class Rollouts:
 
     records: list[Record]
     texts: list[str]
+    opened: list[str]
     outcomes: Outcomes
     rewards: Rewards
     keeps: Flags
@@ -128,6 +131,7 @@ def draw_rollouts(
     """
     options, processes = description.rollout, Processes.current()
     records: list[Record] = []
+    opened: list[str] = []
     parts: list[_Part] = []
     missing = options.prompts_per_step
     while missing and len(parts) < options.dynamic_sampling.max_tries:
@@ -145,7 +149,8 @@ def draw_rollouts(
                 prompts = encode_prompts(policy, asked)
             find_shortcuts(policy, prompts)
             completions = sampler(policy, prompts, asked, options, share)
-            texts = whole_responses(policy, own, completions.texts)
+            starts = [opened_text(policy, record) for record in drawn]
+            texts = whole_responses([starts[number] for number in share.own], completions.texts)
             completions = completions._replace(texts=texts)
         with watch.part("scoring"), processes.together():
             rewards = scorer(own, completions.texts)
@@ -156,9 +161,10 @@ def draw_rollouts(
         numbers = [len(records) + number for number in share.own]
         parts.append(_Part(numbers, prompts, completions, rewards, keeps))
         records += drawn
+        opened += starts
         missing -= processes.total(int(keeps.sum()))
     with watch.part("rollout"):
-        return _joined(policy, records, parts, options.num_generations)
+        return _joined(policy, records, opened, parts, options.num_generations)
 
 
 class _Part(NamedTuple):
@@ -200,7 +206,11 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
 
 
 def _joined(
-    policy: Policy, records: list[Record], parts: Sequence[_Part], num_generations: int
+    policy: Policy,
+    records: list[Record],
+    opened: list[str],
+    parts: Sequence[_Part],
+    num_generations: int,
 ) -> Rollouts:
     """Return all tries of all processes as one."""
     numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
@@ -220,6 +230,7 @@ def _joined(
     return Rollouts(
         records=records,
         texts=processes.gather_rows(rows.tolist(), completions.texts),
+        opened=opened,
         outcomes=Outcomes(lengths, ended, entropies),
         rewards=Rewards(*rewards),
         keeps=keeps_rows[::num_generations],
