@@ -49,7 +49,7 @@ def save_model(folder: Path, setting: Setting) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from g2rpo_torch.policy.build import build_tokenizer
+    from g2rpo_trainer.policy.build import build_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -79,7 +79,7 @@ def save_model(folder: Path, setting: Setting) -> None:
 
 def questions(tokenizer: Any, setting: Setting) -> list[str]:
     """Return different questions, each so long that its prompt has ``setting.prompt`` tokens."""
-    from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION
+    from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION
 
     draw = random.Random(0)
     words = setting.prompt - len(tokenizer(FORMAT_INSTRUCTION)["input_ids"])
@@ -100,14 +100,14 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     import torch
     from transformers import AutoTokenizer
 
-    from g2rpo.run import load_description
-    from g2rpo.run.progress import Progress
-    from g2rpo.run.records import with_tasks
-    from g2rpo.run.scorer import Rewards
-    from g2rpo.run.shaping import Shaping
-    from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-    from g2rpo_torch.trainer.model.loading import load_described
-    from g2rpo_torch.trainer.step import training_step
+    from g2rpo_trainer.learning.optimizer import make_optimizer
+    from g2rpo_trainer.model.loading import load_described
+    from g2rpo_trainer.run import load_description
+    from g2rpo_trainer.run.progress import Progress
+    from g2rpo_trainer.run.records import with_tasks
+    from g2rpo_trainer.run.scorer import Rewards
+    from g2rpo_trainer.run.shaping import Shaping
+    from g2rpo_trainer.step import training_step
 
     data = folder / "data.jsonl"
     texts = questions(AutoTokenizer.from_pretrained(folder), setting)
@@ -160,7 +160,7 @@ def trl(folder: Path, setting: Setting) -> Measured:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION
+    from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:

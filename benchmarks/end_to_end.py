@@ -80,8 +80,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Train one model, and write down the most memory that it took."""
     from transformers.utils.logging import disable_progress_bar
 
-    from g2rpo.run import Display, load_description
-    from g2rpo_torch.trainer import train as run_training
+    from g2rpo_trainer import train as run_training
+    from g2rpo_trainer.run import Display, load_description
 
     disable_progress_bar()  # they would break the lines of ours
     (model,) = arguments.models

@@ -25,12 +25,12 @@ import torch
 import transformers
 from _report import markdown_table, measured_on
 
-from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer.inputs.prompts import Inputs, Prompts
-from g2rpo_torch.trainer.model.policy_model import Policy, make_policy
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes.forward import completion_logprobs
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.inputs.prompts import Inputs, Prompts
+from g2rpo_trainer.model.policy_model import Policy, make_policy
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.policy.build import build_tokenizer
+from g2rpo_trainer.rollout.sampling import sample
 
 GENERATIONS = 8
 VOCABULARY = 4096

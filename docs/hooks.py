@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from g2rpo.run import RunDescription
+from g2rpo_trainer.run import RunDescription
 
 _PLACE = "<!-- table of the description -->"
 

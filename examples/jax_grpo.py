@@ -27,8 +27,8 @@ import optax.contrib
 
 import g2rpo
 from g2rpo.rewards import score
-from g2rpo.tasks.text import TEXT_TASKS
 from g2rpo_jax import logprobs_and_entropy
+from g2rpo_trainer.tasks.text import TEXT_TASKS
 
 Params: TypeAlias = dict[str, Any]
 

@@ -12,7 +12,7 @@ import pytest
 import g2rpo
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"g2rpo", "g2rpo_torch", "g2rpo_jax", "g2rpo_tunix", "g2rpo_cli"}
+PACKAGES = {"g2rpo", "g2rpo_torch", "g2rpo_jax", "g2rpo_tunix", "g2rpo_trainer", "g2rpo_cli"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_wheel_has_exactly_our_top_level_names(built):
 
 def test_wheel_holds_every_file_of_the_packages(built):
     wheel, sdist, _ = built
-    for folder in (ROOT, ROOT / "adapters", ROOT / "cli"):
+    for folder in (ROOT, ROOT / "adapters", ROOT / "trainer", ROOT / "cli"):
         for package in PACKAGES & {path.name for path in folder.iterdir()}:
             for path in (folder / package).rglob("*"):
                 if path.is_file() and "__pycache__" not in path.parts:
@@ -72,7 +72,7 @@ def modules_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import g2rpo", {"torch", "jax", "typer", "PIL", "pydantic", "yaml", "rich", "sklearn"}),
-        ("import g2rpo.run", {"torch", "jax", "typer"}),
+        ("import g2rpo_trainer.run", {"torch", "jax", "typer"}),
         ("import g2rpo_cli.app", {"torch", "jax", "transformers", "matplotlib", "sklearn"}),
         ("import g2rpo_torch", {"jax", "typer", "transformers"}),
         ("import g2rpo_jax", {"torch", "typer"}),
@@ -83,7 +83,7 @@ def test_import_loads_no_more_than_it_needs(statement, absent):
 
 
 def test_run_is_not_loaded_with_the_core():
-    code = "import g2rpo, sys; assert not any(name.startswith('g2rpo.run') for name in sys.modules)"
+    code = "import g2rpo, sys; assert not any(n.startswith('g2rpo_trainer') for n in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -31,8 +31,8 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
         if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
             raise
         from g2rpo._shown import clipped
-        from g2rpo.run.errors import RunError, SharedError
-        from g2rpo.run.launch import Launch
+        from g2rpo_trainer.run.errors import RunError, SharedError
+        from g2rpo_trainer.run.launch import Launch
 
         # A launcher ends all processes when one fails, so those that say nothing do not.
         launch = Launch.read()
@@ -62,7 +62,7 @@ def need(command: str, *modules: str, extra: str) -> None:
 def load_trainer(command: str) -> Any:
     """Import the reference trainer, or exit with the command to install what it lacks."""
     need(command, "torch", "transformers", "safetensors", extra="torch")
-    return import_module("g2rpo_torch.trainer")
+    return import_module("g2rpo_trainer")
 
 
 def _is_exit(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from g2rpo.run import RunDescription
+    from g2rpo_trainer.run import RunDescription
 
 __all__ = [
     "Data",
@@ -64,7 +64,7 @@ def given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
     """Return the flags ``--reward TYPE=MODULE:FUNCTION`` by dotted key of the description."""
-    from g2rpo.run import RunError
+    from g2rpo_trainer.run import RunError
 
     functions = {}
     for text in texts or []:
@@ -82,7 +82,7 @@ def unused_rewards(description: "RunDescription") -> list[str]:
     """Return a line for each reward of the user's own whose problem type no record has."""
     from g2rpo._suggest import did_you_mean
     from g2rpo.rewards import find_type, with_own
-    from g2rpo.run.records import own_functions, source_of
+    from g2rpo_trainer.run.records import own_functions, source_of
 
     summary = source_of(description.data).summary()
     types = {kind for task in summary.tasks.values() for kind in task.problem_types}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from g2rpo.comparison import RewardTable
+    from g2rpo_cli.comparison import RewardTable
 
 __all__ = [
     "LONG",
@@ -23,7 +23,7 @@ __all__ = [
     "tracked",
 ]
 
-#: What `g2rpo.comparison` needs, of the extra `cli`.
+#: What `g2rpo_cli.comparison` needs, of the extra `cli`.
 MODULES = ("pydantic", "yaml", "rich", "matplotlib")
 
 #: Fewer rows than this are done before a bar could be read.
@@ -72,7 +72,7 @@ def read(
     path: str, reward: list[str] | None, group: str, task: str | None, length: str | None
 ) -> "RewardTable":
     """Read a table, with a progress bar if it is long."""
-    from g2rpo.comparison import read_rewards
+    from g2rpo_cli.comparison import read_rewards
 
     return read_rewards(
         path, reward=reward or ["reward"], group=group, task=task, length=length, track=tracked
@@ -83,7 +83,7 @@ def checked_weights(
     reward: list[str] | None, weight: list[float] | None, decoupled: bool
 ) -> list[float] | None:
     """Return the weights for the components, or refuse those that fit none."""
-    from g2rpo.run import RunError
+    from g2rpo_trainer.run import RunError
 
     components = len(reward or ["reward"])
     if weight and components == 1:

@@ -21,7 +21,7 @@ from g2rpo_cli._rewards import (
 )
 
 if TYPE_CHECKING:
-    from g2rpo.comparison import Comparison
+    from g2rpo_cli.comparison import Comparison
 
 __all__ = ["advantages"]
 
@@ -84,10 +84,10 @@ def advantages(
     """
     need("g2rpo advantages", *MODULES, extra="cli")
     with reported():
-        from g2rpo.comparison import compare, named_estimator, write_advantages
-        from g2rpo.comparison.options import refuse_decoupled
-        from g2rpo.comparison.reading import format_of
-        from g2rpo.comparison.writing import refuse_clash, refuse_output
+        from g2rpo_cli.comparison import compare, named_estimator, write_advantages
+        from g2rpo_cli.comparison.options import refuse_decoupled
+        from g2rpo_cli.comparison.reading import format_of
+        from g2rpo_cli.comparison.writing import refuse_clash, refuse_output
 
         # Everything that can be refused is refused before the estimator runs.
         weights = checked_weights(reward, weight, decoupled)
@@ -116,7 +116,7 @@ def advantages(
 def _to_stdout(comparison: "Comparison", column: str, force: bool) -> None:
     import os
 
-    from g2rpo.comparison import write_advantages
+    from g2rpo_cli.comparison import write_advantages
 
     (report,) = comparison.estimators.values()
     target = sys.stdout.buffer
@@ -134,6 +134,6 @@ def _to_stdout(comparison: "Comparison", column: str, force: bool) -> None:
 def _summarise(comparison: "Comparison", to_stderr: bool) -> None:
     from rich.console import Console
 
-    from g2rpo.comparison.tables import summary_table
+    from g2rpo_cli.comparison.tables import summary_table
 
     Console(stderr=to_stderr).print(summary_table(comparison))

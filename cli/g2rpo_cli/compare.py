@@ -22,7 +22,7 @@ from g2rpo_cli._rewards import (
 )
 
 if TYPE_CHECKING:
-    from g2rpo.comparison import Comparison
+    from g2rpo_cli.comparison import Comparison
 
 __all__ = ["compare"]
 
@@ -76,10 +76,10 @@ def compare(
     """
     need("g2rpo compare", *MODULES, extra="cli")
     with reported():
-        from g2rpo.comparison import compare as run
-        from g2rpo.comparison import topology_rewards
-        from g2rpo.comparison.options import named_estimator
-        from g2rpo.comparison.picture import check_picture
+        from g2rpo_cli.comparison import compare as run
+        from g2rpo_cli.comparison import topology_rewards
+        from g2rpo_cli.comparison.options import named_estimator
+        from g2rpo_cli.comparison.picture import check_picture
 
         weights = checked_weights(reward, weight, decoupled)
         estimator = list(dict.fromkeys(estimator or [])) or None
@@ -108,7 +108,7 @@ def compare(
 
 
 def _refuse(option: str, path: Path | None, file: str | None) -> None:
-    from g2rpo.run import RunError
+    from g2rpo_trainer.run import RunError
 
     if path is None:
         return
@@ -119,7 +119,7 @@ def _refuse(option: str, path: Path | None, file: str | None) -> None:
 
 
 def _refuse_columns(named: list[str]) -> None:
-    from g2rpo.run import RunError
+    from g2rpo_trainer.run import RunError
 
     for column in named:
         if column != "group":  # the default
@@ -129,8 +129,8 @@ def _refuse_columns(named: list[str]) -> None:
 def _figure(estimators: list[str] | None) -> "Comparison":
     """Return the paper's example; matching alone, as the paper shows it, comes last."""
     from g2rpo import ESTIMATORS
-    from g2rpo.comparison import compare as run
-    from g2rpo.comparison import figure_rewards
+    from g2rpo_cli.comparison import compare as run
+    from g2rpo_cli.comparison import figure_rewards
 
     return run(figure_rewards(), estimators or [*ESTIMATORS, "gaussian:task_stage=null"])
 
@@ -138,7 +138,7 @@ def _figure(estimators: list[str] | None) -> "Comparison":
 def _show(comparison: "Comparison", figure: "Comparison | None") -> None:
     from rich.console import Console
 
-    from g2rpo.comparison.tables import between_tasks_table, figure_tables, task_tables
+    from g2rpo_cli.comparison.tables import between_tasks_table, figure_tables, task_tables
 
     console = Console(highlight=False)
     if figure is not None:
@@ -168,8 +168,8 @@ def _write(
 ) -> None:
     import json
 
-    from g2rpo.comparison import plot_comparison
-    from g2rpo.comparison.writing import replaced_file
+    from g2rpo_cli.comparison import plot_comparison
+    from g2rpo_cli.comparison.writing import replaced_file
 
     if picture is not None:
         typer.echo(plot_comparison(comparison, picture, estimators))

@@ -8,7 +8,7 @@ from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Settings
 
 if TYPE_CHECKING:
-    from g2rpo.data import PromptRecord
+    from g2rpo_trainer.data import PromptRecord
 
 __all__ = ["app"]
 
@@ -49,8 +49,8 @@ def show(
     with reported():
         from rich.console import Console
 
-        from g2rpo.data import open_source, skipped_text, summary_table
-        from g2rpo.run.description import load_description
+        from g2rpo_trainer.data import open_source, skipped_text, summary_table
+        from g2rpo_trainer.run.description import load_description
 
         opened = open_source(load_description(None, {"data.source": source}, settings or []).data)
         # The first records are opened before the summary, which counts what turns out broken.

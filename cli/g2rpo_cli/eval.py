@@ -22,7 +22,7 @@ from g2rpo_cli._options import (
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
-    from g2rpo.run import RunDescription
+    from g2rpo_trainer.run import RunDescription
 
 __all__ = ["evaluate"]
 
@@ -86,7 +86,7 @@ def evaluate(
     }
     with reported():
         name, config = _find(model, model_option)
-        from g2rpo.run import load_description
+        from g2rpo_trainer.run import load_description
 
         search_working_folder()
         # A run's configuration says of what model its checkpoints are.
@@ -98,7 +98,7 @@ def evaluate(
 
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     """Return the model to load, and the configuration if it was named by its run."""
-    from g2rpo.run import RunError, RunFolder
+    from g2rpo_trainer.run import RunError, RunFolder
 
     if argument and option and argument != option:
         raise RunError(f"MODEL is {argument!r} and --model is {option!r}; name one of them")
@@ -116,7 +116,7 @@ def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) 
     """Put other data in place of all that a run's configuration says of its own."""
     import json
 
-    from g2rpo.run import load_description
+    from g2rpo_trainer.run import load_description
 
     if config is None or data in (None, load_description(config).data.source):
         return list(settings)
@@ -134,11 +134,11 @@ def _evaluate(
 
     from rich.console import Console
 
-    from g2rpo.data import skipped_text
-    from g2rpo.run import Display
-    from g2rpo.run.launch import Launch
-    from g2rpo.run.records import reward_kinds, source_of, with_tasks
-    from g2rpo.run.report import results_table
+    from g2rpo_trainer.data import skipped_text
+    from g2rpo_trainer.run import Display
+    from g2rpo_trainer.run.launch import Launch
+    from g2rpo_trainer.run.records import reward_kinds, source_of, with_tasks
+    from g2rpo_trainer.run.report import results_table
 
     hide_foreign_bars()
     description = with_tasks(description)

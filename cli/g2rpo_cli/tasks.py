@@ -25,7 +25,7 @@ def list_tasks() -> None:
         from rich.console import Console
         from rich.table import Table
 
-        from g2rpo.tasks import TASKS_BY_SOURCE
+        from g2rpo_trainer.tasks import TASKS_BY_SOURCE
 
         table = Table("task", "source", "family", "reward kind")
         for source, tasks in TASKS_BY_SOURCE.items():
@@ -61,8 +61,8 @@ def show(
     need("g2rpo tasks", "PIL", "sklearn", "rich", extra="cli")
     with reported():
         from g2rpo._suggest import unknown_name
-        from g2rpo.run.errors import RunError
-        from g2rpo.tasks import TASKS, TEXT_TASKS, contact_sheet
+        from g2rpo_trainer.run.errors import RunError
+        from g2rpo_trainer.tasks import TASKS, TEXT_TASKS, contact_sheet
 
         names = list(dict.fromkeys(task or TASKS))
         for name in names:
@@ -80,7 +80,7 @@ def _print_items(names: list[str], level: int | None, seed: int, rows: int) -> N
     from rich.markup import escape
     from rich.table import Table
 
-    from g2rpo.tasks import LEVELS, TEXT_TASKS
+    from g2rpo_trainer.tasks import LEVELS, TEXT_TASKS
 
     table = Table("task", "level", "question", "answer")
     for name in names:

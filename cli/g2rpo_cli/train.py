@@ -21,7 +21,7 @@ from g2rpo_cli._options import (
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
-    from g2rpo.run import RunDescription
+    from g2rpo_trainer.run import RunDescription
 
 __all__ = ["train"]
 
@@ -111,8 +111,8 @@ def train(
 def _fresh(
     flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
 ) -> "RunDescription":
-    from g2rpo.run import RunFolder, load_description
-    from g2rpo.run.trackers import require_trackers
+    from g2rpo_trainer.run import RunFolder, load_description
+    from g2rpo_trainer.run.trackers import require_trackers
 
     description = load_description(config, flags, settings)
     # The trainer refuses as well, but only after the time that PyTorch and the model take to load.
@@ -124,8 +124,8 @@ def _fresh(
 def _resumed(
     flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
 ) -> "RunDescription":
-    from g2rpo.run import RunDescription, RunError, RunFolder, load_description
-    from g2rpo.run.description import parse_setting
+    from g2rpo_trainer.run import RunDescription, RunError, RunFolder, load_description
+    from g2rpo_trainer.run.description import parse_setting
 
     if config is not None:
         raise RunError(
@@ -151,7 +151,7 @@ def _resumed(
 
 
 def _refuse_finished(folder: Any, steps: int) -> None:
-    from g2rpo.run import RunError
+    from g2rpo_trainer.run import RunError
 
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None and checkpoint.step > steps:
@@ -167,7 +167,7 @@ def _refuse_finished(folder: Any, steps: int) -> None:
 
 
 def _value(description: "RunDescription", key: str) -> Any:
-    from g2rpo.run.keys import split_key
+    from g2rpo_trainer.run.keys import split_key
 
     value: Any = description.model_dump()
     for part in split_key(key):
@@ -179,9 +179,9 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
-    from g2rpo.run import Display, RunFolder
-    from g2rpo.run.launch import Launch
-    from g2rpo.run.records import reward_kinds, with_tasks
+    from g2rpo_trainer.run import Display, RunFolder
+    from g2rpo_trainer.run.launch import Launch
+    from g2rpo_trainer.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
@@ -209,9 +209,9 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
 def _show_data(description: "RunDescription") -> None:
     from rich.console import Console
 
-    from g2rpo.data import skipped_text
-    from g2rpo.run.records import source_of
-    from g2rpo.run.report import start_table
+    from g2rpo_trainer.data import skipped_text
+    from g2rpo_trainer.run.records import source_of
+    from g2rpo_trainer.run.report import start_table
 
     console = Console()
     console.print(start_table(description))
@@ -234,7 +234,7 @@ def _say_how_to_resume(path: Path, reason: str) -> None:
 def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) -> None:
     from rich.console import Console
 
-    from g2rpo.run.report import before_after_table
+    from g2rpo_trainer.run.report import before_after_table
 
     console = Console()
     console.print(before_after_table(kinds, summary))

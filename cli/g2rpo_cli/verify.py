@@ -70,7 +70,7 @@ def verify(
     """
     need("g2rpo verify", "hypothesis", "rich", "pydantic", "yaml", extra="cli")
     with reported():
-        from g2rpo.run import RunError
+        from g2rpo_trainer.run import RunError
 
         if list_:
             _print_invariants()
@@ -95,8 +95,8 @@ def verify(
 
 def _known(names: Sequence[str] | None) -> list[str]:
     from g2rpo._suggest import unknown_name
-    from g2rpo.run import RunError
     from g2rpo.testing import INVARIANTS
+    from g2rpo_trainer.run import RunError
 
     for name in names or ():
         if name not in INVARIANTS:
@@ -108,8 +108,8 @@ def _try_options(target: str, function: Callable[..., Any], subject: dict[str, A
     """Call once, so that a wrong option is not taken for a broken invariant."""
     import numpy as np
 
-    from g2rpo.run import RunError
     from g2rpo.testing import RewardBatch, Subject, Violation
+    from g2rpo_trainer.run import RunError
 
     labels = np.zeros(2, dtype=np.int64)
     try:
@@ -124,8 +124,8 @@ def _verify(
     from rich.console import Console
     from rich.progress import track
 
-    from g2rpo.run import RunError
     from g2rpo.testing import INVARIANTS, verify_advantages
+    from g2rpo_trainer.run import RunError
 
     chosen = names or list(INVARIANTS)
     if idle := [name for name in waive if name not in chosen]:

@@ -7,16 +7,16 @@ from types import ModuleType
 
 import pytest
 
-from g2rpo.run import RunFolder
+from g2rpo_trainer.run import RunFolder
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 
 
 class FakeTrainer(ModuleType):
-    """Stands in for `g2rpo_torch.trainer`: writes a run's folder and returns a summary."""
+    """Stands in for `g2rpo_trainer`: writes a run's folder and returns a summary."""
 
     def __init__(self):
-        super().__init__("g2rpo_torch.trainer")
+        super().__init__("g2rpo_trainer")
         self.calls = []
         self.raises = None
 
@@ -54,7 +54,7 @@ class FakeTrainer(ModuleType):
 @pytest.fixture
 def trainer(monkeypatch):
     fake = FakeTrainer()
-    monkeypatch.setitem(sys.modules, "g2rpo_torch.trainer", fake)
+    monkeypatch.setitem(sys.modules, "g2rpo_trainer", fake)
     return fake
 
 

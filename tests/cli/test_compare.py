@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import g2rpo
-from g2rpo.comparison import TOPOLOGIES
+from g2rpo_cli.comparison import TOPOLOGIES
 
 FIGURE = {
     "0 0 0 0 1": "-0.3204 -0.3204 -0.3204 -0.3204 1.2816",

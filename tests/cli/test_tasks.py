@@ -1,6 +1,6 @@
 from PIL import Image
 
-from g2rpo.tasks import TASKS
+from g2rpo_trainer.tasks import TASKS
 
 
 def test_list_names_every_task(run):

@@ -1,6 +1,6 @@
 import pytest
 
-from g2rpo.run import RunError, load_description
+from g2rpo_trainer.run import RunError, load_description, trackers
 
 
 class Saved(KeyboardInterrupt):
@@ -163,7 +163,7 @@ def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
 
 
 def test_a_missing_tracker_is_named_before_anything_is_loaded(run, trainer, monkeypatch):
-    monkeypatch.setattr("g2rpo.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     code, _, err = run("train", "--set", "output.trackers=[wandb]")
     assert code == 2
     assert "pip install wandb" in one_line(err)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import g2rpo
-import g2rpo.comparison
-from g2rpo.comparison import (
+import g2rpo_cli.comparison
+from g2rpo.diagnostics import normality, outlier_influence, squared_shares
+from g2rpo_cli.comparison import (
     TOPOLOGIES,
     RewardTable,
     compare,
@@ -17,7 +18,6 @@ from g2rpo.comparison import (
     read_rewards,
     topology_rewards,
 )
-from g2rpo.diagnostics import normality, outlier_influence, squared_shares
 
 
 @pytest.fixture(scope="module")
@@ -234,4 +234,4 @@ def test_table_from_a_file(write):
 def test_reference_lists_every_public_name():
     page = Path(__file__).parents[2] / "docs" / "reference" / "comparison.md"
     listed = set(re.findall(r"\w+", page.read_text(encoding="utf-8")))
-    assert [name for name in g2rpo.comparison.__all__ if name not in listed] == []
+    assert [name for name in g2rpo_cli.comparison.__all__ if name not in listed] == []

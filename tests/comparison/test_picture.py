@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo.comparison import RewardTable, compare, plot_comparison, topology_rewards
-from g2rpo.run import RunError
+from g2rpo_cli.comparison import RewardTable, compare, plot_comparison, topology_rewards
+from g2rpo_trainer.run import RunError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from g2rpo.comparison import read_rewards
-from g2rpo.run import RunError
+from g2rpo_cli.comparison import read_rewards
+from g2rpo_trainer.run import RunError
 
 FORMATS = ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet", "a.CSV"]
 
@@ -273,7 +273,7 @@ def test_empty_parquet(tmp_path):
 
 def test_parquet_without_pyarrow(monkeypatch, write):
     path = write("a.parquet")
-    monkeypatch.setattr("g2rpo.comparison.rows.find_spec", lambda name: None)
+    monkeypatch.setattr("g2rpo_cli.comparison.rows.find_spec", lambda name: None)
     with pytest.raises(RunError, match=r'need pyarrow; run: pip install "g2rpo\[cli\]"'):
         read_rewards(path)
 
@@ -291,7 +291,5 @@ def test_track_sees_every_row(write):
 
 
 def test_the_core_does_not_load_it():
-    code = (
-        "import g2rpo, sys; assert not any(n.startswith('g2rpo.comparison') for n in sys.modules)"
-    )
+    code = "import g2rpo, sys; assert not any(n.startswith('g2rpo_cli') for n in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from g2rpo.data import open_source
-from g2rpo.run import load_description
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.run import load_description
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo.data import open_source
-from g2rpo.data.broken import BrokenRecord
-from g2rpo.data.images import open_image
-from g2rpo.run import RunError
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.data.broken import BrokenRecord
+from g2rpo_trainer.data.images import open_image
+from g2rpo_trainer.run import RunError
 
 from .conftest import opened, records_of, sums
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import g2rpo.data
-from g2rpo.data import open_source
+import g2rpo_trainer.data
 from g2rpo.rewards import check_record
-from g2rpo.run.sections import Data
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.run.sections import Data
 
 from ..films import film
 from .conftest import opened, records_of
@@ -77,7 +77,7 @@ def test_the_example_of_broken_records_has_the_words_of_the_program(write):
     head, image, kind, advice = blocks("text")[0].splitlines()
     good = {"problem": "2+2?", "answer": 4, "problem_type": "numerical"}
     rows = [good, {**good, "images": "a.png"}, {**good, "problem_type": "numercial"}]
-    with pytest.raises(g2rpo.run.RunError) as caught:
+    with pytest.raises(g2rpo_trainer.run.RunError) as caught:
         opened(write(rows))
     lines = str(caught.value).splitlines()
     assert (lines[0], lines[3]) == (head.replace("1000", "3"), advice)
@@ -102,4 +102,4 @@ def test_the_shares_of_the_page():
 
 def test_the_reference_lists_every_public_name():
     page = (DOCS / "reference" / "data.md").read_text(encoding="utf-8")
-    assert set(g2rpo.data.__all__) <= set(re.findall(r"\w+", page))
+    assert set(g2rpo_trainer.data.__all__) <= set(re.findall(r"\w+", page))

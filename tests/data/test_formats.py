@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from g2rpo.data import open_source
-from g2rpo.data.broken import BrokenRecord
-from g2rpo.data.prompt import lettered, with_options
-from g2rpo.data.record import COLUMNS, Reading, read_row
 from g2rpo.rewards import check_record, score
 from g2rpo.rewards.registry import EXAMPLES
-from g2rpo.run import RunError
-from g2rpo.run.sections import RECORD_COLUMNS, Data
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.data.broken import BrokenRecord
+from g2rpo_trainer.data.prompt import lettered, with_options
+from g2rpo_trainer.data.record import COLUMNS, Reading, read_row
+from g2rpo_trainer.run import RunError
+from g2rpo_trainer.run.sections import RECORD_COLUMNS, Data
 
 from .conftest import opened, records_of, sums
 

@@ -1,7 +1,7 @@
 """The reference trainer draws its prompts from the source."""
 
-from g2rpo.run import RunDescription, dump_description, load_description
-from g2rpo.run.records import heldout_records, source_of, training_records, with_tasks
+from g2rpo_trainer.run import RunDescription, dump_description, load_description
+from g2rpo_trainer.run.records import heldout_records, source_of, training_records, with_tasks
 
 from .conftest import sums
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from g2rpo.data import open_source, tables
 from g2rpo.rewards import components, with_own
-from g2rpo.run import RunError
-from g2rpo.run.sections import Data
+from g2rpo_trainer.data import open_source, tables
+from g2rpo_trainer.run import RunError
+from g2rpo_trainer.run.sections import Data
 
 from .conftest import opened, records_of, sums
 from .test_images import encoded
@@ -80,7 +80,8 @@ def test_lines_are_not_held_in_memory(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"problem": "x" * 10_000, "n": n}) for n in range(2000)))
     code = (
-        "import tracemalloc; from pathlib import Path; from g2rpo.data.tables import read_table;"
+        "import tracemalloc; from pathlib import Path;"
+        "from g2rpo_trainer.data.tables import read_table;"
         f"tracemalloc.start(); table = read_table(Path({str(path)!r}));"
         "assert sum(1 for _ in table.scan()) == 2000; assert table.row(1234)['n'] == 1234;"
         "print(tracemalloc.get_traced_memory()[1])"
@@ -358,7 +359,7 @@ def test_a_file_of_another_format(tmp_path, monkeypatch, name):
     ("source", "module"), [("o/n", "datasets"), ("reasoning-gym:x", "reasoning_gym")]
 )
 def test_a_missing_library(monkeypatch, source, module):
-    monkeypatch.setattr("g2rpo.data.opening.find_spec", lambda name: None)
+    monkeypatch.setattr("g2rpo_trainer.data.opening.find_spec", lambda name: None)
     with pytest.raises(RunError) as caught:
         open_source(Data(source=source))
     name = module.replace("_", "-")
@@ -369,7 +370,8 @@ def test_a_missing_library(monkeypatch, source, module):
 
 def test_what_opening_a_file_loads(write):
     code = (
-        "import sys; from g2rpo.data import open_source; from g2rpo.run.sections import Data;"
+        "import sys; from g2rpo_trainer.data import open_source;"
+        "from g2rpo_trainer.run.sections import Data;"
         f"open_source(Data(source={str(write(sums(3)))!r})); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -404,7 +406,7 @@ def test_reasoning_gym_holds_out_by_the_question():
 
 
 def test_reasoning_gym_with_too_few_questions(monkeypatch):
-    from g2rpo.data import reasoning
+    from g2rpo_trainer.data import reasoning
 
     same = {"question": "2+2?", "answer": "4", "metadata": {}}
     monkeypatch.setattr(reasoning, "_dataset", lambda name: defaultdict(lambda: same))

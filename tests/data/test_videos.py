@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo.data import open_source
-from g2rpo.data.broken import BrokenRecord
-from g2rpo.data.videos import Frames, open_video
-from g2rpo.run import RunError
-from g2rpo.run.sections import Data
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.data.broken import BrokenRecord
+from g2rpo_trainer.data.videos import Frames, open_video
+from g2rpo_trainer.run import RunError
+from g2rpo_trainer.run.sections import Data
 
 from ..films import film, numbers_of
 from .conftest import opened, records_of, sums
@@ -216,7 +216,7 @@ def test_sound_is_no_video():
 
 
 def test_a_bomb_is_refused(monkeypatch):
-    monkeypatch.setattr("g2rpo.data.video_files._MOST_PIXELS", 700)
+    monkeypatch.setattr("g2rpo_trainer.data.video_files._MOST_PIXELS", 700)
     with pytest.raises(BrokenRecord, match="has 32 × 24 pixels, which exceeds the limit"):
         open_video(film(1), None, 4)
 
@@ -260,7 +260,7 @@ def test_the_video_decides_the_side(saved, tmp_path):
 
 def test_a_missing_library_is_named(write, saved, monkeypatch):
     path = write(rows_with(saved()))
-    monkeypatch.setattr("g2rpo.data.opening.find_spec", lambda module: None)
+    monkeypatch.setattr("g2rpo_trainer.data.opening.find_spec", lambda module: None)
     with pytest.raises(RunError) as caught:
         opened(path)
     assert str(caught.value) == ('a record with a video needs av; run: pip install "g2rpo[video]"')

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from g2rpo.run import RunDescription, RunError, load_description
-from g2rpo.run.controllers import EntropyControl, LengthControl, TaskWeightControl
-from g2rpo.run.records import with_tasks
-from g2rpo.run.sections import Data, Length
+from g2rpo_trainer.run import RunDescription, RunError, load_description
+from g2rpo_trainer.run.controllers import EntropyControl, LengthControl, TaskWeightControl
+from g2rpo_trainer.run.records import with_tasks
+from g2rpo_trainer.run.sections import Data, Length
 
 TASKS = "data.tasks=[maths, ocr]"
 

@@ -4,12 +4,12 @@ import pytest
 from pydantic import BaseModel
 
 from g2rpo import LOSSES
-from g2rpo.run import RunDescription, RunError, dump_description, load_description
-from g2rpo.run.keys import joined_key, split_key
-from g2rpo.run.presets import presets
-from g2rpo.run.records import with_tasks
-from g2rpo.run.sections import BUILTIN_TASKS
-from g2rpo.tasks import TASKS
+from g2rpo_trainer.run import RunDescription, RunError, dump_description, load_description
+from g2rpo_trainer.run.keys import joined_key, split_key
+from g2rpo_trainer.run.presets import presets
+from g2rpo_trainer.run.records import with_tasks
+from g2rpo_trainer.run.sections import BUILTIN_TASKS
+from g2rpo_trainer.tasks import TASKS
 
 
 def fields(model: type[BaseModel], prefix: str = ""):

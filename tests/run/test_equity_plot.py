@@ -3,7 +3,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from g2rpo.run.equity_plot import draw_equity
+from g2rpo_trainer.run.equity_plot import draw_equity
 
 
 def pixels(path) -> np.ndarray:

@@ -1,7 +1,7 @@
 import pytest
 
-from g2rpo.run import RunError, RunFolder, load_description
-from g2rpo.run.failures import ran_out_of_memory, resumable
+from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.run.failures import ran_out_of_memory, resumable
 
 
 @pytest.fixture

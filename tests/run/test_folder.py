@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from g2rpo.run import RunError, RunFolder, load_description
+from g2rpo_trainer.run import RunError, RunFolder, load_description
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from g2rpo.run import RunError, RunFolder, load_description
-from g2rpo.run.evaluation import Evaluation
-from g2rpo.run.interrupt import Interrupted
-from g2rpo.run.loop import Run
-from g2rpo.run.progress import Progress
-from g2rpo.run.records import _opened, source_of, training_records
+from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.run.evaluation import Evaluation
+from g2rpo_trainer.run.interrupt import Interrupted
+from g2rpo_trainer.run.loop import Run
+from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.run.records import _opened, source_of, training_records
 
 
 class Noted(Run):

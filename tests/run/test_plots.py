@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo.run import RunFolder, load_description
-from g2rpo.run.plots import _held_out, _smooth, draw_plots
+from g2rpo_trainer.run import RunFolder, load_description
+from g2rpo_trainer.run.plots import _held_out, _smooth, draw_plots
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import math
 
 from rich.console import Console
 
-from g2rpo.run import load_description
-from g2rpo.run.report import before_after_table, results_table, start_table
-from g2rpo.tasks import TASKS
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.report import before_after_table, results_table, start_table
+from g2rpo_trainer.tasks import TASKS
 
 KINDS = {"grounding": "dense (IoU)", "ocr": "dense (1 - CER)", "maths": "binary"}
 BEFORE = {"grounding": 0.25, "ocr": 0.5, "maths": 0.75, "mean": 0.5}

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from g2rpo.run import RunError, RunFolder, load_description
+from g2rpo_trainer.run import RunError, RunFolder, load_description
 
 
 class FakeLibrary(ModuleType):
@@ -125,7 +125,7 @@ def test_trackers_that_had_started_are_ended_when_a_later_one_does_not(tmp_path,
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_library_is_named_before_anything_is_written(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("g2rpo.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("g2rpo_trainer.run.trackers.find_spec", lambda name: None)
     description = load_description(settings=[f"output.trackers=[{name}]"])
     with pytest.raises(RunError, match=f"names {name}, .*pip install {name} "):
         RunFolder.create(tmp_path / "run", description)
@@ -170,7 +170,7 @@ def test_tensorboard_events(tmp_path):
 def test_tensorboard_needs_neither_pytorch_nor_jax(tmp_path):
     code = (
         "import sys\n"
-        "from g2rpo.run import RunFolder, load_description\n"
+        "from g2rpo_trainer.run import RunFolder, load_description\n"
         f"folder = RunFolder.create({str(tmp_path / 'run')!r}, load_description())\n"
         "folder.begin(0); folder.log(1, {'a': 1.0}); folder.close()\n"
         "assert not {'torch', 'jax', 'tensorflow'} & set(sys.modules)\n"

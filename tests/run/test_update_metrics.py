@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import g2rpo
-from g2rpo.run.update_metrics import Update, update_metrics
+from g2rpo_trainer.run.update_metrics import Update, update_metrics
 
 TASKS = ["ocr", "max"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from g2rpo.rewards import ACCURACY, score
-from g2rpo.tasks import LEVELS, SPLITS, TASKS, contact_sheet
-from g2rpo.tasks.base import Record
+from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, contact_sheet
+from g2rpo_trainer.tasks.base import Record
 
 ALL = pytest.mark.parametrize("name", list(TASKS))
 
@@ -72,7 +72,7 @@ def test_pictures_differ_where_scenes_do(name):
 
 
 def test_grounding_asks_for_a_box_that_holds_the_shapes_colour():
-    from g2rpo.tasks.canvas import COLOURS
+    from g2rpo_trainer.tasks.canvas import COLOURS
 
     for index in range(20):
         item = TASKS["grounding"].item(0, index)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from g2rpo_torch.trainer.model.versions import peft_fault
+from g2rpo_trainer.model.versions import peft_fault
 
 from .tiny_models import build_processor
 
@@ -31,7 +31,7 @@ OWN = {
 
 def tied_folder(folder: Path, copy: Path) -> Path:
     """Write a model again, with one weight for its embedding and its output layer."""
-    from g2rpo_torch.trainer.model.loading import load_policy
+    from g2rpo_trainer.model.loading import load_policy
 
     policy = load_policy(str(folder), device="cpu")
     for config in (policy.model.config, policy.model.config.get_text_config()):

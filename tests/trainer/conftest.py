@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from g2rpo.run.description import load_description
-from g2rpo.tasks import TASKS
-from g2rpo_torch.policy.build import build_model, build_processor
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model.policy_model import make_policy
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.policy.build import build_model, build_processor
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run.description import load_description
+from g2rpo_trainer.tasks import TASKS
 
 from . import tiny_models
 

@@ -33,7 +33,7 @@ _STAGE_OF = {name: stage for stage, names in STAGES.items() for name in names}
 def main() -> None:
     import torch
 
-    import g2rpo_torch.trainer  # noqa: F401  (what children shall not import again)
+    import g2rpo_trainer  # noqa: F401  (what children shall not import again)
 
     torch.set_num_threads(1)  # no pool of threads, which a fork would lose
     for line in sys.stdin:
@@ -63,8 +63,8 @@ def obey(order: dict) -> dict:
 
 
 def run(order: dict) -> None:
-    from g2rpo.run import load_description
-    from g2rpo_torch.trainer import train
+    from g2rpo_trainer import train
+    from g2rpo_trainer.run import load_description
 
     description = load_description(settings=order["settings"])
     counted: Counter[str] = Counter()
@@ -102,7 +102,7 @@ def stage_of(frame) -> str | None:
 
 def limit_files_from(step: int) -> None:
     """From the checkpoint of a step on, let no file grow beyond half of the model's size."""
-    from g2rpo_torch.trainer import loop
+    from g2rpo_trainer import loop
 
     save = loop.save_checkpoint
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from g2rpo.run import load_description
-from g2rpo.run.progress import Progress
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.learning.update import update_policy
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.optimizer import make_optimizer
+from g2rpo_trainer.learning.update import update_policy
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.progress import Progress
 
 from .tiny_models import make_records
 

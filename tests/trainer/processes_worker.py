@@ -16,25 +16,25 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from g2rpo.run import load_description
-from g2rpo.run.errors import RunError
-from g2rpo.run.metrics import equity_metrics
-from g2rpo.run.progress import Progress
-from g2rpo_torch.trainer.distributed.processes import joined
-from g2rpo_torch.trainer.distributed.sharding import is_sharded, shard, whole_weights
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.equity import gradient_norms
-from g2rpo_torch.trainer.learning.optimizer import (
+from g2rpo_trainer.distributed.processes import joined
+from g2rpo_trainer.distributed.sharding import is_sharded, shard, whole_weights
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.equity import gradient_norms
+from g2rpo_trainer.learning.optimizer import (
     make_optimizer,
     optimizer_tensors,
     trained_parameters,
 )
-from g2rpo_torch.trainer.learning.update import update_policy, with_reference
-from g2rpo_torch.trainer.model import lora
-from g2rpo_torch.trainer.model.policy_model import make_policy
-from g2rpo_torch.trainer.passes import head
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.learning.update import update_policy, with_reference
+from g2rpo_trainer.model import lora
+from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.passes import head
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.metrics import equity_metrics
+from g2rpo_trainer.run.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models

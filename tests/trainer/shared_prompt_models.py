@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 import transformers
 
-from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer.inputs.prompts import Prompts
-from g2rpo_torch.trainer.model.policy_model import make_policy
+from g2rpo_trainer.inputs.prompts import Prompts
+from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.policy.build import build_tokenizer
 
 VOCABULARY = 208  # that of the embedded policy's tokenizer
 IMAGE, VISION_START, VISION_END = 4, 5, 6

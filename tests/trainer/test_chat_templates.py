@@ -12,14 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from g2rpo.run import load_description
-from g2rpo.run.errors import RunError
 from g2rpo_cli.app import app
-from g2rpo_torch.trainer import evaluate, train
-from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model.loading import load_described
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer import evaluate, train
+from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.loading import load_described
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.errors import RunError
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo.run import RunError
-from g2rpo_torch.trainer import Interrupted, loop, train
+from g2rpo_trainer import Interrupted, loop, train
+from g2rpo_trainer.run import RunError
 
 
 class Watcher:
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run):
 
 def test_a_resumed_run_takes_the_shortcuts_that_it_took_before(tiny_run, monkeypatch):
     """They change results by rounding, so another verdict would not be the same run."""
-    from g2rpo_torch.trainer.model.trials import Trials
+    from g2rpo_trainer.model.trials import Trials
 
     description = tiny_run("output.trackers=[]", "optimization.steps=1")
     train(description)

@@ -10,25 +10,25 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo.run.errors import RunError
-from g2rpo.run.progress import Progress
-from g2rpo.run.scorer import Scorer
-from g2rpo.run.sections import Model, Rollout
-from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer.distributed.processes import Share
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.learning.update import batch_loss
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.model.policy_model import make_policy
-from g2rpo_torch.trainer.rollout.engine import EngineSampler, importance_weights, sampler_metrics
-from g2rpo_torch.trainer.rollout.opening import close_sampler, open_sampler
-from g2rpo_torch.trainer.rollout.requests import Request, Sampled, make_requests
-from g2rpo_torch.trainer.rollout.sampling import concatenated, sample_as_described
-from g2rpo_torch.trainer.rollout.synchronised import save_whole, weights_of
-from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, require_same_prompt
-from g2rpo_torch.trainer.step import training_step
+from g2rpo_trainer.distributed.processes import Share
+from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.optimizer import make_optimizer
+from g2rpo_trainer.learning.update import batch_loss
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.rollout.engine import EngineSampler, importance_weights, sampler_metrics
+from g2rpo_trainer.rollout.opening import close_sampler, open_sampler
+from g2rpo_trainer.rollout.requests import Request, Sampled, make_requests
+from g2rpo_trainer.rollout.sampling import concatenated, sample_as_described
+from g2rpo_trainer.rollout.synchronised import save_whole, weights_of
+from g2rpo_trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, require_same_prompt
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.run.scorer import Scorer
+from g2rpo_trainer.run.sections import Model, Rollout
+from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.step import training_step
 
 from . import tiny_models
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder

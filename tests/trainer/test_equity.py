@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo.run import load_description
-from g2rpo.run.metrics import equity_metrics
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.equity import gradient_norms
-from g2rpo_torch.trainer.learning.update import batch_loss
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.equity import gradient_norms
+from g2rpo_trainer.learning.update import batch_loss
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.metrics import equity_metrics
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 

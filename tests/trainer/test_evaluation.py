@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from g2rpo.run.records import source_of, with_tasks
-from g2rpo.run.scorer import Rewards, Scorer
-from g2rpo_torch.trainer import evaluate, train
-from g2rpo_torch.trainer.evaluation import evaluate_policy
+from g2rpo_trainer import evaluate, train
+from g2rpo_trainer.evaluation import evaluate_policy
+from g2rpo_trainer.run.records import source_of, with_tasks
+from g2rpo_trainer.run.scorer import Rewards, Scorer
 
 
 class Graded:
@@ -92,7 +92,7 @@ def test_evaluation_leaves_the_random_numbers_alone(random_policy, description):
 @pytest.fixture
 def few(tmp_path, tiny_run):
     """Two tasks of stored records, of which one has a single held-out record."""
-    from g2rpo.tasks import TASKS
+    from g2rpo_trainer.tasks import TASKS
 
     rows = []
     for index in range(24):
@@ -123,8 +123,8 @@ def test_a_task_with_few_records_is_reported_with_their_number(few):
 def test_a_task_without_held_out_records_is_no_number_and_in_no_mean(
     few, random_policy, monkeypatch
 ):
-    from g2rpo.run import records
-    from g2rpo_torch.trainer import evaluation
+    from g2rpo_trainer import evaluation
+    from g2rpo_trainer.run import records
 
     def none_of_rare(data, task):
         return [] if task == "rare" else records.heldout_records(data, task)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-import g2rpo.run.loop
-from g2rpo.run import load_description
-from g2rpo.run.progress import Progress
-from g2rpo.run.records import training_records
-from g2rpo.run.scorer import Rewards, Scorer
-from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.rollout.filtering import draw_rollouts, prompts_to_keep
-from g2rpo_torch.trainer.rollout.sampling import sample_as_described
-from g2rpo_torch.trainer.step import training_step
-from g2rpo_torch.trainer.stopwatch import Stopwatch
+import g2rpo_trainer.run.loop
+from g2rpo_trainer import train
+from g2rpo_trainer.learning.optimizer import make_optimizer
+from g2rpo_trainer.rollout.filtering import draw_rollouts, prompts_to_keep
+from g2rpo_trainer.rollout.sampling import sample_as_described
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.run.records import training_records
+from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.step import training_step
+from g2rpo_trainer.stopwatch import Stopwatch
 
 SIGNAL = ("rollout.dynamic_sampling.mode=signal", "length.mode=off")
 
@@ -151,7 +151,7 @@ class Odd(Scorer):
 
 
 def test_a_resumed_run_goes_on_where_it_was(tiny_run, monkeypatch):
-    monkeypatch.setattr(g2rpo.run.loop, "Scorer", Odd)
+    monkeypatch.setattr(g2rpo_trainer.run.loop, "Scorer", Odd)
     settings = (*SIGNAL, "rollout.dynamic_sampling.max_tries=2", "data.eval_items=1")
     whole = tiny_run(*settings, folder="whole")
     train(whole)

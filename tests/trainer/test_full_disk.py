@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo.run import RunError, RunFolder
-from g2rpo_torch.trainer import load_policy, train
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.model.checkpoint import save_checkpoint
+from g2rpo_trainer import load_policy, train
+from g2rpo_trainer.learning.optimizer import make_optimizer
+from g2rpo_trainer.model.checkpoint import save_checkpoint
+from g2rpo_trainer.run import RunError, RunFolder
 
 from .full_disk import disk_with_room_for
 

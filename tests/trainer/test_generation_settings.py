@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.passes.forward import completion_logprobs
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer import train
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.rollout.sampling import sample
 
 from .tiny_models import make_records
 
@@ -174,7 +174,7 @@ def test_a_run_is_the_same_with_settings_and_hands_them_on(
 
 
 def test_a_generation_loop_of_the_folder_is_not_run(folders, plain_tokens, tmp_path):
-    from g2rpo.run.sections import Model
+    from g2rpo_trainer.run.sections import Model
 
     folder = tmp_path / "model"
     shutil.copytree(folders("llama"), folder)

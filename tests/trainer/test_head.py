@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes import head
-from g2rpo_torch.trainer.passes.forward import completion_logprobs, completion_predictions
-from g2rpo_torch.trainer.passes.predictions import FromHidden, FromLogits
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes import head
+from g2rpo_trainer.passes.forward import completion_logprobs, completion_predictions
+from g2rpo_trainer.passes.predictions import FromHidden, FromLogits
 
 
 @pytest.fixture(params=["auto", "off"])

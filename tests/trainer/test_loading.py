@@ -10,15 +10,15 @@ import pytest
 import torch
 import transformers
 
-from g2rpo.run import RunError, load_description
-from g2rpo.run.records import source_of, with_tasks
-from g2rpo.run.sections import Model
-from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, conversation
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model import loading
-from g2rpo_torch.trainer.model.device import memory_advice
-from g2rpo_torch.trainer.model.freezing import count_parameters, vision_tower
-from g2rpo_torch.trainer.model.loading import load_described, load_policy
+from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, conversation
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model import loading
+from g2rpo_trainer.model.device import memory_advice
+from g2rpo_trainer.model.freezing import count_parameters, vision_tower
+from g2rpo_trainer.model.loading import load_described, load_policy
+from g2rpo_trainer.run import RunError, load_description
+from g2rpo_trainer.run.records import source_of, with_tasks
+from g2rpo_trainer.run.sections import Model
 
 from .one_update import learn_once
 from .tiny_models import (

@@ -10,16 +10,16 @@ import pytest
 import torch
 import transformers
 
-from g2rpo.run import RunError
-from g2rpo.run.sections import Lora, Model
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model.export import export_merged
-from g2rpo_torch.trainer.model.freezing import count_parameters
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes import head
-from g2rpo_torch.trainer.passes.forward import completion_logprobs
+from g2rpo_trainer import train
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.export import export_merged
+from g2rpo_trainer.model.freezing import count_parameters
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes import head
+from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.run import RunError
+from g2rpo_trainer.run.sections import Lora, Model
 
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts
@@ -245,7 +245,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(targets, tiny_run, tmp_path)
 
 
 def test_reference_is_the_base(folders):
-    from g2rpo_torch.trainer.learning.update import with_reference
+    from g2rpo_trainer.learning.update import with_reference
 
     policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
     description = describe()

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.microbatches import Lengths, micro_batch_rows, token_bins
-from g2rpo_torch.trainer.learning.update import batch_loss
-from g2rpo_torch.trainer.model.trials import Trials
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.microbatches import Lengths, micro_batch_rows, token_bins
+from g2rpo_trainer.learning.update import batch_loss
+from g2rpo_trainer.model.trials import Trials
 
 
 @pytest.fixture(params=["auto", "off"])

@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from g2rpo.run.sections import Model, Optimization
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.learning.optimizer import (
+from g2rpo_trainer import train
+from g2rpo_trainer.learning.optimizer import (
     MasterAdamW,
     make_optimizer,
     optimizer_tensors,
@@ -19,7 +18,8 @@ from g2rpo_torch.trainer.learning.optimizer import (
     set_learning_rate,
     trained_parameters,
 )
-from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.run.sections import Model, Optimization
 
 from .one_update import learn_once
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from g2rpo.run import load_description
-from g2rpo.run.records import own_functions, reward_kinds, training_records, with_tasks
-from g2rpo.tasks import TASKS
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
+from g2rpo_trainer import train
+from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.records import own_functions, reward_kinds, training_records, with_tasks
+from g2rpo_trainer.tasks import TASKS
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from g2rpo.tasks import TASKS
-from g2rpo_torch.policy import policy_path
-from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.policy import policy_path
+from g2rpo_trainer.tasks import TASKS
 
 
 def test_tags_are_single_tokens_and_survive_decoding(random_policy):

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from g2rpo.run.errors import RunError
-from g2rpo.run.launch import Launch
-from g2rpo.run.scorer import Scorer
-from g2rpo.run.scoring import open_pool
-from g2rpo.run.sections import Model
-from g2rpo_torch.trainer.distributed.processes import Processes
-from g2rpo_torch.trainer.distributed.sharding import shall_shard
-from g2rpo_torch.trainer.model.device import resolve_device
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.distributed.processes import Processes
+from g2rpo_trainer.distributed.sharding import shall_shard
+from g2rpo_trainer.model.device import resolve_device
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.launch import Launch
+from g2rpo_trainer.run.scorer import Scorer
+from g2rpo_trainer.run.scoring import open_pool
+from g2rpo_trainer.run.sections import Model
 
 from .launched import free_port
 from .processes_worker import CASES, STEPS
@@ -197,10 +197,11 @@ def test_each_process_needs_a_gpu(launched, monkeypatch):
 
 
 def test_workers_are_divided(launched, tiny_run, monkeypatch):
-    import g2rpo.run.scoring
+    import g2rpo_trainer.run.scoring
 
     made = []
-    monkeypatch.setattr(g2rpo.run.scoring, "RewardPool", lambda workers, **_: made.append(workers))
+    scoring = g2rpo_trainer.run.scoring
+    monkeypatch.setattr(scoring, "RewardPool", lambda workers, **_: made.append(workers))
     for workers in (5, 1, 0):
         open_pool(tiny_run(f"rewards.workers={workers}"))
     launched(LOCAL_WORLD_SIZE="2")

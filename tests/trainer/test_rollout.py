@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts, select_rows
-from g2rpo_torch.trainer.passes.forward import completion_logprobs
-from g2rpo_torch.trainer.rollout import stopping
-from g2rpo_torch.trainer.rollout.drawing import draw
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
+from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.rollout import stopping
+from g2rpo_trainer.rollout.drawing import draw
+from g2rpo_trainer.rollout.sampling import sample
 
 
 @pytest.fixture(scope="module")

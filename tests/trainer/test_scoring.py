@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from g2rpo.rewards import RewardPool
-from g2rpo.run import RunError, load_description
-from g2rpo.run.answers import Answers
-from g2rpo.run.evaluation import evaluated
-from g2rpo.run.records import heldout_records, training_records, with_tasks
-from g2rpo.run.scorer import Scorer
-from g2rpo.tasks import TASKS
-from g2rpo_torch.trainer import train
+from g2rpo_trainer import train
+from g2rpo_trainer.run import RunError, load_description
+from g2rpo_trainer.run.answers import Answers
+from g2rpo_trainer.run.evaluation import evaluated
+from g2rpo_trainer.run.records import heldout_records, training_records, with_tasks
+from g2rpo_trainer.run.scorer import Scorer
+from g2rpo_trainer.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_processes_start_only_where_scoring_can_take_long(
             seen.append(workers)
             super().__init__(0, **options)
 
-    monkeypatch.setattr("g2rpo.run.scoring.RewardPool", Pool)
+    monkeypatch.setattr("g2rpo_trainer.run.scoring.RewardPool", Pool)
     with Scorer(with_tasks(own_data(problem_type, *settings, answer="1"))):
         assert seen == [workers]
 
@@ -267,7 +267,7 @@ def test_records_that_cannot_be_scored_are_found_before_training(
 
 
 def test_a_broken_record_is_skipped_and_counted_only_if_that_is_allowed(own_data, tmp_path):
-    from g2rpo.run.records import source_of
+    from g2rpo_trainer.run.records import source_of
 
     description = own_data("numerical", answer="3")
     with (tmp_path / "own.jsonl").open("a") as file:

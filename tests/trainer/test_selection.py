@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo.run.progress import Progress
-from g2rpo.run.scorer import Rewards
-from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer
-from g2rpo_torch.trainer.learning.selection import high_entropy_tokens
-from g2rpo_torch.trainer.learning.update import batch_loss, mini_batch_totals, update_policy
-from g2rpo_torch.trainer.rollout.sampling import sample_as_described
-from g2rpo_torch.trainer.step import training_step
+from g2rpo_trainer import train
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.optimizer import make_optimizer
+from g2rpo_trainer.learning.selection import high_entropy_tokens
+from g2rpo_trainer.learning.update import batch_loss, mini_batch_totals, update_policy
+from g2rpo_trainer.rollout.sampling import sample_as_described
+from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.step import training_step
 
 TASKS = ["grounding", "vqa", "spatial", "chart", "ocr", "maths"]
 FOUR = ["rollout.num_generations=4", "length.mode=off"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import g2rpo
-from g2rpo.run import load_description
-from g2rpo.run.scorer import Rewards
-from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer import train
+from g2rpo_trainer import train
+from g2rpo_trainer.run import load_description
+from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.run.shaping import Shaping
 
 GROUPS = np.arange(3).repeat(4)
 TASKS = np.zeros(12, np.int64)

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.inputs.prompts import select_rows
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes.forward import (
+from g2rpo_trainer import train
+from g2rpo_trainer.inputs.prompts import select_rows
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes.forward import (
     completion_logprobs,
     plain_predictions,
 )
-from g2rpo_torch.trainer.passes.packed import packed_predictions
-from g2rpo_torch.trainer.passes.packing import split_groups
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.passes.packed import packed_predictions
+from g2rpo_trainer.passes.packing import split_groups
+from g2rpo_trainer.rollout.sampling import sample
 
 from .shared_prompt_models import (
     COVERED,
@@ -187,7 +187,7 @@ def test_responses_much_longer_than_the_prompt_do_not_share_a_row(monkeypatch):
     prompts = make_prompts(policy, lengths=(2,))
     tokens = torch.full((4, 120), 20)
     arguments = (policy, prompts, torch.zeros(4, dtype=torch.int64), tokens, tokens > 0)
-    monkeypatch.setattr("g2rpo_torch.trainer.passes.forward.packed_predictions", None)
+    monkeypatch.setattr("g2rpo_trainer.passes.forward.packed_predictions", None)
     found, _ = completion_logprobs(*arguments)
     assert torch.equal(found, plain_predictions(*arguments).values()[0])
 
@@ -240,7 +240,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
     )
     train(shared)
     for place in ("rollout.sampling.expanded_prompts", "passes.forward.packed_predictions"):
-        monkeypatch.setattr(f"g2rpo_torch.trainer.{place}", None)
+        monkeypatch.setattr(f"g2rpo_trainer.{place}", None)
     train(plain)
     for ours, expected in zip(metrics_of(shared), metrics_of(plain), strict=True):
         for name, value in expected.items():

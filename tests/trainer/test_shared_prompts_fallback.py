@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes import masks, packed
-from g2rpo_torch.trainer.passes.forward import (
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes import masks, packed
+from g2rpo_trainer.passes.forward import (
     completion_logprobs,
     packing_trial,
     plain_predictions,
 )
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.rollout.sampling import sample
 
 from .shared_prompt_models import GROUPS, MASK, make, make_prompts, make_responses, own_lines
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 import transformers
 
-from g2rpo.run.description import load_description
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.model.loading import load_policy
+from g2rpo_trainer import train
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.run.description import load_description
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from g2rpo.run.errors import RunError
-from g2rpo.run.records import training_records
-from g2rpo.run.scorer import Rewards
-from g2rpo.run.shaping import Shaping
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.model.device import resolve_device
+from g2rpo_trainer import train
+from g2rpo_trainer.model.device import resolve_device
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.records import training_records
+from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.run.shaping import Shaping
 
 
 def read_metrics(description) -> list[dict]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from g2rpo.run.errors import RunError
-from g2rpo.run.progress import Progress
-from g2rpo_torch.trainer.learning.batch import Batch
-from g2rpo_torch.trainer.learning.optimizer import make_optimizer, optimizer_tensors
-from g2rpo_torch.trainer.learning.update import evaluated, update_policy, with_reference
+from g2rpo_trainer.learning.batch import Batch
+from g2rpo_trainer.learning.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_trainer.learning.update import evaluated, update_policy, with_reference
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.progress import Progress
 
 
 @pytest.fixture

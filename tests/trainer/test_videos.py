@@ -12,23 +12,23 @@ import torch
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from g2rpo.data import open_source
-from g2rpo.run import RunError, load_description
-from g2rpo.run.records import source_of, with_tasks
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.inputs.batching import Prompts, first_with_images, select_rows
-from g2rpo_torch.trainer.inputs.media import takes_videos
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts, prompt_fault
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes import packed
-from g2rpo_torch.trainer.passes.forward import (
+from g2rpo_trainer import train
+from g2rpo_trainer.data import open_source
+from g2rpo_trainer.inputs.batching import Prompts, first_with_images, select_rows
+from g2rpo_trainer.inputs.media import takes_videos
+from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes import packed
+from g2rpo_trainer.passes.forward import (
     completion_logprobs,
     packing_trial,
     plain_predictions,
 )
-from g2rpo_torch.trainer.passes.positions import prompt_positions
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.passes.positions import prompt_positions
+from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.run import RunError, load_description
+from g2rpo_trainer.run.records import source_of, with_tasks
 
 from ..films import film, numbers_of
 from .one_update import learn_from, rollouts_to
@@ -234,9 +234,7 @@ def films(tmp_path):
 
 def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
     policy = build_policy("qwen2_5_vl")
-    monkeypatch.setattr(
-        "g2rpo_torch.trainer.model.loading.load_processor", lambda *_: policy.processor
-    )
+    monkeypatch.setattr("g2rpo_trainer.model.loading.load_processor", lambda *_: policy.processor)
     description = load_description(
         overrides={
             "data.source": str(films),

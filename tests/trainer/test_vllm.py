@@ -16,10 +16,10 @@ import os
 import pytest
 import torch
 
-from g2rpo.run.description import load_description
-from g2rpo_torch.trainer.inputs.prompts import encode_prompts
-from g2rpo_torch.trainer.model.loading import load_policy
-from g2rpo_torch.trainer.rollout.opening import close_sampler, open_sampler
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.rollout.opening import close_sampler, open_sampler
+from g2rpo_trainer.run.description import load_description
 
 from . import tiny_models
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo.run.errors import RunError
-from g2rpo.run.folder import RunFolder
-from g2rpo_torch.trainer import train
-from g2rpo_torch.trainer.rollout.opening import server_devices
-from g2rpo_torch.trainer.rollout.requests import make_requests
-from g2rpo_torch.trainer.rollout.shared_weights import open_shared, read_piece, write_pieces
-from g2rpo_torch.trainer.rollout.synchronised import weights_of
-from g2rpo_torch.trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions
-from g2rpo_torch.trainer.rollout.vllm_server import VLLMServers
+from g2rpo_trainer import train
+from g2rpo_trainer.rollout.opening import server_devices
+from g2rpo_trainer.rollout.requests import make_requests
+from g2rpo_trainer.rollout.shared_weights import open_shared, read_piece, write_pieces
+from g2rpo_trainer.rollout.synchronised import weights_of
+from g2rpo_trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions
+from g2rpo_trainer.rollout.vllm_server import VLLMServers
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.folder import RunFolder
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
@@ -200,7 +200,7 @@ def test_devices_that_training_leaves_alone():
 
 
 def test_a_server_sees_its_own_gpu(monkeypatch):
-    from g2rpo_torch.trainer.rollout.vllm_server import _environment
+    from g2rpo_trainer.rollout.vllm_server import _environment
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

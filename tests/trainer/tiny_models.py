@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from g2rpo_torch.trainer.model.processors import without_videos
+from g2rpo_trainer.model.processors import without_videos
 
 IMAGE_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "gemma3")
 TEXT_FAMILIES = ("llama", "qwen3")

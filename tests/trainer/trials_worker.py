@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from g2rpo_torch.policy.build import build_tokenizer
-from g2rpo_torch.trainer.distributed.sharding import shard, whole
-from g2rpo_torch.trainer.model.policy_model import make_policy
-from g2rpo_torch.trainer.model.trials import Trials
-from g2rpo_torch.trainer.passes import head, packed
-from g2rpo_torch.trainer.passes.forward import completion_logprobs
-from g2rpo_torch.trainer.passes.shortcuts import find_shortcuts
-from g2rpo_torch.trainer.rollout.sampling import sample
+from g2rpo_trainer.distributed.sharding import shard, whole
+from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.passes import head, packed
+from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.passes.shortcuts import find_shortcuts
+from g2rpo_trainer.policy.build import build_tokenizer
+from g2rpo_trainer.rollout.sampling import sample
 
 VOCABULARY = 208
 

@@ -1,0 +1,236 @@
+"""The one door to data: a run's description in, records for training and evaluation out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from g2rpo._shown import listed
+from g2rpo._suggest import unknown_name
+from g2rpo.rewards import check_record
+from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.run.sections import BUILTIN_SOURCES, Data
+
+from .library import Library, Skipped, SkippedState
+from .mixing import schedule, shares
+from .opening import open_tables, table_of
+from .reasoning import PREFIX, PROBLEM_TYPE, reasoning_streams
+from .record import PromptRecord
+from .streams import Stream, builtin_streams
+from .summary import Summary, TaskSummary
+
+#: Problem types beyond those of :data:`g2rpo.rewards.ACCURACY` that sources bring with them.
+REWARD_FUNCTIONS = {PROBLEM_TYPE: "g2rpo_trainer.data.reasoning:score_answer"}
+
+
+class Source:
+    """Checked records, mixed over tasks; :func:`open_source` makes one.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        In the order that integer labels of tasks follow.
+    reward_functions : dict of str to str
+        Problem type -> import path of its accuracy, for types that are not among
+        :data:`g2rpo.rewards.ACCURACY`; :func:`g2rpo.rewards.with_own` takes it.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        data: Data,
+        skipped: Skipped,
+        library: Library | None = None,
+    ) -> None:
+        self.tasks = tuple(stream.name for stream in streams)
+        types = {kind for stream in streams for kind in stream.problem_types}
+        self.reward_functions = {
+            kind: path for kind, path in REWARD_FUNCTIONS.items() if kind in types
+        }
+        self._streams = list(streams)
+        self._skipped = skipped
+        self._library = library
+        self._shares = _shares_of(streams, data)
+
+    def __len__(self) -> int:
+        """Return the number of records, trained on and held out."""
+        sizes = [(stream.training_size, stream.held_out_size) for stream in self._streams]
+        if any(None in pair for pair in sizes):
+            raise TypeError("the records of this source are drawn without end; it has no len()")
+        return sum(size or 0 for pair in sizes for size in pair)
+
+    def training_records(self, *, seed: int, position: int, prompts: int) -> list[PromptRecord]:
+        """Return the next records of a run; they follow from the arguments alone.
+
+        Parameters
+        ----------
+        seed : int
+            The run's seed.
+        position : int
+            How many records the run has drawn before.
+        prompts : int
+            Number of records.
+
+        Returns
+        -------
+        list of PromptRecord
+            Their images are open. Every record of a task comes once in each of its epochs.
+
+        Raises
+        ------
+        RunError
+            If a record cannot be used, unless ``data.skip_broken`` allows it.
+
+        Examples
+        --------
+        >>> from g2rpo_trainer.data import open_source
+        >>> from g2rpo_trainer.run.sections import Data
+        >>> source = open_source(Data(tasks=["maths", "ocr"]))
+        >>> records = source.training_records(seed=0, position=7, prompts=3)
+        >>> [record["task_type"] for record in records]
+        ['ocr', 'maths', 'ocr']
+        """
+        return [
+            self._streams[task].training(seed, turn, position + offset)
+            for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
+        ]
+
+    def held_out_records(self, task: str, count: int) -> list[PromptRecord]:
+        """Return held-out records of a task, the same in every run.
+
+        Parameters
+        ----------
+        task : str
+            One of ``tasks``.
+        count : int
+            Number of records.
+
+        Returns
+        -------
+        list of PromptRecord
+            Fewer where the task has no more.
+        """
+        if task not in self.tasks:
+            raise RunError(unknown_name("task", task, self.tasks))
+        return self._streams[self.tasks.index(task)].held_out(count)
+
+    def refuse(self, find_fault: Callable[[PromptRecord], str | None]) -> None:
+        """Take records for broken that the caller cannot use, such as those too long for a model.
+
+        Parameters
+        ----------
+        find_fault : callable
+            Returns what is wrong with a record, or None. Called on every record of a file or a
+            data set when it is opened; it replaces the one before. Records that are drawn without
+            end are not looked at.
+        """
+        if self._library is not None:
+            self._library.find_fault = find_fault
+
+    def summary(self) -> Summary:
+        """Return what there is of each task, and what was left out."""
+        total = sum(self._shares)
+        tasks = {
+            stream.name: TaskSummary(
+                dict(stream.problem_types), stream.training_size, stream.held_out_size, part / total
+            )
+            for stream, part in zip(self._streams, self._shares, strict=True)
+        }
+        return Summary(tasks, len(self._skipped), list(self._skipped.examples))
+
+    @property
+    def skipped(self) -> int:
+        """Number of broken records that were left out so far."""
+        return len(self._skipped)
+
+    def skipped_state(self) -> SkippedState:
+        """Return which records were left out since the source was opened, as JSON holds it."""
+        return self._skipped.state()
+
+    def restore_skipped(self, state: SkippedState | None) -> None:
+        """Count on from what :meth:`skipped_state` returned; None is a run that begins.
+
+        A source that is opened again finds what is broken at first sight again, but not what turned
+        out to be broken when it was used.
+        """
+        self._skipped.restore(state)
+
+
+def open_source(
+    data: Data = Data(),  # noqa: B008 - it does not change
+    *,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    check: Callable[[Mapping[str, Any]], None] = check_record,
+) -> Source:
+    """Open the source of a run's prompts and check every record of it.
+
+    Parameters
+    ----------
+    data : Data
+        Section ``data`` of the description.
+    rows : sequence of mapping, optional
+        Records in place of ``data.source``: a list of dictionaries, or a data set of datasets, with
+        its transform if it has one. All of their tasks are taken; one that names none is of the
+        task ``"rows"``.
+    check : callable
+        Raises ValueError if a record, of which it gets ``problem_type`` and ``answer``, cannot be
+        scored; by default :func:`g2rpo.rewards.check_record`.
+
+    Returns
+    -------
+    Source
+        Files are read once, from beginning to end; images and videos are looked for,
+        and opened when used.
+
+    Raises
+    ------
+    RunError
+        If something is missing or cannot be read, or records are broken and ``data.skip_broken`` is
+        not set.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.run.sections import Data
+    >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1, "task_type": "sums"} for n in range(20)]
+    >>> source = open_source(Data(problem_type="numerical"), rows=rows)
+    >>> source.tasks, len(source)
+    (('sums',), 20)
+    """
+    if rows is None and data.source in BUILTIN_SOURCES:
+        return Source(_chosen(builtin_streams(data), data), data, Skipped())
+    if rows is None and data.source.startswith(PREFIX):
+        return Source(_chosen(reasoning_streams(data), data), data, Skipped())
+    if rows is None:
+        tables = open_tables(data)
+    else:
+        # The tasks of a description are those of its source, which is not looked at here.
+        data = data.model_copy(update={"tasks": []})
+        tables = [table_of(rows)]
+    library = Library(tables, data, check)
+    return Source(_chosen(library.streams(), data), data, library.skipped, library)
+
+
+def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:
+    """Return the streams of the tasks that the description names, in its order; all by default."""
+    known = {stream.name: stream for stream in streams}
+    for task in data.tasks:
+        if task not in known:
+            raise RunError(f"data.tasks: {unknown_name('task', task, known)}")
+    return [known[task] for task in data.tasks or known]
+
+
+def _shares_of(streams: Sequence[Stream], data: Data) -> list[float]:
+    weights, names = data.mixing.weights, [stream.name for stream in streams]
+    if not weights:
+        # Tasks that are drawn without end have no size; they take turns.
+        return shares([stream.training_size or 1 for stream in streams], data.mixing.temperature)
+    for name in weights:
+        if name not in names:
+            raise RunError(f"data.mixing.weights: {unknown_name('task', name, names)}")
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise RunError(
+            f"data.mixing.weights has none for {listed(missing)}; name every task (0 is never), "
+            "or leave tasks out by data.tasks"
+        )
+    return [weights[name] for name in names]

@@ -1,0 +1,157 @@
+"""Held-out rewards: the same items and the same random numbers before and after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from g2rpo_trainer.run.answers import Answers, Sample
+from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.run.display import Display
+from g2rpo_trainer.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
+from g2rpo_trainer.run.records import heldout_records, with_tasks
+from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.tasks import Record
+
+from .distributed.processes import Processes, joined
+from .inputs.chat import opened_text, whole_responses
+from .inputs.prompts import encode_prompts
+from .model.loading import load_described
+from .model.policy_model import Policy
+from .passes.shortcuts import find_shortcuts
+from .rollout.sampling import sample
+
+
+def evaluate(
+    model: str,
+    description: RunDescription,
+    display: Display | None = None,
+    *,
+    on_samples: Callable[[list[Sample]], None] | None = None,
+) -> dict[str, Any]:
+    """Load a model and evaluate it on the held-out items.
+
+    Parameters
+    ----------
+    model : str
+        ``"builtin"``, a folder or a hub id.
+    description : RunDescription
+        Its model, data, rollout and rewards sections.
+    display : Display, optional
+        Shows the progress.
+    on_samples : callable, optional
+        As in :func:`evaluate_policy`.
+
+    Returns
+    -------
+    dict
+        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
+        :class:`~g2rpo_trainer.run.evaluation.Evaluation` says.
+    """
+    description = with_tasks(description)
+    data = description.data
+    display = display or Display(0, data.tasks)
+    with joined(), Scorer(description) as scorer:
+        policy = load_described(description, model)
+        with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
+            evaluation = evaluate_policy(
+                policy, description, scorer, advance=advance, on_samples=on_samples
+            )
+    return evaluation._asdict()
+
+
+def evaluate_policy(
+    policy: Policy,
+    description: RunDescription,
+    scorer: Scorer,
+    *,
+    advance: Callable[[int], None] = lambda items: None,
+    on_samples: Callable[[list[Sample]], None] | None = None,
+) -> Evaluation:
+    """Sample answers to the held-out items of every task and score them.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is sampled, at ``data.eval_temperature``, by default that of the rollouts.
+    description : RunDescription
+        Its data and rollout sections.
+    scorer : Scorer
+        Says what responses are worth.
+    advance : callable
+        Called with the number of items done since its last call.
+    on_samples : callable, optional
+        Called with every batch of responses, as :meth:`g2rpo_trainer.run.answers.Answers.samples`
+        makes them.
+
+    Returns
+    -------
+    Evaluation
+    """
+    is_main = Processes.current().is_main
+    with _own_random_numbers(policy.device):
+        answers = {
+            task: _answers(policy, description, scorer, task) for task in description.data.tasks
+        }
+        return evaluated(answers, advance, on_samples if is_main else None)
+
+
+def _answers(
+    policy: Policy, description: RunDescription, scorer: Scorer, task: str
+) -> Iterator[Answers]:
+    with Processes.current().together():
+        records = heldout_records(description.data, task)
+    # Each process has as many at once as a single one would have.
+    size = description.data.eval_batch_size * Processes.current().size
+    for start in range(0, len(records), size):
+        yield _answered(policy, description, scorer, records[start : start + size], start)
+
+
+def _answered(
+    policy: Policy,
+    description: RunDescription,
+    scorer: Scorer,
+    records: Sequence[Record],
+    first: int,
+) -> Answers:
+    data, rollout, processes = description.data, description.rollout, Processes.current()
+    share = processes.share(len(records))
+    asked = [records[number] for number in share.padded]
+    with processes.together():
+        prompts = encode_prompts(policy, asked)
+    if processes.size > 1:
+        find_shortcuts(policy, prompts)
+    completions = sample(
+        policy,
+        prompts,
+        num_generations=data.eval_generations,
+        max_completion_length=rollout.max_completion_length,
+        temperature=sampling_temperature(description),
+        limits=[rollout.limit_of(record["task_type"]) for record in asked],
+        stop=rollout.stop,
+        batch_size=rollout.batch_size,
+        share=share,
+    )
+    own_records = asked[: len(share.own)]
+    opened = [opened_text(policy, record) for record in records]
+    whole = whole_responses([opened[number] for number in share.own], completions.texts)
+    with processes.together():
+        own = scorer(own_records, whole, dtype=np.float64)
+    numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
+    columns = (completions.lengths.cpu(), completions.ended.cpu(), *map(torch.from_numpy, own))
+    gathered, _ = processes.gather(numbers, *columns)
+    lengths, ended, *rewards = (column.numpy() for column in gathered)
+    texts = processes.gather_rows(numbers.tolist(), whole)
+    return Answers(first, records, texts, Rewards(*rewards), lengths, ended, opened)
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(SAMPLING_SEED)
+        yield

@@ -1,0 +1,117 @@
+"""The reference trainer: how a policy in PyTorch is loaded, learns, is evaluated and is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.run.display import Display
+from g2rpo_trainer.run.evaluation import Evaluation
+from g2rpo_trainer.run.loop import Completions, Metrics, Run
+from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.run.shaping import Shaping
+
+from .distributed.processes import joined
+from .evaluation import evaluate_policy
+from .learning.optimizer import make_optimizer
+from .model.checkpoint import gather_whole, restore_checkpoint, save_checkpoint
+from .model.export import export_merged
+from .model.freezing import trained_share
+from .model.loading import load_described
+from .model.policy_model import Policy
+from .rollout.opening import close_sampler, open_sampler
+from .step import training_step
+
+
+def train(
+    description: RunDescription, *, resume: bool = False, display: Display | None = None
+) -> dict[str, Any]:
+    """Train a policy as described, and return the summary.
+
+    Parameters
+    ----------
+    description : RunDescription
+        The run; ``output.dir`` is its folder.
+    resume : bool
+        Go on from the newest checkpoint in the folder.
+    display : Display, optional
+        Shows the progress.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds: held-out reward and length per task before and after, steps,
+        seconds, seed and estimator.
+
+    Raises
+    ------
+    RunError
+        If the folder already holds a run, or none to resume, or the device is missing; if memory or
+        the disk has no more room.
+    Interrupted
+        After Ctrl-C or SIGTERM, once the step is finished and saved.
+    """
+    with joined() as processes:
+        return _Run(description, processes).train(resume=resume, display=display)
+
+
+class _Run(Run):
+    def load(self, checkpoint: Path | None) -> None:
+        description, options = self.description, self.description.optimization
+        start = str(checkpoint) if checkpoint else description.model.name
+        self.policy = load_described(description, start)
+        if shown := trained_share(self.policy.model):
+            self.display.message(shown)
+        self.shaping = Shaping(description)
+        self.optimizer = make_optimizer(self.policy, options)
+        self.sampler = open_sampler(description, self.policy)
+        self.at_end.callback(close_sampler, self.sampler)
+        self.reference: Policy | None = None
+        if options.beta:
+            # Of an adapter the base is the reference. What the one learns about sharing prompts
+            # holds for the other.
+            loaded = self.policy if self.policy.has_adapter else load_described(description)
+            self.reference = replace(loaded, trials=self.policy.trials)
+        if checkpoint:
+            with self.processes.together():
+                self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Go back to where a checkpoint was written; the policy is already its own."""
+        state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
+        self.shaping.load_state_dict(state["shaping"])
+        self.policy.trials.load_state_dict(state["trials"])
+        self.progress = Progress.from_json(state["progress"])
+
+    def take_step(self) -> tuple[Metrics, Completions]:
+        return training_step(
+            self.policy,
+            self.optimizer,
+            self.shaping,
+            self.description,
+            self.progress,
+            self.scorer,
+            self.reference,
+            self.sampler,
+        )
+
+    def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
+        return evaluate_policy(self.policy, self.description, self.scorer, advance=advance)
+
+    def checkpoint(self) -> Callable[[Path], None]:
+        state = {
+            "progress": self.progress.to_json(),
+            "shaping": self.shaping.state_dict(),
+            "trials": self.policy.trials.state_dict(),
+        }
+        whole = gather_whole(self.policy, self.optimizer)
+        return lambda path: save_checkpoint(path, self.policy, self.optimizer, state, whole)
+
+    def finish(self) -> None:
+        if self.policy.has_adapter:
+            with self.folder.writing("the merged model"):
+                newest = self.folder.checkpoints()[-1].path
+                export_merged(newest, self.folder.path / "final", self.description.model)

@@ -1,0 +1,233 @@
+"""Make the embedded policy: supervised training on the built-in tasks, up to middling accuracy.
+
+    python -m g2rpo_trainer.policy.cold_start --output FOLDER
+
+First the vision tower learns to name what stands on each patch, and the language model, without
+any image, how a thought leads to an answer. Then the whole policy learns to do both together, in
+two styles: half of its examples think aloud, half answer at once. At last it gets into the wrong
+habits: it chatters where there is only something to see, and answers at once where thinking helps.
+Which style serves which task is left to reinforcement learning to find out.
+
+It takes about a quarter of an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import g2rpo
+from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.model.policy_model import Policy, make_policy
+from g2rpo_trainer.tasks import TASKS, Item
+
+from .build import build_model, build_processor
+from .patch_labels import CLASSES, patch_labels
+
+VISION_STEPS = 800
+LANGUAGE_STEPS = 1000
+POLICY_STEPS = 1000
+HABIT_STEPS = 200
+BATCH = 48
+LEARNING_RATE = 2e-3
+HABIT_LEARNING_RATE = 5e-4
+BOX_WEIGHT = 5.0
+
+# How often each task's examples think aloud.
+THINKS = dict.fromkeys(TASKS, 0.5)
+HABIT_THINKS = {task: 0.75 if task in ("grounding", "ocr") else 0.2 for task in TASKS}
+
+# The learning rate of the policy phase would reach 0 only here: what is still undecided when the
+# phase ends early is what reinforcement learning gets to decide.
+POLICY_DECAY_STEPS = 1600
+
+
+def main() -> None:
+    """Train, report, and write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
+    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
+    parser.add_argument("--policy-steps", type=int, default=POLICY_STEPS)
+    parser.add_argument("--habit-steps", type=int, default=HABIT_STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    processor = build_processor()
+    policy = make_policy(build_model(processor.tokenizer, seed=arguments.seed), processor)
+    train_vision(policy, arguments.vision_steps, arguments.seed)
+    train_language(policy, arguments.language_steps, arguments.seed)
+    train_policy(policy, arguments.policy_steps, arguments.seed)
+    train_habit(policy, arguments.habit_steps, arguments.seed)
+    policy.model.half()
+    policy.save(arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+def train_vision(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the vision tower what stands on every patch, and where its edges are.
+
+    The heads that say so are thrown away afterwards.
+    """
+    tower = policy.model.model.vision_tower
+    kind_head = torch.nn.Linear(tower.config.hidden_size, len(CLASSES))
+    box_head = torch.nn.Linear(tower.config.hidden_size, 4)
+
+    def loss(step: int) -> torch.Tensor:
+        items = draw_items(seed, step)
+        images = [item.record["images"][0] for item in items]
+        pixels = policy.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        labels = [patch_labels(item.scene) for item in items]
+        kinds = torch.as_tensor(np.stack([label.kinds for label in labels]))
+        boxes = torch.as_tensor(np.stack([label.boxes for label in labels]))
+        features = tower(pixels).last_hidden_state
+        wrong_kind = torch.nn.functional.cross_entropy(
+            kind_head(features).flatten(0, 1), kinds.flatten()
+        )
+        wrong_edge = (box_head(features) - boxes).abs().mean()
+        return wrong_kind + BOX_WEIGHT * wrong_edge
+
+    optimise("vision", [tower, kind_head, box_head], loss, steps)
+
+
+def train_language(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the language model to calculate and to look up options, from text alone.
+
+    What only the image could tell it stays a guess; what follows from the thought is learned.
+    """
+
+    def loss(step: int) -> torch.Tensor:
+        items = draw_items(seed, step)
+        blind = [replace(item, record={**item.record, "images": []}) for item in items]
+        return imitation_loss(policy, blind, [response(item, thinks=True) for item in items])
+
+    optimise("language", [policy.model], loss, steps)
+
+
+def train_policy(policy: Policy, steps: int, seed: int) -> None:
+    """Teach the whole policy to look, to think or not, and to answer."""
+    decay_steps = max(steps, POLICY_DECAY_STEPS)
+    optimise("policy", [policy.model], styles(policy, seed, THINKS), steps, decay_steps=decay_steps)
+
+
+def train_habit(policy: Policy, steps: int, seed: int) -> None:
+    """Think aloud too often in tasks of perception, and too rarely in tasks of reasoning."""
+    loss = styles(policy, seed + 1, HABIT_THINKS)
+    optimise("habit", [policy.model], loss, steps, learning_rate=HABIT_LEARNING_RATE)
+
+
+def styles(policy: Policy, seed: int, thinks: dict[str, float]) -> Callable[[int], torch.Tensor]:
+    """Return the loss of a step whose responses think aloud as often as ``thinks`` says."""
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, step])
+        items = draw_items(seed, step)
+        responses = [
+            response(item, thinks=rng.random() < thinks[item.record["task_type"]]) for item in items
+        ]
+        return imitation_loss(policy, items, responses)
+
+    return loss
+
+
+def optimise(
+    name: str,
+    modules: list[torch.nn.Module],
+    loss_of_step: Callable[[int], torch.Tensor],
+    steps: int,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    decay_steps: int | None = None,
+) -> None:
+    """Minimise a loss over ``steps``, with a warm-up and a cosine decay of the learning rate."""
+    from transformers import get_cosine_schedule_with_warmup
+
+    decay_steps = decay_steps or steps
+    optimizers = muon_and_adamw(modules, learning_rate)
+    schedules = [
+        get_cosine_schedule_with_warmup(each, decay_steps // 20, decay_steps) for each in optimizers
+    ]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    started = time.monotonic()
+    for step in range(steps):
+        loss = loss_of_step(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if step % 100 == 0 or step == steps - 1:
+            seconds = time.monotonic() - started
+            print(f"{name} step {step}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+
+
+def muon_and_adamw(
+    modules: list[torch.nn.Module], learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Return Muon over the hidden matrices and AdamW over everything else.
+
+    After 300 steps of the policy phase Muon stood at a loss of .57, AdamW alone at .66.
+    """
+    hidden: list[torch.nn.Parameter] = []
+    other: list[torch.nn.Parameter] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            is_hidden = parameter.ndim == 2 and ("layers" in name or "projector" in name)
+            (hidden if is_hidden else other).append(parameter)
+    return [
+        torch.optim.Muon(
+            hidden, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(other, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def draw_items(seed: int, step: int) -> list[Item[Any]]:
+    """Return a batch of training items, the tasks in turn."""
+    rows = range(step * BATCH, (step + 1) * BATCH)
+    tasks = list(TASKS.values())
+    return [tasks[row % len(tasks)].item(seed, row) for row in rows]
+
+
+def response(item: Item[Any], *, thinks: bool) -> str:
+    """Return the response to imitate, thinking aloud or answering at once."""
+    thought = item.worked if thinks else ""
+    return f"<think>{thought}</think><answer>{item.record['answer']}</answer>"
+
+
+def imitation_loss(policy: Policy, items: list[Item[Any]], responses: list[str]) -> torch.Tensor:
+    """Return the cross-entropy of the responses in nats, a mean over tokens, then over tasks.
+
+    A mean over all tokens at once would leave the learning to the tasks with long answers, and one
+    over each response's tokens first would prefer the short style.
+    """
+    tokenizer = policy.tokenizer
+    inputs = encode_prompts(policy, [item.record for item in items])
+    encoded = tokenizer(
+        [text + tokenizer.eos_token for text in responses],
+        padding=True,
+        padding_side="right",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    tokens, mask = encoded["input_ids"], encoded["attention_mask"]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
+    logits = policy.model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    names = list(TASKS)
+    tasks = torch.tensor([names.index(item.record["task_type"]) for item in items])
+    means, _ = g2rpo.task_means(losses, mask, tasks, len(names))
+    return means.mean()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Prompts, responses and rewards of a step; prompts that teach nothing are replaced by others.
+
+Where every response to a prompt gets the same reward, none of them has an advantage: such a prompt
+costs a rollout and moves nothing. *Dynamic sampling* (DAPO, arXiv:2503.14476) draws further prompts
+in the place of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.run.metrics import Outcomes
+from g2rpo_trainer.run.records import training_records
+from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.run.sections.rollout import DynamicSampling
+from g2rpo_trainer.tasks import Record
+
+from ..distributed.processes import Processes
+from ..inputs.chat import opened_text, whole_responses
+from ..inputs.prompts import Inputs, encode_prompts, select_rows
+from ..model.policy_model import Policy
+from ..passes.shortcuts import find_shortcuts
+from ..stopwatch import Stopwatch
+from .engine import Sampler
+from .sampling import Completions, concatenated
+
+Labels = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The P prompts that a step has drawn, with n scored responses to each.
+
+    Attributes
+    ----------
+    records : list of Record
+        The prompts, in the order in which they were drawn.
+    texts, outcomes, rewards : list of str, Outcomes, Rewards
+        N = P · n responses, those of one prompt next to each other, with all that is reported. A
+        text begins with what its prompt has opened; lengths and entropies are of what was sampled.
+    opened : list of str
+        The part of the answer format with which each prompt ends, P texts.
+    keeps : array (P,), bool
+        Which prompts the step learns from.
+    tries : int
+        How often prompts were drawn.
+    own : array (M,), int64
+        Which of the responses this process has sampled: all of them, if it is alone.
+    completions : Completions
+        These.
+    prompts : dict of str to Tensor
+        Model inputs of their prompts, of those that are kept.
+    """
+
+    records: list[Record]
+    texts: list[str]
+    opened: list[str]
+    outcomes: Outcomes
+    rewards: Rewards
+    keeps: Flags
+    tries: int
+    own: Labels
+    completions: Completions
+    prompts: Inputs
+
+    @property
+    def groups(self) -> Labels:
+        """Prompt of each response, (N,) int64."""
+        count = len(self.records)
+        return np.arange(count).repeat(len(self.texts) // count)
+
+    def tasks(self, names: Sequence[str]) -> Labels:
+        """Return the number of each response's task, (N,) int64."""
+        return np.asarray([names.index(one["task_type"]) for one in self.records])[self.groups]
+
+    @property
+    def kept(self) -> Labels:
+        """Numbers of the responses that the step learns from, int64."""
+        return np.flatnonzero(self.keeps[self.groups])
+
+    def metrics(self, names: Sequence[str]) -> dict[str, float]:
+        """Return what dynamic sampling did, also task by task."""
+        dropped = [one["task_type"] for one in self.records]
+        dropped = [task for task, keep in zip(dropped, self.keeps, strict=True) if not keep]
+        return {
+            "sampling/tries": float(self.tries),
+            "sampling/drawn": float(len(self.records)),
+            "sampling/dropped": float(len(dropped)),
+            **{f"sampling/dropped/{task}": float(dropped.count(task)) for task in names},
+        }
+
+
+def draw_rollouts(
+    policy: Policy,
+    sampler: Sampler,
+    scorer: Scorer,
+    description: RunDescription,
+    position: int,
+    watch: Stopwatch,
+) -> Rollouts:
+    """Sample and score responses to prompts, until as many prompts as a step has are kept.
+
+    Parameters
+    ----------
+    policy : Policy
+        Whose model is sampled.
+    sampler : Sampler
+        Samples it.
+    scorer : Scorer
+        Says what responses are worth.
+    description : RunDescription
+        Its data and rollout sections.
+    position : int
+        Prompts that the run has drawn before.
+    watch : Stopwatch
+        Counts the time of ``rollout`` and ``scoring``.
+
+    Returns
+    -------
+    Rollouts
+        Of all prompts drawn. Fewer than a step has are kept, or none, where
+        ``rollout.dynamic_sampling.max_tries`` were not enough.
+    """
+    options, processes = description.rollout, Processes.current()
+    records: list[Record] = []
+    opened: list[str] = []
+    parts: list[_Part] = []
+    missing = options.prompts_per_step
+    while missing and len(parts) < options.dynamic_sampling.max_tries:
+        with watch.part("rollout"):
+            with processes.together():
+                drawn = training_records(
+                    description.data,
+                    seed=description.seed,
+                    position=position + len(records),
+                    prompts=missing,
+                )
+                share = processes.share(len(drawn))
+                asked = [drawn[number] for number in share.padded]
+                own = asked[: len(share.own)]
+                prompts = encode_prompts(policy, asked)
+            find_shortcuts(policy, prompts)
+            completions = sampler(policy, prompts, asked, options, share)
+            starts = [opened_text(policy, record) for record in drawn]
+            texts = whole_responses([starts[number] for number in share.own], completions.texts)
+            completions = completions._replace(texts=texts)
+        with watch.part("scoring"), processes.together():
+            rewards = scorer(own, completions.texts)
+        counted = rewards
+        if description.optimization.mask_truncated_completions == "all":
+            counted = rewards.without(~completions.ended.cpu().numpy())
+        keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
+        numbers = [len(records) + number for number in share.own]
+        parts.append(_Part(numbers, prompts, completions, rewards, keeps))
+        records += drawn
+        opened += starts
+        missing -= processes.total(int(keeps.sum()))
+    with watch.part("rollout"):
+        return _joined(policy, records, opened, parts, options.num_generations)
+
+
+class _Part(NamedTuple):
+    """What this process has sampled in one try: its prompts are the first of ``prompts``."""
+
+    numbers: list[int]
+    prompts: Inputs
+    completions: Completions
+    rewards: Rewards
+    keeps: Flags
+
+
+def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> Flags:
+    """Return which prompts a step learns from, (prompts,) bool.
+
+    Parameters
+    ----------
+    rewards : Rewards
+        N scored responses, those of one prompt next to each other; a NaN is no reward.
+    prompts : int
+        How many there are.
+    options : DynamicSampling
+        What is dropped.
+    """
+    if options.mode == "off" or not prompts:
+        return np.ones(prompts, dtype=bool)
+    if options.mode == "signal":
+        table = rewards.reward.reshape(prompts, -1)
+        absent = np.isnan(table)
+        lowest = np.where(absent, np.inf, table).min(-1)
+        # Also where nothing has a reward: then the highest is below the lowest.
+        found: Flags = np.where(absent, -np.inf, table).max(-1) > lowest
+        return found
+    table = rewards.accuracy.reshape(prompts, -1)
+    counts = (~np.isnan(table)).sum(-1)
+    # Without any accuracy there is no mean, and none lies in the band.
+    mean = np.where(counts > 0, np.nansum(table, -1) / np.maximum(counts, 1), np.nan)
+    return (mean > options.band[0]) & (mean < options.band[1])
+
+
+def _joined(
+    policy: Policy,
+    records: list[Record],
+    opened: list[str],
+    parts: Sequence[_Part],
+    num_generations: int,
+) -> Rollouts:
+    """Return all tries of all processes as one."""
+    numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
+    keeps = np.concatenate([part.keeps for part in parts])
+    completions = concatenated([part.completions for part in parts])
+    rows = numbers.repeat_interleave(num_generations)
+    processes = Processes.current()
+    with processes.together():
+        prompts = _kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)])
+    columns = [
+        keeps.repeat(num_generations),
+        *completions.outcomes(),
+        *map(np.concatenate, zip(*(part.rewards for part in parts), strict=True)),
+    ]
+    gathered, own = processes.gather(rows, *map(torch.from_numpy, columns))
+    keeps_rows, lengths, ended, entropies, *rewards = (column.numpy() for column in gathered)
+    return Rollouts(
+        records=records,
+        texts=processes.gather_rows(rows.tolist(), completions.texts),
+        opened=opened,
+        outcomes=Outcomes(lengths, ended, entropies),
+        rewards=Rewards(*rewards),
+        keeps=keeps_rows[::num_generations],
+        tries=len(parts),
+        own=own.numpy(),
+        completions=completions,
+        prompts=prompts,
+    )
+
+
+def _kept_prompts(
+    policy: Policy, records: list[Record], parts: Sequence[_Part], numbers: torch.Tensor
+) -> Inputs:
+    if len(parts) > 1 and len(numbers):
+        # Batches of different lengths, and some with images: put together anew.
+        return encode_prompts(policy, [records[number] for number in numbers])
+    prompts, kept = parts[0].prompts, torch.from_numpy(parts[0].keeps).nonzero()[:, 0]
+    if len(kept) == len(prompts["input_ids"]):
+        return prompts
+    return select_rows(prompts, kept.to(policy.device))

@@ -1,0 +1,114 @@
+"""The policy's weights as an engine takes them over: whole, merged, and named as on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from g2rpo_trainer.run.errors import RunError
+
+from ..distributed.sharding import set_down, whole
+from ..model.lora import is_adapted, tied_layers
+from ..model.policy_model import Policy
+
+_LAYER = re.compile(r"^.*?\.\d+\.")
+
+
+def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names and values of all weights, layer by layer; the policy stays as it is.
+
+    Parameters
+    ----------
+    policy : Policy
+        Where its weights are divided over processes, every process must go through all of them,
+        and gets all of them.
+
+    Yields
+    ------
+    name, weight : str, Tensor
+        The name is that of the model's own files, which may differ from the one in memory; an
+        adapter is merged into its weight. Weights that are the same tensor come once.
+    """
+    model = policy.model
+    set_down(model)
+    adapted = _adapted_layers(model)
+    for _, layer in groupby(model.named_parameters(), key=lambda named: _layer_of(named[0])):
+        weights: dict[str, torch.Tensor] = {}
+        for name, weight in layer:
+            if (place := _place(name, adapted)) is not None:
+                weights[place] = _merged(whole(weight.detach()), place, adapted)
+        if weights:
+            yield from _named_as_on_disk(model, weights).items()
+
+
+def require_handover(policy: Policy) -> None:
+    """Raise `RunError` if an engine cannot take over the policy's weights.
+
+    Its adapter must be matrices beside weights that no other layer uses.
+    """
+    adapted = _adapted_layers(policy.model)
+    faults = [f"the adapter of {name} (a tied weight)" for name in tied_layers(policy.model)]
+    if policy.has_adapter:
+        trained = (name for name, weight in policy.model.named_parameters() if weight.requires_grad)
+        faults += [name for name in trained if _place(name, adapted) is not None]
+    if faults:
+        raise RunError(
+            f"rollout.engine is 'vllm', which cannot take over {faults[0]}; name "
+            "rollout.engine: transformers, or another model.lora.target_modules"
+        )
+
+
+def save_whole(policy: Policy, folder: Path) -> None:
+    """Write the policy with its adapter merged, as a model that loads from its folder.
+
+    Every process of a divided policy must call this; each writes its own copy.
+    """
+    from safetensors.torch import save_file
+
+    policy.model.config.save_pretrained(folder)
+    policy.processor.save_pretrained(folder)
+    weights = {name: weight.cpu().contiguous() for name, weight in weights_of(policy)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _adapted_layers(model: Any) -> dict[str, Any]:
+    """Return the layers with an adapter by their names."""
+    return {name: module for name, module in model.named_modules() if is_adapted(module)}
+
+
+def _place(name: str, adapted: dict[str, Any]) -> str | None:
+    """Return the name that a weight has without adapters; None for one of an adapter."""
+    for end in (".base_layer.weight", ".base_layer.bias"):
+        if name.endswith(end) and name.removesuffix(end) in adapted:
+            return name.removesuffix(end) + end.removeprefix(".base_layer")
+    # An adapter's own weights are further inside of its layer, by its name.
+    parts = name.split(".")
+    is_adapters = any(".".join(parts[:depth]) in adapted for depth in range(1, len(parts)))
+    return None if is_adapters else name
+
+
+def _merged(weight: torch.Tensor, place: str, adapted: dict[str, Any]) -> torch.Tensor:
+    layer: Any = adapted.get(place.removesuffix(".weight")) if place.endswith(".weight") else None
+    for adapter in layer.active_adapters if layer is not None else ():
+        # The sum is rounded once.
+        delta = whole(layer.get_delta_weight(adapter).detach())
+        weight = (weight.float() + delta.float()).to(weight.dtype)
+    return weight
+
+
+def _layer_of(name: str) -> str:
+    # What is divided or put together differently on disk stays inside of a layer.
+    found = _LAYER.match(name)
+    return found.group() if found else ""
+
+
+def _named_as_on_disk(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found: dict[str, torch.Tensor] = revert_weight_conversion(model, weights)
+    return found

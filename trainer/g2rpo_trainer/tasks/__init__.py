@@ -1,0 +1,55 @@
+"""Six built-in tasks of images and text, and four of text alone, drawn on the fly from a seed.
+
+Those of images stand for the six families of the paper, each with its kind of reward, so that a
+policy of a million parameters on two cores meets the same mix of rewards as a large one on real
+data. They need Pillow (and scikit-learn for its handwritten digits): ``pip install "g2rpo[cli]"``.
+Those of text are for models that read text only.
+
+Examples
+--------
+>>> from g2rpo_trainer.tasks import TASKS, TEXT_TASKS
+>>> list(TASKS)
+['grounding', 'vqa', 'spatial', 'chart', 'ocr', 'maths']
+>>> list(TEXT_TASKS)
+['arithmetic', 'box', 'bars', 'sorting']
+>>> record = TASKS["vqa"].item(seed=0, index=0).record
+>>> record["problem_type"], record["data_type"]
+('numerical', 'image')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .base import LEVELS, SPLITS, ImageTask, Item, Record, Split, Task
+from .chart import Chart
+from .grounding import Grounding
+from .maths import Maths
+from .ocr import Ocr
+from .sheet import contact_sheet
+from .spatial import Spatial
+from .text import TEXT_TASKS
+from .vqa import Counting
+
+TASKS: dict[str, ImageTask[Any]] = {
+    task.name: task for task in (Grounding(), Counting(), Spatial(), Chart(), Ocr(), Maths())
+}
+"""Name -> task of images."""
+
+TASKS_BY_SOURCE: dict[str, Mapping[str, Task[Any]]] = {"builtin": TASKS, "builtin-text": TEXT_TASKS}
+"""What ``data.source`` of a run's description calls them -> name -> task."""
+
+__all__ = [
+    "LEVELS",
+    "SPLITS",
+    "TASKS",
+    "TASKS_BY_SOURCE",
+    "TEXT_TASKS",
+    "ImageTask",
+    "Item",
+    "Record",
+    "Split",
+    "Task",
+    "contact_sheet",
+]
