@@ -100,9 +100,9 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     import torch
     from transformers import AutoTokenizer
 
+    from g2rpo_trainer.config import load_config
     from g2rpo_trainer.learning.optimizer import make_optimizer
     from g2rpo_trainer.model.loading import load_described
-    from g2rpo_trainer.run import load_description
     from g2rpo_trainer.run.progress import Progress
     from g2rpo_trainer.run.records import with_tasks
     from g2rpo_trainer.run.scorer import Rewards
@@ -113,7 +113,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     texts = questions(AutoTokenizer.from_pretrained(folder), setting)
     rows = [{"problem": text, "answer": number} for number, text in enumerate(texts)]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    description = load_description(
+    config = load_config(
         settings=[
             f"model.name={folder}",
             f"model.device={setting.device}",
@@ -129,12 +129,12 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
             "optimization.learning_rate=1e-6",
         ]
     )
-    description = with_tasks(description)
-    policy = load_described(description)
+    config = with_tasks(config)
+    policy = load_described(config)
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
-    optimizer = make_optimizer(policy, description.optimization)
-    shaping, progress = Shaping(description), Progress()
+    optimizer = make_optimizer(policy, config.optimization)
+    shaping, progress = Shaping(config), Progress()
     seconds, lengths = [], []
 
     class Scorer:
@@ -148,7 +148,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     with PeakMemory(setting.device) as memory:
         for _ in range(setting.steps):
             started = time.perf_counter()
-            result = training_step(policy, optimizer, shaping, description, progress, scorer)
+            result = training_step(policy, optimizer, shaping, config, progress, scorer)
             seconds.append(time.perf_counter() - started)
             lengths.append(result.metrics["completions/mean_length"])
     return Measured(seconds, memory.extra, sum(lengths) / len(lengths))

@@ -33,7 +33,7 @@ Run = Callable[[], Any]
 
 def main() -> None:
     """Measure every contender at every size, and write one table a size."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(config=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 100_000, 1_000_000])
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--device", default="cpu", help="Of PyTorch: cpu or cuda.")

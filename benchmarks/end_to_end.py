@@ -44,7 +44,7 @@ PRETRAINED = {
 
 def main() -> None:
     """Run each model, and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(config=__doc__)
     parser.add_argument(
         "--models", nargs="+", default=["builtin", "HuggingFaceTB/SmolVLM-256M-Instruct"]
     )
@@ -81,7 +81,8 @@ def train(arguments: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from g2rpo_trainer import train as run_training
-    from g2rpo_trainer.run import Display, load_description
+    from g2rpo_trainer.config import load_config
+    from g2rpo_trainer.run.display import Display
 
     disable_progress_bar()  # they would break the lines of ours
     (model,) = arguments.models
@@ -94,9 +95,9 @@ def train(arguments: argparse.Namespace) -> None:
         "optimization.steps": steps,
         "output.dir": str(arguments.runs),
     }
-    description = load_description(overrides=changes, settings=arguments.settings)
-    with Display(steps, description.data.tasks) as display:
-        run_training(description, display=display)
+    config = load_config(overrides=changes, settings=arguments.settings)
+    with Display(steps, config.data.tasks) as display:
+        run_training(config, display=display)
     text = json.dumps(peak_memory(arguments.device))
     (arguments.runs / "memory.json").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Writes the table of a run's description into its page, so that it cannot fall behind the code."""
+"""Write the table of the configuration into its page, so that it cannot fall behind the code."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from g2rpo_trainer.run import RunDescription
+from g2rpo_trainer.config import TrainConfig
 
-_PLACE = "<!-- table of the description -->"
+_PLACE = "<!-- table of the configuration -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the mark in a page by the table; called by MkDocs."""
     if _PLACE not in markdown:
         return markdown
-    rows = ["| key | default | meaning |", "|---|---|---|", *_rows(RunDescription)]
+    rows = ["| key | default | meaning |", "|---|---|---|", *_rows(TrainConfig)]
     return markdown.replace(_PLACE, "\n".join(rows))
 
 

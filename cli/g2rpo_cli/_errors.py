@@ -21,7 +21,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
     """Print an error in red on stderr and exit: 2 for what the user can change, else 1.
 
     Of several processes that train together one tells what all find wrong alike, as all do with
-    `RunError` while they read the description, before the start.
+    `RunError` while they read the configuration, before the start.
 
     With ``G2RPO_DEBUG=1`` in the environment errors pass through with their traceback.
     """
@@ -31,7 +31,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
         if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
             raise
         from g2rpo._shown import clipped
-        from g2rpo_trainer.run.errors import RunError, SharedError
+        from g2rpo_trainer.errors import RunError, SharedError
         from g2rpo_trainer.run.launch import Launch
 
         # A launcher ends all processes when one fails, so those that say nothing do not.

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they reach a run's description."""
+"""Options that several commands share, and how they reach a run's configuration."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from g2rpo_trainer.run import RunDescription
+    from g2rpo_trainer.config import TrainConfig
 
 __all__ = [
     "Data",
@@ -50,21 +50,21 @@ Settings = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Any value of the description, by its dotted key, such as `rollout.limits.ocr=30`; a "
+        help="Any configuration value, by its dotted key, such as `rollout.limits.ocr=30`; a "
         "name with a dot in it stands in quotes: `'rollout.limits[\"v1.5\"]=30'`. Repeat it.",
     ),
 ]
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that were given, by dotted key of the description."""
+    """Return the flags that were given, by dotted key of the configuration."""
     values = {key: value for key, value in flags.items() if value not in (None, [])}
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
-    """Return the flags ``--reward TYPE=MODULE:FUNCTION`` by dotted key of the description."""
-    from g2rpo_trainer.run import RunError
+    """Return the flags ``--reward TYPE=MODULE:FUNCTION`` by dotted key of the configuration."""
+    from g2rpo_trainer.errors import RunError
 
     functions = {}
     for text in texts or []:
@@ -78,20 +78,20 @@ def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
     return functions
 
 
-def unused_rewards(description: "RunDescription") -> list[str]:
+def unused_rewards(config: "TrainConfig") -> list[str]:
     """Return a line for each reward of the user's own whose problem type no record has."""
     from g2rpo._suggest import did_you_mean
     from g2rpo.rewards import find_type, with_own
     from g2rpo_trainer.run.records import own_functions, source_of
 
-    summary = source_of(description.data).summary()
+    summary = source_of(config.data).summary()
     types = {kind for task in summary.tasks.values() for kind in task.problem_types}
-    functions = with_own(own_functions(description))
+    functions = with_own(own_functions(config))
     used = {find_type(kind, functions) for kind in types}
     return [
         f"rewards.functions: no record has problem type {name!r}{did_you_mean(name, sorted(types))}"
         f" (there are: {', '.join(sorted(types))}); its function is not used"
-        for name in description.rewards.functions
+        for name in config.rewards.functions
         if find_type(name, functions) not in used
     ]
 

@@ -83,7 +83,7 @@ def checked_weights(
     reward: list[str] | None, weight: list[float] | None, decoupled: bool
 ) -> list[float] | None:
     """Return the weights for the components, or refuse those that fit none."""
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     components = len(reward or ["reward"])
     if weight and components == 1:
@@ -95,12 +95,12 @@ def checked_weights(
     return weight or None
 
 
-def tracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+def tracked(items: Iterable[Any], total: int, config: str) -> Iterable[Any]:
     """Yield the items, with a progress bar if they are many."""
-    return bar(items, total, description) if total >= LONG else items
+    return bar(items, total, config) if total >= LONG else items
 
 
-def bar(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+def bar(items: Iterable[Any], total: int, config: str) -> Iterable[Any]:
     """Yield the items, with a bar on a terminal, which goes away when they are done."""
     from rich.console import Console
     from rich.progress import track
@@ -108,4 +108,4 @@ def bar(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     console = Console(stderr=True)
     if not console.is_terminal:
         return items
-    return track(items, description, total=total, console=console, transient=True)
+    return track(items, config, total=total, console=console, transient=True)

@@ -33,7 +33,7 @@ def load_target(target: str, settings: Sequence[str] = ()) -> Callable[..., Any]
     function = _find(target)
     if not settings:
         return function
-    from g2rpo_trainer.run.description import parse_setting
+    from g2rpo_trainer.config import parse_setting
 
     return partial(function, **dict(map(parse_setting, settings)))
 
@@ -41,7 +41,7 @@ def load_target(target: str, settings: Sequence[str] = ()) -> Callable[..., Any]
 def _find(target: str) -> Callable[..., Any]:
     from g2rpo import ESTIMATORS
     from g2rpo._suggest import did_you_mean, unknown_name
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     place, colon, path = target.rpartition(":")
     if not colon:
@@ -64,7 +64,7 @@ def _find(target: str) -> Callable[..., Any]:
 
 
 def _load_module(name: str) -> ModuleType:
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     sys.path.insert(0, os.getcwd())
     try:
@@ -81,7 +81,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     if not path.is_file():
         raise RunError(f"there is no file {path}")

@@ -108,7 +108,7 @@ def compare(
 
 
 def _refuse(option: str, path: Path | None, file: str | None) -> None:
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     if path is None:
         return
@@ -119,7 +119,7 @@ def _refuse(option: str, path: Path | None, file: str | None) -> None:
 
 
 def _refuse_columns(named: list[str]) -> None:
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     for column in named:
         if column != "group":  # the default

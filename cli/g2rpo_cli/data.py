@@ -49,10 +49,10 @@ def show(
     with reported():
         from rich.console import Console
 
+        from g2rpo_trainer.config import load_config
         from g2rpo_trainer.data import open_source, skipped_text, summary_table
-        from g2rpo_trainer.run.description import load_description
 
-        opened = open_source(load_description(None, {"data.source": source}, settings or []).data)
+        opened = open_source(load_config(None, {"data.source": source}, settings or []).data)
         # The first records are opened before the summary, which counts what turns out broken.
         firsts = [_in_short(task, opened.held_out_records(task, 1)) for task in opened.tasks]
         summary = opened.summary()

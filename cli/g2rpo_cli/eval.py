@@ -22,7 +22,7 @@ from g2rpo_cli._options import (
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
-    from g2rpo_trainer.run import RunDescription
+    from g2rpo_trainer.config import TrainConfig
 
 __all__ = ["evaluate"]
 
@@ -41,7 +41,7 @@ def evaluate(
     data: Data = None,
     task: Tasks = None,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the description.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the configuration.")] = None,
     items: Annotated[int | None, typer.Option(help="Held-out items of each task.")] = None,
     num_generations: Annotated[
         int | None, typer.Option("--num-generations", "-n", help="Responses to each item.")
@@ -85,20 +85,21 @@ def evaluate(
         "seed": seed,
     }
     with reported():
-        name, config = _find(model, model_option)
-        from g2rpo_trainer.run import load_description
+        name, file = _find(model, model_option)
+        from g2rpo_trainer.config import load_config
 
         search_working_folder()
         # A run's configuration says of what model its checkpoints are.
-        named = {} if config else {"model.name": name}
+        named = {} if file else {"model.name": name}
         overrides = given({**flags, **named}) | reward_functions(reward)
-        description = load_description(config, overrides, _fresh_data(config, data, settings or []))
-        _evaluate(name, description, output, samples)
+        config = load_config(file, overrides, _fresh_data(file, data, settings or []))
+        _evaluate(name, config, output, samples)
 
 
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     """Return the model to load, and the configuration if it was named by its run."""
-    from g2rpo_trainer.run import RunError, RunFolder
+    from g2rpo_trainer.errors import RunError
+    from g2rpo_trainer.run.folder import RunFolder
 
     if argument and option and argument != option:
         raise RunError(f"MODEL is {argument!r} and --model is {option!r}; name one of them")
@@ -112,13 +113,13 @@ def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     return str(checkpoint.path), Path(name) / "config.yaml"
 
 
-def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
+def _fresh_data(file: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
     """Put other data in place of all that a run's configuration says of its own."""
     import json
 
-    from g2rpo_trainer.run import load_description
+    from g2rpo_trainer.config import load_config
 
-    if config is None or data in (None, load_description(config).data.source):
+    if file is None or data in (None, load_config(file).data.source):
         return list(settings)
     # What the run says of tasks by name is said of its own.
     by_task = ("length.targets", "entropy.bounds", "entropy.weights", "rollout.limits")
@@ -126,36 +127,34 @@ def _fresh_data(config: Path | None, data: str | None, settings: Sequence[str]) 
     return [*fresh, *settings]
 
 
-def _evaluate(
-    model: str, description: "RunDescription", output: Path | None, samples: Path | None
-) -> None:
+def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: Path | None) -> None:
     trainer = load_trainer("g2rpo eval")
     import json
 
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
-    from g2rpo_trainer.run import Display
+    from g2rpo_trainer.run.display import Display
     from g2rpo_trainer.run.launch import Launch
     from g2rpo_trainer.run.records import reward_kinds, source_of, with_tasks
     from g2rpo_trainer.run.report import results_table
 
     hide_foreign_bars()
-    description = with_tasks(description)
+    config = with_tasks(config)
     is_main = Launch.read().is_main
     if is_main:
-        _say(unused_rewards(description))
+        _say(unused_rewards(config))
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,
-        Display(0, description.data.tasks, console=console) as display,
+        Display(0, config.data.tasks, console=console) as display,
     ):
-        result = trainer.evaluate(model, description, display, on_samples=on_samples)
+        result = trainer.evaluate(model, config, display, on_samples=on_samples)
     if not is_main:
         return
-    kinds = reward_kinds(description.data)
+    kinds = reward_kinds(config.data)
     Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
-    _say([skipped_text(source_of(description.data).summary())])
+    _say([skipped_text(source_of(config.data).summary())])
     if output is not None:
         plain = _without_nan({"model": model, **result})
         output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -61,7 +61,7 @@ def show(
     need("g2rpo tasks", "PIL", "sklearn", "rich", extra="cli")
     with reported():
         from g2rpo._suggest import unknown_name
-        from g2rpo_trainer.run.errors import RunError
+        from g2rpo_trainer.errors import RunError
         from g2rpo_trainer.tasks import TASKS, TEXT_TASKS, contact_sheet
 
         names = list(dict.fromkeys(task or TASKS))

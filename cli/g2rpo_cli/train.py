@@ -1,4 +1,4 @@
-"""``g2rpo train``: one run, from its description to its table of before and after."""
+"""``g2rpo train``: one run, from its configuration to its table of before and after."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from g2rpo_cli._options import (
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
-    from g2rpo_trainer.run import RunDescription
+    from g2rpo_trainer.config import TrainConfig
 
 __all__ = ["train"]
 
@@ -54,7 +54,7 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in the output folder.")
     ] = False,
     device: Device = None,
-    config: Annotated[
+    file: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file that describes the run.")
     ] = None,
     reward: Rewards = None,
@@ -101,57 +101,55 @@ def train(
         search_working_folder()
         flags |= reward_functions(reward)
         if resume:
-            description = _resumed(flags, settings or [], config)
+            config = _resumed(flags, settings or [], file)
         else:
-            description = _fresh(flags, settings or [], config)
+            config = _fresh(flags, settings or [], file)
     with reported():
-        _run(description, resume=resume)
+        _run(config, resume=resume)
 
 
-def _fresh(
-    flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
-) -> "RunDescription":
-    from g2rpo_trainer.run import RunFolder, load_description
+def _fresh(flags: Mapping[str, Any], settings: Sequence[str], file: Path | None) -> "TrainConfig":
+    from g2rpo_trainer.config import load_config
+    from g2rpo_trainer.run.folder import RunFolder
     from g2rpo_trainer.run.trackers import require_trackers
 
-    description = load_description(config, flags, settings)
+    config = load_config(file, flags, settings)
     # The trainer refuses as well, but only after the time that PyTorch and the model take to load.
-    RunFolder.refuse_existing(description.output.dir)
-    require_trackers(description.output.trackers)
-    return description
+    RunFolder.refuse_existing(config.output.dir)
+    require_trackers(config.output.trackers)
+    return config
 
 
-def _resumed(
-    flags: Mapping[str, Any], settings: Sequence[str], config: Path | None
-) -> "RunDescription":
-    from g2rpo_trainer.run import RunDescription, RunError, RunFolder, load_description
-    from g2rpo_trainer.run.description import parse_setting
+def _resumed(flags: Mapping[str, Any], settings: Sequence[str], file: Path | None) -> "TrainConfig":
+    from g2rpo_trainer.config import TrainConfig, load_config, parse_setting
+    from g2rpo_trainer.errors import RunError
+    from g2rpo_trainer.run.folder import RunFolder
 
-    if config is not None:
+    if file is not None:
         raise RunError(
             "--config with --resume: a run continues as its folder's config.yaml says; "
             "leave out --config"
         )
     wanted = dict(parse_setting(text) for text in settings) | dict(flags)
-    path = wanted.get("output.dir", RunDescription().output.dir)
+    path = wanted.get("output.dir", TrainConfig().output.dir)
     folder = RunFolder.open(path)
-    description = load_description(folder.path / "config.yaml", {**wanted, "output.dir": str(path)})
+    config = load_config(folder.path / "config.yaml", {**wanted, "output.dir": str(path)})
     for key in wanted:
         if key in _CHANGEABLE or key.startswith("output."):
             continue
-        before, now = _value(folder.description, key), _value(description, key)
+        before, now = _value(folder.config, key), _value(config, key)
         if now != before:
             raise RunError(
                 f"{key} is {now!r}, but the run in {path} has {before!r}; --resume can change "
                 "--steps, the section output, optimization.micro_batch_tokens, rollout.batch_size "
                 "and model.sharding alone: leave that out, or start another run without --resume"
             )
-    _refuse_finished(folder, description.optimization.steps)
-    return description
+    _refuse_finished(folder, config.optimization.steps)
+    return config
 
 
 def _refuse_finished(folder: Any, steps: int) -> None:
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None and checkpoint.step > steps:
@@ -166,36 +164,37 @@ def _refuse_finished(folder: Any, steps: int) -> None:
         )
 
 
-def _value(description: "RunDescription", key: str) -> Any:
-    from g2rpo_trainer.run.keys import split_key
+def _value(config: "TrainConfig", key: str) -> Any:
+    from g2rpo_trainer.config.keys import split_key
 
-    value: Any = description.model_dump()
+    value: Any = config.model_dump()
     for part in split_key(key):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def _run(description: "RunDescription", *, resume: bool) -> None:
+def _run(config: "TrainConfig", *, resume: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
-    from g2rpo_trainer.run import Display, RunFolder
+    from g2rpo_trainer.run.display import Display
+    from g2rpo_trainer.run.folder import RunFolder
     from g2rpo_trainer.run.launch import Launch
     from g2rpo_trainer.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
-    description = with_tasks(description)
+    config = with_tasks(config)
     if is_main:
-        _show_data(description)
-    path = Path(description.output.dir)
+        _show_data(config)
+    path = Path(config.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
-    steps, tasks = description.optimization.steps, description.data.tasks
+    steps, tasks = config.optimization.steps, config.data.tasks
     console = None if is_main else Console(quiet=True)
     display = Display(steps, tasks, start.step if start else 0, console=console)
     try:
         with display:
-            summary = trainer.train(description, resume=resume, display=display)
+            summary = trainer.train(config, resume=resume, display=display)
     except KeyboardInterrupt as interruption:
         if not is_main:
             raise SystemExit(0) from None
@@ -203,10 +202,10 @@ def _run(description: "RunDescription", *, resume: bool) -> None:
         _say_how_to_resume(path, str(interruption) or "stopped at once")
         raise SystemExit(130) from None
     if is_main:
-        _report(summary, path, reward_kinds(description.data))
+        _report(summary, path, reward_kinds(config.data))
 
 
-def _show_data(description: "RunDescription") -> None:
+def _show_data(config: "TrainConfig") -> None:
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
@@ -214,9 +213,9 @@ def _show_data(description: "RunDescription") -> None:
     from g2rpo_trainer.run.report import start_table
 
     console = Console()
-    console.print(start_table(description))
-    skipped = skipped_text(source_of(description.data).summary())
-    for text in (skipped, *unused_rewards(description)):
+    console.print(start_table(config))
+    skipped = skipped_text(source_of(config.data).summary())
+    for text in (skipped, *unused_rewards(config)):
         if text:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -70,7 +70,7 @@ def verify(
     """
     need("g2rpo verify", "hypothesis", "rich", "pydantic", "yaml", extra="cli")
     with reported():
-        from g2rpo_trainer.run import RunError
+        from g2rpo_trainer.errors import RunError
 
         if list_:
             _print_invariants()
@@ -96,7 +96,7 @@ def verify(
 def _known(names: Sequence[str] | None) -> list[str]:
     from g2rpo._suggest import unknown_name
     from g2rpo.testing import INVARIANTS
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     for name in names or ():
         if name not in INVARIANTS:
@@ -109,7 +109,7 @@ def _try_options(target: str, function: Callable[..., Any], subject: dict[str, A
     import numpy as np
 
     from g2rpo.testing import RewardBatch, Subject, Violation
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     labels = np.zeros(2, dtype=np.int64)
     try:
@@ -125,7 +125,7 @@ def _verify(
     from rich.progress import track
 
     from g2rpo.testing import INVARIANTS, verify_advantages
-    from g2rpo_trainer.run import RunError
+    from g2rpo_trainer.errors import RunError
 
     chosen = names or list(INVARIANTS)
     if idle := [name for name in waive if name not in chosen]:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from g2rpo_trainer.run import RunFolder
+from g2rpo_trainer.run.folder import RunFolder
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 
@@ -20,16 +20,16 @@ class FakeTrainer(ModuleType):
         self.calls = []
         self.raises = None
 
-    def train(self, description, *, resume=False, display=None):
-        path = description.output.dir
-        folder = RunFolder.open(path) if resume else RunFolder.create(path, description)
-        folder.update_description(description)
-        self.calls.append((description, resume))
+    def train(self, config, *, resume=False, display=None):
+        path = config.output.dir
+        folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
+        folder.update_config(config)
+        self.calls.append((config, resume))
         if self.raises is not None:
             raise self.raises
-        steps = description.optimization.steps
+        steps = config.optimization.steps
         folder.save_checkpoint(steps, lambda folder: (folder / "model").write_text(""))
-        scores = dict.fromkeys(description.data.tasks, 0.5)
+        scores = dict.fromkeys(config.data.tasks, 0.5)
         summary = {
             "before": {**scores, "mean": 0.5},
             "after": {**scores, "mean": 0.5},
@@ -41,9 +41,9 @@ class FakeTrainer(ModuleType):
         folder.write_summary(summary)
         return summary
 
-    def evaluate(self, model, description, display=None, *, on_samples=None):
-        self.calls.append((model, description))
-        scores = dict.fromkeys(description.data.tasks, 0.5)
+    def evaluate(self, model, config, display=None, *, on_samples=None):
+        self.calls.append((model, config))
+        scores = dict.fromkeys(config.data.tasks, 0.5)
         row = {"items": 3, "low": 0.25, "high": 0.75, "best": 0.875, "generations": 8}
         if on_samples:
             on_samples([{"task": task, "response": "seven"} for task in scores])

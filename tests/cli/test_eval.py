@@ -6,9 +6,9 @@ import pytest
 def test_builtin_policy_by_default(run, trainer):
     code, out, _ = run("eval", "--items", "3", "-t", "ocr")
     assert code == 0
-    ((model, description),) = trainer.calls
+    ((model, config),) = trainer.calls
     assert model == "builtin"
-    assert (description.data.tasks, description.data.eval_items) == (["ocr"], 3)
+    assert (config.data.tasks, config.data.eval_items) == (["ocr"], 3)
     assert "0.500" in out
 
 
@@ -16,9 +16,9 @@ def test_run_folder_is_its_newest_checkpoint_under_its_own_description(run, trai
     run("train", "-t", "maths", "--steps", "2", "-o", "a")
     code, _, err = run("eval", "a", "--output", "result.json")
     assert code == 0, err
-    model, description = trainer.calls[-1]
+    model, config = trainer.calls[-1]
     assert model == "a/checkpoints/step-000002"
-    assert description.data.tasks == ["maths"]
+    assert config.data.tasks == ["maths"]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["model"] == model
     assert (result["reward"], result["length"]) == ({"maths": 0.5, "mean": 0.5}, {"maths": 0.5})
@@ -56,11 +56,11 @@ def test_flags_reach_the_description(run, trainer):
     flags = ["-n", "4", "--temperature", "0", "--batch-size", "7", "--seed", "3"]
     code, _, err = run("eval", *flags, "--set", "rewards.timeout=2", "--reward", "ocr=json:loads")
     assert code == 0, err
-    ((_, description),) = trainer.calls
-    data = description.data
+    ((_, config),) = trainer.calls
+    data = config.data
     assert (data.eval_generations, data.eval_temperature, data.eval_batch_size) == (4, 0, 7)
-    assert (description.seed, description.rewards.timeout) == (3, 2)
-    assert description.rewards.functions == {"ocr": "json:loads"}
+    assert (config.seed, config.rewards.timeout) == (3, 2)
+    assert config.rewards.functions == {"ocr": "json:loads"}
 
 
 def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, trainer, tmp_path):
@@ -70,8 +70,8 @@ def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, traine
     (tmp_path / "own.jsonl").write_text(lines)
     code, _, err = run("eval", "a", "--data", "own.jsonl", "--items", "2")
     assert code == 0, err
-    _, description = trainer.calls[-1]
-    data = description.data
+    _, config = trainer.calls[-1]
+    data = config.data
     assert (data.tasks, data.level, data.eval_items) == (["sums"], None, 2)
     code, _, err = run("eval", "a", "--data", "builtin")
     assert trainer.calls[-1][1].data.level == 2

@@ -54,9 +54,9 @@ def test_missing_extra_names_what_to_install(without, missing, arguments, extra)
 
 
 def test_run_package_without_its_extra():
-    code = "import sys; sys.modules['pydantic'] = None; import g2rpo_trainer.run"
+    code = "import sys; sys.modules['pydantic'] = None; import g2rpo_trainer.config"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ImportError: g2rpo_trainer.run needs pydantic" in result.stderr
+    assert "ImportError: g2rpo_trainer.config needs pydantic" in result.stderr
     assert 'pip install "g2rpo[torch]"' in result.stderr
 
 

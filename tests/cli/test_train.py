@@ -1,6 +1,8 @@
 import pytest
 
-from g2rpo_trainer.run import RunError, load_description, trackers
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.run import trackers
 
 
 class Saved(KeyboardInterrupt):
@@ -16,8 +18,8 @@ def one_line(text: str) -> str:
 def test_no_option_at_all(run, trainer, tmp_path):
     code, out, _ = run("train")
     assert code == 0
-    assert trainer.calls == [(load_description(), False)]
-    assert all(task in out for task in load_description().data.tasks)
+    assert trainer.calls == [(load_config(), False)]
+    assert all(task in out for task in load_config().data.tasks)
     assert "everything is in runs/g2rpo" in out
 
 
@@ -26,15 +28,15 @@ def test_flags_settings_and_file_reach_the_description(run, trainer, tmp_path):
     arguments = "-c run.yaml -o out/a -t ocr -t maths --estimator grpo --steps 3 --device cpu"
     code, _, err = run("train", *arguments.split(), "--set", "length.mode=off", "--model", "m")
     assert code == 0, err
-    ((description, _),) = trainer.calls
-    assert description.seed == 7
-    assert description.entropy.weight == 0.5
-    assert description.length.mode == "off"
-    assert description.data.tasks == ["ocr", "maths"]
-    assert (description.model.name, description.model.device) == ("m", "cpu")
-    assert description.estimator.name == "grpo"
-    assert description.optimization.steps == 3
-    assert description.output.dir == "out/a"
+    ((config, _),) = trainer.calls
+    assert config.seed == 7
+    assert config.entropy.weight == 0.5
+    assert config.length.mode == "off"
+    assert config.data.tasks == ["ocr", "maths"]
+    assert (config.model.name, config.model.device) == ("m", "cpu")
+    assert config.estimator.name == "grpo"
+    assert config.optimization.steps == 3
+    assert config.output.dir == "out/a"
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,9 @@ def test_resume_takes_the_configuration_from_the_folder(run, trainer):
     run("train", "--seed", "5", "--steps", "2", "-o", "a")
     code, _, err = run("train", "--resume", "-o", "a", "--steps", "4", "--seed", "5")
     assert code == 0, err
-    description, resume = trainer.calls[-1]
+    config, resume = trainer.calls[-1]
     assert resume
-    assert (description.seed, description.optimization.steps) == (5, 4)
+    assert (config.seed, config.optimization.steps) == (5, 4)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +132,10 @@ def test_resume_may_change_what_makes_no_other_run(run, trainer):
     settings = [part for setting in changed for part in ("--set", setting)]
     code, _, err = run("train", "--resume", "-o", "a", "--steps", "4", *settings)
     assert code == 0, err
-    description, _ = trainer.calls[-1]
-    assert description.output.save_steps == 9
-    assert description.optimization.micro_batch_tokens == 64
-    assert description.rollout.batch_size == 8
+    config, _ = trainer.calls[-1]
+    assert config.output.save_steps == 9
+    assert config.optimization.micro_batch_tokens == 64
+    assert config.rollout.batch_size == 8
 
 
 def test_a_run_begins_with_the_table_of_its_data(run, trainer):
@@ -147,8 +149,8 @@ def test_a_reward_of_ones_own_reaches_the_description(run, trainer, tmp_path):
     (tmp_path / "colours_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
     code, _, err = run("train", "-t", "ocr", "--reward", "colour=colours_of_mine:match")
     assert code == 0, err
-    description = trainer.calls[0][0]
-    assert description.rewards.functions == {"colour": "colours_of_mine:match"}
+    config = trainer.calls[0][0]
+    assert config.rewards.functions == {"colour": "colours_of_mine:match"}
 
 
 def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):

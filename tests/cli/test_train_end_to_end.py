@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from g2rpo_trainer.run.sections import BUILTIN_TASKS
+from g2rpo_trainer.config import BUILTIN_TASKS
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 SMALL = ["data.eval_items=4", "data.eval_generations=1", "rollout.prompts_per_step=6"]

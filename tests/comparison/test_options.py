@@ -7,7 +7,7 @@ import pytest
 import g2rpo
 from g2rpo_cli.comparison import named_estimator
 from g2rpo_cli.comparison.options import _HANDED_TO, estimator_options, refuse_decoupled
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.random(40).round(1)

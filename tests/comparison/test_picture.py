@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from g2rpo_cli.comparison import RewardTable, compare, plot_comparison, topology_rewards
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from g2rpo_cli.comparison import read_rewards
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 FORMATS = ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet", "a.CSV"]
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from g2rpo_cli.comparison import RewardTable, read_rewards, write_advantages
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 ADVANTAGES = [-1.5, 0.1 + 0.2, math.nan, math.inf, -math.inf, 1e-300]
 

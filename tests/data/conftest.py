@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.run import load_description
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def sums(count, task="sums", **columns):
 def opened(path, **settings):
     """Open a source as a run does, with settings of the section data."""
     keys = {f"data.{key.replace('__', '.')}": value for key, value in settings.items()}
-    return open_source(load_description(overrides={"data.source": str(path), **keys}).data)
+    return open_source(load_config(overrides={"data.source": str(path), **keys}).data)
 
 
 def records_of(source):

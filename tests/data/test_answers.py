@@ -6,7 +6,7 @@ import math
 import pytest
 
 from g2rpo.rewards import score
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 from .test_formats import error_of, one

@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 from .test_formats import error_of, one

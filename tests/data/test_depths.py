@@ -11,7 +11,7 @@ from PIL import Image
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.images import open_image
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 

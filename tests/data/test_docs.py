@@ -10,8 +10,9 @@ from PIL import Image
 
 import g2rpo_trainer.data
 from g2rpo.rewards import check_record
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.errors import RunError
 
 from ..films import film
 from .conftest import opened, records_of
@@ -77,7 +78,7 @@ def test_the_example_of_broken_records_has_the_words_of_the_program(write):
     head, image, kind, advice = blocks("text")[0].splitlines()
     good = {"problem": "2+2?", "answer": 4, "problem_type": "numerical"}
     rows = [good, {**good, "images": "a.png"}, {**good, "problem_type": "numercial"}]
-    with pytest.raises(g2rpo_trainer.run.RunError) as caught:
+    with pytest.raises(RunError) as caught:
         opened(write(rows))
     lines = str(caught.value).splitlines()
     assert (lines[0], lines[3]) == (head.replace("1000", "3"), advice)

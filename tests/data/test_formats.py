@@ -8,12 +8,12 @@ from PIL import Image
 
 from g2rpo.rewards import check_record, score
 from g2rpo.rewards.registry import EXAMPLES
+from g2rpo_trainer.config import RECORD_COLUMNS, Data
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.prompt import lettered, with_options
 from g2rpo_trainer.data.record import COLUMNS, Reading, read_row
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import RECORD_COLUMNS, Data
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 

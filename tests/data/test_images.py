@@ -5,11 +5,11 @@ import os
 import pytest
 from PIL import Image
 
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.images import fingerprint, locate, open_image
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from g2rpo_trainer.config import BUILTIN_TASKS, Data
 from g2rpo_trainer.data import open_source, schedule, shares
 from g2rpo_trainer.data.permutation import shuffled
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import BUILTIN_TASKS, Data
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS
 
 from .conftest import opened, sums
@@ -131,7 +131,7 @@ def test_records_do_not_depend_on_the_process_or_the_order_in_the_file(mixed, tm
     # Tasks keep their order of appearance, which the order of labels follows.
     other.write_text("\n".join([lines[0], *lines[:0:-1]]))
     code = (
-        "from g2rpo_trainer.data import open_source; from g2rpo_trainer.run.sections import Data;"
+        "from g2rpo_trainer.data import open_source; from g2rpo_trainer.config import Data;"
         f"source = open_source(Data(source={str(other)!r}));"
         "print(*[r['problem'] for r in source.training_records(seed=0, position=27, prompts=9)],"
         "*[r['problem'] for r in source.held_out_records('big', 99)], sep='\\n')"

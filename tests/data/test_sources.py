@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from g2rpo.rewards import components, with_own
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source, tables
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.errors import RunError
 
 from .conftest import opened, records_of, sums
 from .test_images import encoded
@@ -371,7 +371,7 @@ def test_a_missing_library(monkeypatch, source, module):
 def test_what_opening_a_file_loads(write):
     code = (
         "import sys; from g2rpo_trainer.data import open_source;"
-        "from g2rpo_trainer.run.sections import Data;"
+        "from g2rpo_trainer.config import Data;"
         f"open_source(Data(source={str(write(sums(3)))!r})); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

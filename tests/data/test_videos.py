@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.videos import Frames, open_video
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.errors import RunError
 
 from ..films import film, numbers_of
 from .conftest import opened, records_of, sums

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from g2rpo_trainer.run import Display
 from g2rpo_trainer.run.completions import completions_table, keep_some
+from g2rpo_trainer.run.display import Display
 
 
 def rows(*labels: str) -> list[dict]:

@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from g2rpo_trainer.run import RunDescription, RunError, load_description
+from g2rpo_trainer.config import Data, Length, TrainConfig, load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.controllers import EntropyControl, LengthControl, TaskWeightControl
 from g2rpo_trainer.run.records import with_tasks
-from g2rpo_trainer.run.sections import Data, Length
 
 TASKS = "data.tasks=[maths, ocr]"
 
 
 def describe(*settings):
-    return load_description(settings=[TASKS, *settings])
+    return load_config(settings=[TASKS, *settings])
 
 
 def observe(control, lengths, accuracy, task=0):
@@ -76,8 +76,8 @@ def test_lengths_are_rewarded_after_the_warm_up():
 
 
 def test_length_state_goes_through_json():
-    description = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
-    one, other = LengthControl(description), LengthControl(description)
+    config = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
+    one, other = LengthControl(config), LengthControl(config)
     observe(one, [*range(10)], [1] * 10, task=1)
     other.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
     for control in (one, other):
@@ -89,24 +89,24 @@ def test_length_state_goes_through_json():
 
 
 def test_fixed_entropy_weights_may_differ_by_task():
-    description = describe("entropy.weights.ocr=0.5")
-    control = EntropyControl(description)
+    config = describe("entropy.weights.ocr=0.5")
+    control = EntropyControl(config)
     control.observe(np.asarray([9.0, 9.0]), np.asarray([True, True]))
     assert control.weights.tolist() == [0.02, 0.5]
-    assert control.steered(description) is description
+    assert control.steered(config) is config
     assert control.metrics() == {"entropy_weight/maths": 0.02, "entropy_weight/ocr": 0.5}
     assert control.state_dict() == {}
 
 
 def test_an_adaptive_weight_rises_outside_of_the_band_and_reaches_the_update():
-    description = describe("entropy.control=adaptive", "entropy.max_weight=0.05")
-    control = EntropyControl(description)
+    config = describe("entropy.control=adaptive", "entropy.max_weight=0.05")
+    control = EntropyControl(config)
     both = np.asarray([True, True])
     control.observe(np.asarray([1.1, 0.3]), both)
     assert control.weights == pytest.approx([0.03, 0.015])
-    steered = control.steered(description).entropy
+    steered = control.steered(config).entropy
     assert [steered.weight_of(task) for task in ("maths", "ocr")] == control.weights.tolist()
-    restored = EntropyControl(description)
+    restored = EntropyControl(config)
     restored.load_state_dict(json.loads(json.dumps(control.state_dict())))
     for each in (control, restored):
         each.observe(np.asarray([9.0, 9.0]), np.asarray([True, False]))
@@ -115,16 +115,16 @@ def test_an_adaptive_weight_rises_outside_of_the_band_and_reaches_the_update():
 
 def test_only_builtin_tasks_have_targets_unless_they_are_named(tmp_path):
     path = tmp_path / "own.jsonl"
-    assert load_description().length.targets["ocr"]
+    assert load_config().length.targets["ocr"]
     own = {"data.source": str(path), "data.tasks": ["ocr"]}
-    assert load_description(None, own).length.targets == {}
-    named = load_description(None, own, ["length.targets.ocr=direct"])
+    assert load_config(None, own).length.targets == {}
+    named = load_config(None, own, ["length.targets.ocr=direct"])
     assert named.length.targets == {"ocr": "direct"}
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {{source: {path}}}\nlength: {{weight: 0.5}}\n")
-    assert load_description(config).length.targets == {}
-    assert RunDescription(data=Data(source=str(path))).length.targets == {}
-    explicit = RunDescription(data=Data(source=str(path)), length=Length(targets={"a": "direct"}))
+    assert load_config(config).length.targets == {}
+    assert TrainConfig(data=Data(source=str(path))).length.targets == {}
+    explicit = TrainConfig(data=Data(source=str(path)), length=Length(targets={"a": "direct"}))
     assert explicit.length.targets == {"a": "direct"}
 
 
@@ -187,4 +187,4 @@ def test_task_weights_follow_the_norms_in_the_steps_that_are_due():
 
 def test_a_weight_for_no_task_is_told():
     with pytest.raises(RunError, match=r"task_weights\.weights: .*'orc'"):
-        with_tasks(load_description(settings=["task_weights.weights={orc: 2}"]))
+        with_tasks(load_config(settings=["task_weights.weights={orc: 2}"]))

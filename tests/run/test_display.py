@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from g2rpo_trainer.run import Display
+from g2rpo_trainer.run.display import Display
 
 METRICS = {"reward": 0.5, "reward/ocr": 0.25, "completions/mean_length/ocr": 12.34, "step_time": 2}
 

@@ -1,13 +1,15 @@
 import pytest
 
-from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.failures import ran_out_of_memory, resumable
+from g2rpo_trainer.run.folder import RunFolder
 
 
 @pytest.fixture
 def folder(tmp_path):
     settings = ["output.trackers=[]", "optimization.steps=9", "optimization.micro_batch_tokens=64"]
-    return RunFolder.create(tmp_path / "my run", load_description(settings=settings))
+    return RunFolder.create(tmp_path / "my run", load_config(settings=settings))
 
 
 def error_in(folder, error, steps=3):

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.run.folder import RunFolder
 
 
 @pytest.fixture
-def description():
-    return load_description(settings=["output.trackers=[]"])
+def config():
+    return load_config(settings=["output.trackers=[]"])
 
 
 @pytest.fixture
-def folder(tmp_path, description):
-    return RunFolder.create(tmp_path / "run", description)
+def folder(tmp_path, config):
+    return RunFolder.create(tmp_path / "run", config)
 
 
 def write_weights(path: Path) -> None:
@@ -23,18 +25,18 @@ def write_weights(path: Path) -> None:
 
 
 def test_open_finds_the_description_and_the_place(folder, tmp_path):
-    assert RunFolder.open(folder.path).description.output.dir == str(folder.path)
+    assert RunFolder.open(folder.path).config.output.dir == str(folder.path)
     moved = folder.path.rename(tmp_path / "moved")
-    assert RunFolder.open(moved).description.output.dir == str(moved)
+    assert RunFolder.open(moved).config.output.dir == str(moved)
 
 
-def test_empty_folder_is_fine(tmp_path, description):
-    RunFolder.create(tmp_path, description)
+def test_empty_folder_is_fine(tmp_path, config):
+    RunFolder.create(tmp_path, config)
 
 
-def test_existing_run_is_refused(folder, description):
+def test_existing_run_is_refused(folder, config):
     with pytest.raises(RunError, match=r"already holds a run.*--resume.*--output-dir"):
-        RunFolder.create(folder.path, description)
+        RunFolder.create(folder.path, config)
 
 
 def test_no_run_to_open(tmp_path):
@@ -42,10 +44,10 @@ def test_no_run_to_open(tmp_path):
         RunFolder.open(tmp_path)
 
 
-def test_file_in_the_way(tmp_path, description):
+def test_file_in_the_way(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written.*--output-dir"):
-        RunFolder.create(tmp_path / "file" / "run", description)
+        RunFolder.create(tmp_path / "file" / "run", config)
 
 
 def test_metrics_are_json_whatever_the_numbers(folder):
@@ -97,7 +99,7 @@ def test_as_many_completions_are_kept_as_the_description_says(tmp_path):
     rows = [{"task": task, "prompt": "?", "response": "é"} for task in ("ocr", "maths") * 9]
     for number in (0, 3):
         settings = ["output.trackers=[]", f"output.completions={number}"]
-        folder = RunFolder.create(tmp_path / str(number), load_description(settings=settings))
+        folder = RunFolder.create(tmp_path / str(number), load_config(settings=settings))
         folder.log(1, {}, rows)
         folder.log(2, {}, rows)
         assert [row["step"] for row in folder.read_completions()] == [1] * number + [2] * number

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.evaluation import Evaluation
+from g2rpo_trainer.run.folder import RunFolder
 from g2rpo_trainer.run.interrupt import Interrupted
 from g2rpo_trainer.run.loop import Run
 from g2rpo_trainer.run.progress import Progress
@@ -17,8 +19,8 @@ from g2rpo_trainer.run.records import _opened, source_of, training_records
 class Noted(Run):
     """Notes what happens in `events`; a function in `during` acts when it does."""
 
-    def __init__(self, description, processes=None, during=None):
-        super().__init__(description, processes)
+    def __init__(self, config, processes=None, during=None):
+        super().__init__(config, processes)
         self.events, self.during = [], during or {}
 
     def note(self, event):
@@ -81,7 +83,7 @@ class Second:
 @pytest.fixture
 def described(tmp_path):
     def describe(*settings):
-        return load_description(
+        return load_config(
             settings=[
                 "data.source=builtin-text",
                 "data.tasks=[sorting]",
@@ -99,8 +101,8 @@ def described(tmp_path):
     return describe
 
 
-def logged(description):
-    return RunFolder.open(description.output.dir).read_metrics()
+def logged(config):
+    return RunFolder.open(config.output.dir).read_metrics()
 
 
 def test_the_order_of_a_run(described, tmp_path):
@@ -126,7 +128,7 @@ def test_the_order_of_a_run(described, tmp_path):
     )
     assert summary["interval_after"] == {"sorting": [2.0, 4.0], "mean": [2.0, 4.0]}
     assert summary["items"] == {"sorting": 4, "mean": 4}
-    lines = logged(run.description)
+    lines = logged(run.config)
     assert [line["reward"] for line in lines] == [0.1, 0.2, 0.3]
     assert ["eval_reward" in line for line in lines] == [False, False, True]
 
@@ -140,7 +142,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(described):
     summary = resumed.train(resume=True)
     # The evaluation before the run is not repeated.
     assert resumed.events[:3] == ["load", "step 2", "save 2"]
-    assert [line["step"] for line in logged(resumed.description)] == [1, 2, 3]
+    assert [line["step"] for line in logged(resumed.config)] == [1, 2, 3]
     assert summary["before"]["mean"] == 0.0
 
 
@@ -223,13 +225,13 @@ class Drawing(Noted):
 
     def load(self, checkpoint):
         super().load(checkpoint)
-        source_of(self.description.data).refuse(
+        source_of(self.config.data).refuse(
             lambda record: "is too long" if len(record["problem"]) > 10 else None
         )
 
     def take_step(self):
         position = 2 * self.progress.step
-        training_records(self.description.data, seed=0, position=position, prompts=2)
+        training_records(self.config.data, seed=0, position=position, prompts=2)
         return super().take_step()
 
 
@@ -249,8 +251,8 @@ def own_records(tmp_path):
     return [f"data.source={path}", "data.skip_broken=true"]
 
 
-def skipped_counts(description):
-    return [line["data/skipped"] for line in logged(description)]
+def skipped_counts(config):
+    return [line["data/skipped"] for line in logged(config)]
 
 
 def test_records_left_out_are_counted_in_every_step_and_named_at_the_end(
@@ -258,7 +260,7 @@ def test_records_left_out_are_counted_in_every_step_and_named_at_the_end(
 ):
     whole = Drawing(described(*own_records))
     whole.train()
-    counts = skipped_counts(whole.description)
+    counts = skipped_counts(whole.config)
     assert counts == sorted(counts)
     assert counts[-1] > counts[0] > 0
     said = capsys.readouterr().err
@@ -273,13 +275,13 @@ def test_records_left_out_are_counted_in_every_step_and_named_at_the_end(
     _opened.clear()
     resumed = Drawing(described(*own_records, folder))
     resumed.train(resume=True)
-    assert skipped_counts(resumed.description) == counts
+    assert skipped_counts(resumed.config) == counts
     assert f"{counts[-1]:g} broken records" in capsys.readouterr().err
 
     # The same data in the same process: a run that begins counts from the start.
     last = Drawing(described(*own_records, f"output.dir={tmp_path / 'last'}"), Second(is_main=True))
     last.train()
-    assert skipped_counts(last.description) == counts
+    assert skipped_counts(last.config) == counts
 
 
 def test_other_processes_do_not_name_the_records_again(described, own_records, capsys):
@@ -290,4 +292,4 @@ def test_other_processes_do_not_name_the_records_again(described, own_records, c
 def test_without_permission_nothing_is_counted(described):
     run = Noted(described())
     run.train()
-    assert not any("data/skipped" in line for line in logged(run.description))
+    assert not any("data/skipped" in line for line in logged(run.config))

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo_trainer.run import RunFolder, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.run.folder import RunFolder
 from g2rpo_trainer.run.plots import _held_out, _smooth, draw_plots
 
 
 @pytest.fixture
 def folder(tmp_path):
-    description = load_description(
-        settings=["output.trackers=[]", "data.tasks=[grounding, maths, ocr, vqa]"]
-    )
-    return RunFolder.create(tmp_path, description)
+    config = load_config(settings=["output.trackers=[]", "data.tasks=[grounding, maths, ocr, vqa]"])
+    return RunFolder.create(tmp_path, config)
 
 
 @pytest.mark.parametrize("steps", [1, 50])

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from g2rpo_trainer.config import Optimization
 from g2rpo_trainer.run.schedule import learning_rate_factor, warmup_steps
-from g2rpo_trainer.run.sections import Optimization
 
 STEPS, WARMUP = 50, 8
 

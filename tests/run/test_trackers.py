@@ -6,7 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from g2rpo_trainer.run import RunError, RunFolder, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.run.folder import RunFolder
 
 
 class FakeLibrary(ModuleType):
@@ -47,7 +49,7 @@ def library(request, monkeypatch):
 @pytest.fixture
 def folder(tmp_path, library):
     settings = [f"output.trackers=[{library.__name__}]", "output.project=vision", "seed=7"]
-    return RunFolder.create(tmp_path / "run", load_description(settings=settings))
+    return RunFolder.create(tmp_path / "run", load_config(settings=settings))
 
 
 def test_metrics_arrive_under_their_step(folder, library):
@@ -76,7 +78,7 @@ def test_a_resumed_run_goes_on_under_its_name(folder, library):
 def test_two_runs_have_different_names(tmp_path, library):
     settings = [f"output.trackers=[{library.__name__}]"]
     for parent in ("a", "b"):
-        folder = RunFolder.create(tmp_path / parent / "run", load_description(settings=settings))
+        folder = RunFolder.create(tmp_path / parent / "run", load_config(settings=settings))
         folder.begin(0)
         folder.close()
     key = "id" if library.__name__ == "wandb" else "name"
@@ -112,8 +114,8 @@ def test_a_tracker_that_does_not_start_ends_the_run_at_once(folder, library):
 
 def test_trackers_that_had_started_are_ended_when_a_later_one_does_not(tmp_path, library):
     other = "trackio" if library.__name__ == "wandb" else "wandb"
-    description = load_description(settings=[f"output.trackers=[{library.__name__}, {other}]"])
-    folder = RunFolder(tmp_path, description)
+    config = load_config(settings=[f"output.trackers=[{library.__name__}, {other}]"])
+    folder = RunFolder(tmp_path, config)
     broken = FakeLibrary(other)
     broken.fails_at = "init"
     with pytest.MonkeyPatch.context() as patch:
@@ -126,9 +128,9 @@ def test_trackers_that_had_started_are_ended_when_a_later_one_does_not(tmp_path,
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_library_is_named_before_anything_is_written(tmp_path, monkeypatch, name):
     monkeypatch.setattr("g2rpo_trainer.run.trackers.find_spec", lambda name: None)
-    description = load_description(settings=[f"output.trackers=[{name}]"])
+    config = load_config(settings=[f"output.trackers=[{name}]"])
     with pytest.raises(RunError, match=f"names {name}, .*pip install {name} "):
-        RunFolder.create(tmp_path / "run", description)
+        RunFolder.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 
@@ -136,22 +138,22 @@ def test_a_folder_of_that_name_is_no_library(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    description = load_description(settings=["output.trackers=[wandb]"])
+    config = load_config(settings=["output.trackers=[wandb]"])
     with pytest.raises(RunError, match="pip install wandb "):
-        RunFolder.create(tmp_path / "run", description)
+        RunFolder.create(tmp_path / "run", config)
 
 
 def test_an_unknown_tracker_and_a_repeated_one_are_errors():
     with pytest.raises(RunError, match=r"output\.trackers.0 is 'neptune', but must be"):
-        load_description(settings=["output.trackers=[neptune]"])
+        load_config(settings=["output.trackers=[neptune]"])
     with pytest.raises(RunError, match="once"):
-        load_description(settings=["output.trackers=[wandb, wandb]"])
+        load_config(settings=["output.trackers=[wandb, wandb]"])
 
 
 def test_tensorboard_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = RunFolder.create(tmp_path, load_description())
+    folder = RunFolder.create(tmp_path, load_config())
     folder.begin(0)
     for step in (1, 2, 3):
         folder.log(step, {"reward/maths": step / 2, "reward": 1.0})
@@ -170,8 +172,9 @@ def test_tensorboard_events(tmp_path):
 def test_tensorboard_needs_neither_pytorch_nor_jax(tmp_path):
     code = (
         "import sys\n"
-        "from g2rpo_trainer.run import RunFolder, load_description\n"
-        f"folder = RunFolder.create({str(tmp_path / 'run')!r}, load_description())\n"
+        "from g2rpo_trainer.config import load_config\n"
+        "from g2rpo_trainer.run.folder import RunFolder\n"
+        f"folder = RunFolder.create({str(tmp_path / 'run')!r}, load_config())\n"
         "folder.begin(0); folder.log(1, {'a': 1.0}); folder.close()\n"
         "assert not {'torch', 'jax', 'tensorflow'} & set(sys.modules)\n"
     )

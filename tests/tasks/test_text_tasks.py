@@ -7,7 +7,7 @@ import pytest
 
 from g2rpo.rewards import ACCURACY, score
 from g2rpo.rewards.boxes import box_iou
-from g2rpo_trainer.run.sections import BUILTIN_SOURCES
+from g2rpo_trainer.config import BUILTIN_SOURCES
 from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, TASKS_BY_SOURCE, TEXT_TASKS
 from g2rpo_trainer.tasks.base import Record
 

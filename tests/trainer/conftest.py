@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.policy.build import build_model, build_processor
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run.description import load_description
 from g2rpo_trainer.tasks import TASKS
 
 from . import tiny_models
@@ -62,7 +62,7 @@ def tiny_run(tmp_path, random_policy_folder):
     """Return a function that describes a run of a few seconds."""
 
     def describe(*settings: str, folder: str = "run"):
-        return load_description(
+        return load_config(
             settings=[
                 f"model.name={random_policy_folder}",
                 "model.device=cpu",

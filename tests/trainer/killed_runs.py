@@ -64,15 +64,15 @@ def obey(order: dict) -> dict:
 
 def run(order: dict) -> None:
     from g2rpo_trainer import train
-    from g2rpo_trainer.run import load_description
+    from g2rpo_trainer.config import load_config
 
-    description = load_description(settings=order["settings"])
+    config = load_config(settings=order["settings"])
     counted: Counter[str] = Counter()
     if "count" in order or "line" in order:
         sys.settrace(tracer(counted, order.get("stage"), order.get("line")))
     if "in_checkpoint" in order:
         limit_files_from(order["in_checkpoint"])
-    train(description, resume=order["resume"])
+    train(config, resume=order["resume"])
     sys.settrace(None)
     if "count" in order:
         Path(order["count"]).write_text(json.dumps(counted))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.learning.update import update_policy
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run import load_description
 from g2rpo_trainer.run.progress import Progress
 
 from .tiny_models import make_records
 
 
 def describe(*settings):
-    return load_description(
+    return load_config(
         settings=[
             "data.tasks=[ocr, maths]",
             "rollout.prompts_per_step=4",
@@ -60,6 +60,6 @@ def learn_once(policy, family, *settings):
 
 def learn_from(policy, batch, *settings):
     """Take the step with a batch of one's own."""
-    description = describe("optimization.micro_batch_tokens=700", *settings)
-    optimizer = make_optimizer(policy, description.optimization)
-    return update_policy(policy, optimizer, batch, description, Progress())
+    config = describe("optimization.micro_batch_tokens=700", *settings)
+    optimizer = make_optimizer(policy, config.optimization)
+    return update_policy(policy, optimizer, batch, config, Progress())

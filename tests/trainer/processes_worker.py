@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.distributed.processes import joined
 from g2rpo_trainer.distributed.sharding import is_sharded, shard, whole_weights
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.equity import gradient_norms
@@ -31,8 +33,6 @@ from g2rpo_trainer.model import lora
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.passes import head
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run import load_description
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.metrics import equity_metrics
 from g2rpo_trainer.run.progress import Progress
 
@@ -63,7 +63,7 @@ STEPS = 3
 
 
 def describe(settings):
-    return load_description(
+    return load_config(
         settings=[
             "data.tasks=[ocr, maths]",
             "rollout.prompts_per_step=4",
@@ -105,14 +105,14 @@ def own_part(batch, processes):
     return batch.rows(torch.isin(batch.numbers, own).nonzero()[:, 0])
 
 
-def prepared(case, description, sharded, processes):
+def prepared(case, config, sharded, processes):
     """Return a policy, its reference, and this process's part of a batch."""
     family, _, prompts = CASES[case]
     head._LARGE_VOCABULARY = 0 if case == "from hidden states" else 8192
     processor = tiny_models.build_processor(family)
     model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
-    model = model.to(getattr(torch, description.model.dtype))
-    lora.attach(model, description.model, None)
+    model = model.to(getattr(torch, config.model.dtype))
+    lora.attach(model, config.model, None)
     policy = make_policy(model.eval(), processor)
     batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), processes)
     # Of an adapter the base is the reference.
@@ -131,16 +131,16 @@ def prepared(case, description, sharded, processes):
 
 
 def learn(case, sharded, processes):
-    description = describe(CASES[case][1])
-    policy, reference, batch = prepared(case, description, sharded, processes)
-    optimizer, progress = make_optimizer(policy, description.optimization), Progress()
+    config = describe(CASES[case][1])
+    policy, reference, batch = prepared(case, config, sharded, processes)
+    optimizer, progress = make_optimizer(policy, config.optimization), Progress()
     losses = []
     for _ in range(STEPS):
         part = batch
-        if description.optimization.beta:
-            part = with_reference(batch, reference, description)
-        metrics = equity_metrics(gradient_norms(policy, part, description, 1).norms)
-        metrics |= update_policy(policy, optimizer, part, description, progress)
+        if config.optimization.beta:
+            part = with_reference(batch, reference, config)
+        metrics = equity_metrics(gradient_norms(policy, part, config, 1).norms)
+        metrics |= update_policy(policy, optimizer, part, config, progress)
         losses.append(metrics)
     state = {**saved_weights(policy, sharded), **optimizer_tensors(policy, optimizer)}
     return losses, {name: value.float().clone() for name, value in state.items()}
@@ -158,9 +158,9 @@ def saved_weights(policy, sharded):
 
 def skips(case, sharded, processes):
     """Return what each process does about a gradient that is not finite on the last one alone."""
-    description = describe(["optimization.max_skipped_steps=1"])
-    policy, _, batch = prepared(case, description, sharded, processes)
-    optimizer, progress = make_optimizer(policy, description.optimization), Progress()
+    config = describe(["optimization.max_skipped_steps=1"])
+    policy, _, batch = prepared(case, config, sharded, processes)
+    optimizer, progress = make_optimizer(policy, config.optimization), Progress()
     advantages = batch.advantages.clone()
     if processes.rank == processes.size - 1:
         advantages[0] = torch.nan
@@ -173,7 +173,7 @@ def skips(case, sharded, processes):
     found, before = [], own_weights()
     for given in (broken, batch, broken, broken):
         try:
-            update_policy(policy, optimizer, given, description, progress)
+            update_policy(policy, optimizer, given, config, progress)
         except RunError as caught:
             found.append(f"{type(caught).__name__}: {caught}")
         after = own_weights()

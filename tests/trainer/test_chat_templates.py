@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from g2rpo_cli.app import app
 from g2rpo_trainer import evaluate, train
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_described
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run import load_description
-from g2rpo_trainer.run.errors import RunError
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save
 
@@ -48,7 +48,7 @@ def data(tmp_path):
 @pytest.fixture
 def describe(tmp_path, data):
     def describe(*settings):
-        return load_description(settings=[*all_settings(tmp_path, data), *settings])
+        return load_config(settings=[*all_settings(tmp_path, data), *settings])
 
     return describe
 
@@ -174,9 +174,9 @@ def test_tags_and_boxes_stay_in_the_text(special_tags, stop, describe, tmp_path)
     family = FAMILIES["chatml"]
     said = ANSWER.replace("4", f"{BOXES[0]}4{BOXES[1]}")
     save(tmp_path / "model", family, said + family.closes, special_tags=special_tags)
-    description = describe(f"rollout.stop={stop}")
+    config = describe(f"rollout.stop={stop}")
     samples = []
-    evaluate(description.model.name, description, on_samples=samples.extend)
+    evaluate(config.model.name, config, on_samples=samples.extend)
     assert {sample["response"] for sample in samples} == {said}
     length = len(TAGS) + len(BOXES) + 2
     assert {sample["length"] for sample in samples} == {length + (stop == "null")}
@@ -187,9 +187,9 @@ def test_a_turn_may_end_with_a_text_that_is_no_token(describe, tmp_path):
     template = FAMILIES["chatml"].template.replace("<|im_end|>", "[END]")
     family = FAMILIES["chatml"]._replace(template=template, closes="[END]")
     save(tmp_path / "model", family, ANSWER + "[END]")
-    description = describe()
-    assert load_described(description).closing_text == "[END]"
-    train(description)
+    config = describe()
+    assert load_described(config).closing_text == "[END]"
+    train(config)
     for row in completions(tmp_path):
         assert (row["response"], row["format"], row["ended"]) == (ANSWER, 1, True)
         assert row["length"] == 6 + len("[END]")

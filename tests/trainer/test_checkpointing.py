@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from g2rpo_trainer.config import Lora, Model
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model import checkpointed
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.passes.forward import completion_logprobs
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Lora, Model
 
 from .adapters import needs_lora
 from .one_update import rollouts

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from g2rpo_trainer import Interrupted, loop, train
-from g2rpo_trainer.run import RunError
+from g2rpo_trainer.errors import RunError
 
 
 class Watcher:
@@ -29,13 +29,13 @@ class Watcher:
         pass
 
 
-def steps_of(description) -> list[int]:
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+def steps_of(config) -> list[int]:
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]
 
 
-def saved(description) -> list[str]:
-    folder = Path(description.output.dir) / "checkpoints"
+def saved(config) -> list[str]:
+    folder = Path(config.output.dir) / "checkpoints"
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -86,7 +86,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(long_run, phase, st
 
 def test_an_evaluation_between_steps_ends_first(tiny_run):
     """Its metrics belong to a step that is done."""
-    description = tiny_run("output.eval_steps=2", "output.trackers=[]")
+    config = tiny_run("output.eval_steps=2", "output.trackers=[]")
     pressed = []
 
     def press(name):
@@ -95,8 +95,8 @@ def test_an_evaluation_between_steps_ends_first(tiny_run):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        train(description, display=Watcher(on_items=press))
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+        train(config, display=Watcher(on_items=press))
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     assert "eval_reward" in json.loads(lines[1])
     assert len(lines) == 2
 
@@ -112,13 +112,13 @@ def fails_in_step_two(monkeypatch):
     def arrange(error):
         real = loop.training_step
 
-        def step(policy, optimizer, shaping, description, progress, *others):
+        def step(policy, optimizer, shaping, config, progress, *others):
             if progress.step == 1:
                 monkeypatch.setattr(loop, "training_step", real)
                 with torch.no_grad():
                     next(policy.model.parameters()).add_(1.0)
                 raise error
-            return real(policy, optimizer, shaping, description, progress, *others)
+            return real(policy, optimizer, shaping, config, progress, *others)
 
         monkeypatch.setattr(loop, "training_step", step)
 
@@ -128,26 +128,26 @@ def fails_in_step_two(monkeypatch):
 def test_an_error_in_a_step_saves_nothing_half_done(tiny_run, fails_in_step_two):
     whole = tiny_run("output.trackers=[]", folder="whole")
     expected = train(whole)
-    description = tiny_run("output.trackers=[]", folder="parts")
+    config = tiny_run("output.trackers=[]", folder="parts")
     fails_in_step_two(HalfUpdated("no such key"))
     with pytest.raises(HalfUpdated) as failed:
-        train(description)
-    assert saved(description) == ["step-000001"]
+        train(config)
+    assert saved(config) == ["step-000001"]
     assert "it goes on from the checkpoint after step 1" in failed.value.__notes__[0]
-    summary = train(description, resume=True)
+    summary = train(config, resume=True)
     assert summary["after"] == expected["after"]
     whole_lines, lines = (
         (Path(each.output.dir) / "checkpoints/step-000003/model.safetensors").read_bytes()
-        for each in (whole, description)
+        for each in (whole, config)
     )
     assert lines == whole_lines
 
 
 def test_lack_of_memory_in_a_step_says_what_to_change(tiny_run, fails_in_step_two):
-    description = tiny_run("output.trackers=[]")
+    config = tiny_run("output.trackers=[]")
     fails_in_step_two(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     with pytest.raises(RunError, match=r"allocate 2.00 GiB.*micro_batch_tokens=") as failed:
-        train(description)
+        train(config)
     assert "had done 1 of 3 steps" in failed.value.__notes__[0]
     smaller = tiny_run("output.trackers=[]", "optimization.micro_batch_tokens=400")
     train(smaller, resume=True)
@@ -155,9 +155,9 @@ def test_lack_of_memory_in_a_step_says_what_to_change(tiny_run, fails_in_step_tw
 
 
 def test_a_damaged_checkpoint_is_named(tiny_run):
-    description = tiny_run("output.trackers=[]", "optimization.steps=2")
-    train(description)
-    newest = Path(description.output.dir) / "checkpoints" / "step-000002"
+    config = tiny_run("output.trackers=[]", "optimization.steps=2")
+    train(config)
+    newest = Path(config.output.dir) / "checkpoints" / "step-000002"
     (newest / "optimizer.safetensors").write_bytes(b"half")
     with pytest.raises(RunError, match=r"step-000002 is damaged .*remove"):
         train(tiny_run("output.trackers=[]"), resume=True)
@@ -167,9 +167,9 @@ def test_a_resumed_run_takes_the_shortcuts_that_it_took_before(tiny_run, monkeyp
     """They change results by rounding, so another verdict would not be the same run."""
     from g2rpo_trainer.model.trials import Trials
 
-    description = tiny_run("output.trackers=[]", "optimization.steps=1")
-    train(description)
-    state = Path(description.output.dir) / "checkpoints/step-000001/trainer_state.json"
+    config = tiny_run("output.trackers=[]", "optimization.steps=1")
+    train(config)
+    state = Path(config.output.dir) / "checkpoints/step-000001/trainer_state.json"
     assert json.loads(state.read_text())["trials"]["rollout"] is True
     tried = []
     real = Trials.settle

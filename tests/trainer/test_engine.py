@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.distributed.processes import Share
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
@@ -23,10 +25,8 @@ from g2rpo_trainer.rollout.requests import Request, Sampled, make_requests
 from g2rpo_trainer.rollout.sampling import concatenated, sample_as_described
 from g2rpo_trainer.rollout.synchronised import save_whole, weights_of
 from g2rpo_trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, require_same_prompt
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.progress import Progress
 from g2rpo_trainer.run.scorer import Scorer
-from g2rpo_trainer.run.sections import Model, Rollout
 from g2rpo_trainer.run.shaping import Shaping
 from g2rpo_trainer.step import training_step
 
@@ -89,10 +89,10 @@ def engine(random_policy_folder, stand_in):
 
 @pytest.fixture
 def drawn(policy, prompts, records, tiny_run, engine):
-    description = tiny_run("optimization.micro_batch_tokens=200", "rollout.limits={ocr: 3}")
+    config = tiny_run("optimization.micro_batch_tokens=200", "rollout.limits={ocr: 3}")
     torch.manual_seed(0)
-    sampler = EngineSampler(engine, description)
-    return sampler(policy, prompts, records, description.rollout), engine
+    sampler = EngineSampler(engine, config)
+    return sampler(policy, prompts, records, config.rollout), engine
 
 
 def correction(mode, high, low=None):
@@ -165,13 +165,13 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
     found, _ = drawn
     mode = "rollout.vllm_importance_sampling_mode=token_truncate"
     bound = f"rollout.vllm_importance_sampling_clip_max={cap}"
-    description = tiny_run(mode, bound, "entropy.weight=0")
+    config = tiny_run(mode, bound, "entropy.weight=0")
     groups = torch.arange(len(found.tokens)) // 2
     advantages = torch.linspace(-1, 2, len(groups))
-    weights = importance_weights(found, description.rollout)
+    weights = importance_weights(found, config.rollout)
     batch = Batch(prompts, groups, *found[:4], advantages, None, groups, None, weights)
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
-    terms, metrics = batch_loss(policy, batch, totals, description)
+    terms, metrics = batch_loss(policy, batch, totals, config)
     weights = expected_ratios(found).clamp(max=cap)
     # On policy the ratio to the old log-probabilities is 1.
     expected = -(weights * advantages[found.mask.nonzero(as_tuple=True)[0]]).mean()
@@ -180,18 +180,18 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
 
 
 def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_run, engine):
-    description = tiny_run(
+    config = tiny_run(
         "length.mode=off",
         "optimization.learning_rate=0.01",
         "rollout.vllm_importance_sampling_mode=token_truncate",
     )
-    sampler = EngineSampler(engine, description)
-    optimizer = make_optimizer(policy, description.optimization)
-    shaping, progress = Shaping(description), Progress()
-    with Scorer(description) as scorer:
+    sampler = EngineSampler(engine, config)
+    optimizer = make_optimizer(policy, config.optimization)
+    shaping, progress = Shaping(config), Progress()
+    with Scorer(config) as scorer:
         for step in (1, 2):
             result = training_step(
-                policy, optimizer, shaping, description, progress, scorer, sampler=sampler
+                policy, optimizer, shaping, config, progress, scorer, sampler=sampler
             )
             assert engine.loads == step
             # With weights from before the update other ratios would come out.
@@ -199,11 +199,11 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
 
 
 def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run, engine):
-    description = tiny_run()
-    sampler = EngineSampler(engine, description)
+    config = tiny_run()
+    sampler = EngineSampler(engine, config)
 
     def loads_after_sampling():
-        sampler(policy, prompts, records, description.rollout)
+        sampler(policy, prompts, records, config.rollout)
         return engine.loads
 
     assert [loads_after_sampling(), loads_after_sampling()] == [1, 1]
@@ -218,8 +218,8 @@ def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records
 def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
     policy, prompts, records, tiny_run, engine
 ):
-    description = tiny_run()
-    sampler = EngineSampler(engine, description)
+    config = tiny_run()
+    sampler = EngineSampler(engine, config)
 
     def seeds(*share):
         torch.manual_seed(5)
@@ -227,7 +227,7 @@ def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
         rows = list(share.padded)
         some = select_rows(prompts, torch.tensor(rows))
         asked = [records[row] for row in rows]
-        found = sampler(policy, some, asked, description.rollout, share)
+        found = sampler(policy, some, asked, config.rollout, share)
         # Repeats are left out.
         assert len(found.tokens) == 2 * len(share.own)
         return [request.seed for request in engine.requests]
@@ -317,8 +317,8 @@ class FakeLLM:
 def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    description = tiny_run("rollout.limits={ocr: 3}", "rollout.stop=</a>")
-    requests = make_requests(policy, prompts, records, description.rollout, range(6))
+    config = tiny_run("rollout.limits={ocr: 3}", "rollout.stop=</a>")
+    requests = make_requests(policy, prompts, records, config.rollout, range(6))
     engine = VLLMEngine(options("folder", sleeps=True, max_model_len=64))
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
@@ -390,13 +390,13 @@ def test_vllm_takes_over_all_of_an_adapter_or_is_refused(
     base = tied_folder(base, tmp_path / "tied") if is_tied else base
     save_own_adapter(base, tmp_path / "own", **OWN[kind])
     policy = load_policy(str(tmp_path / "own"), device="cpu")
-    description = tiny_run(f"model.name={tmp_path / 'own'}", "rollout.engine=vllm")
+    config = tiny_run(f"model.name={tmp_path / 'own'}", "rollout.engine=vllm")
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=dict))
     if is_tied or kind not in ("output", "embedding", "both"):
         with pytest.raises(RunError, match=r"vllm.* cannot take over .*(lm_head|embed_tokens)"):
-            open_sampler(description, policy)
+            open_sampler(config, policy)
         return
-    open_sampler(description, policy)
+    open_sampler(config, policy)
     plain = load_policy(str(base), device="cpu")
     weights = dict(weights_of(policy))
     assert weights.keys() == dict(weights_of(plain)).keys()

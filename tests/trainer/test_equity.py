@@ -6,23 +6,23 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.equity import gradient_norms
 from g2rpo_trainer.learning.update import batch_loss
-from g2rpo_trainer.run import load_description
 from g2rpo_trainer.run.metrics import equity_metrics
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 
 
-def gradient_equity(policy, batch, description, step):
+def gradient_equity(policy, batch, config, step):
     """Return what is logged of the norms that are measured in a step."""
-    norms, _ = gradient_norms(policy, batch, description, step)
+    norms, _ = gradient_norms(policy, batch, config, step)
     return equity_metrics(norms) if norms else {}
 
 
 def describe(*settings: str):
-    return load_description(
+    return load_config(
         settings=["output.equity_steps=2", "output.equity_prompts=1", "entropy.weight=0", *settings]
     )
 
@@ -53,12 +53,12 @@ def weights(random_policy):
         weight.grad = None
 
 
-def gradient(policy, batch, description, weights) -> torch.Tensor:
+def gradient(policy, batch, config, weights) -> torch.Tensor:
     """Return the gradient of a whole batch, as one vector."""
     totals = g2rpo.batch_totals(
         batch.mask, entropies=batch.entropies, tasks=batch.tasks, num_tasks=len(TASKS)
     )
-    terms, _ = batch_loss(policy, batch, totals, description)
+    terms, _ = batch_loss(policy, batch, totals, config)
     parts = torch.autograd.grad(terms.total, weights, allow_unused=True)
     return torch.cat([part.flatten() for part in parts if part is not None])
 
@@ -74,18 +74,17 @@ def only(batch: Batch, task: int) -> Batch:
 
 
 def test_norms_are_those_of_the_tasks_own_gradients(random_policy, batch, weights):
-    description = describe()
-    measured = gradient_equity(random_policy, batch, description, 2)
+    config = describe()
+    measured = gradient_equity(random_policy, batch, config, 2)
     own = [
-        gradient(random_policy, only(batch, task), description, weights)
-        for task in range(len(TASKS))
+        gradient(random_policy, only(batch, task), config, weights) for task in range(len(TASKS))
     ]
     norms = [float(one.norm()) for one in own]
     for task, norm in zip(TASKS, norms, strict=True):
         assert measured[f"equity/grad_norm/{task}"] == pytest.approx(norm, rel=1e-4)
     assert measured["equity/ratio"] == pytest.approx(max(norms) / min(norms), rel=1e-4)
     # They are parts of one update, not the gradients of six updates.
-    whole = gradient(random_policy, batch, description, weights)
+    whole = gradient(random_policy, batch, config, weights)
     torch.testing.assert_close(sum(own), whole, rtol=1e-3, atol=1e-6)
 
 
@@ -130,25 +129,23 @@ def test_all_tasks_count_with_the_same_number_of_prompts(random_policy, batch):
     uneven = replace(batch, tasks=(batch.groups >= 4).long())
     rows = torch.tensor([0, 1, 4, 5]).repeat_interleave(4) * 4 + torch.arange(4).repeat(4)
     chosen = uneven.rows(rows)
-    description = describe("output.equity_prompts=3")
-    measured = gradient_equity(random_policy, uneven, description, 2)
-    assert measured == pytest.approx(gradient_equity(random_policy, chosen, description, 2))
+    config = describe("output.equity_prompts=3")
+    measured = gradient_equity(random_policy, uneven, config, 2)
+    assert measured == pytest.approx(gradient_equity(random_policy, chosen, config, 2))
     assert set(measured) == {"equity/grad_norm/grounding", "equity/grad_norm/vqa", "equity/ratio"}
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [2, 4]), (3, [3])])
 def test_it_is_measured_every_so_many_steps(random_policy, batch, every, steps):
-    description = describe(f"output.equity_steps={every}")
-    assert [
-        s for s in range(1, 5) if gradient_equity(random_policy, batch, description, s)
-    ] == steps
+    config = describe(f"output.equity_steps={every}")
+    assert [s for s in range(1, 5) if gradient_equity(random_policy, batch, config, s)] == steps
 
 
 @pytest.mark.parametrize(("every", "adapt", "steps"), [(0, 2, [2, 4]), (3, 2, [2, 3, 4])])
 def test_task_weights_have_it_measured_too(random_policy, batch, every, adapt, steps):
-    description = describe(f"output.equity_steps={every}", f"task_weights.adapt={adapt}")
+    config = describe(f"output.equity_steps={every}", f"task_weights.adapt={adapt}")
     assert [
-        s for s in range(1, 5) if gradient_norms(random_policy, batch, description, s).norms
+        s for s in range(1, 5) if gradient_norms(random_policy, batch, config, s).norms
     ] == steps
 
 
@@ -159,7 +156,7 @@ def test_a_gradient_of_entropy_alone_is_no_signal(random_policy, batch):
         advantages=batch.advantages.masked_fill(dull, 0.0),
         length_advantages=batch.length_advantages.masked_fill(dull, 0.0),
     )
-    description = describe("entropy.low=90", "entropy.high=100", "entropy.weight=1")
-    norms, with_signal = gradient_norms(random_policy, still, description, 2)
+    config = describe("entropy.low=90", "entropy.high=100", "entropy.weight=1")
+    norms, with_signal = gradient_norms(random_policy, still, config, 2)
     assert norms["ocr"] > 0
     assert set(norms) - set(with_signal) == {"ocr"}

@@ -23,12 +23,12 @@ class Graded:
 
 
 @pytest.fixture
-def description(tiny_run):
+def config(tiny_run):
     return tiny_run("data.tasks=[ocr, maths]", "data.eval_items=3", "data.eval_generations=3")
 
 
-def test_means_intervals_and_bests(random_policy, description):
-    evaluation = evaluate_policy(random_policy, description, Graded())
+def test_means_intervals_and_bests(random_policy, config):
+    evaluation = evaluate_policy(random_policy, config, Graded())
     ocr = evaluation.detail["ocr"]
     # Items have the means 1, 1.1 and 1.2, and Student's quantile for two degrees is 4.303.
     # No closer in single precision than 1e-8, and then JSON would hold many digits of noise.
@@ -45,15 +45,15 @@ def test_means_intervals_and_bests(random_policy, description):
     assert mean["high"] - mean["low"] < ocr["high"] - ocr["low"]
 
 
-def test_every_response_is_handed_over_once(random_policy, description):
+def test_every_response_is_handed_over_once(random_policy, config):
     samples, batches = [], []
 
     def keep(batch):
         batches.append(len(batch))
         samples.extend(batch)
 
-    small = description.model_copy(
-        update={"data": description.data.model_copy(update={"eval_batch_size": 2})}
+    small = config.model_copy(
+        update={"data": config.data.model_copy(update={"eval_batch_size": 2})}
     )
     evaluation = evaluate_policy(random_policy, small, Graded(), on_samples=keep)
     assert batches == [6, 3, 6, 3]
@@ -67,11 +67,11 @@ def test_every_response_is_handed_over_once(random_policy, description):
     json.dumps(samples, allow_nan=False)
 
 
-def test_a_temperature_of_0_takes_the_likeliest_tokens(random_policy, description):
+def test_a_temperature_of_0_takes_the_likeliest_tokens(random_policy, config):
     def responses(temperature):
         texts = []
-        data = description.data.model_copy(update={"eval_temperature": temperature})
-        cold = description.model_copy(update={"data": data})
+        data = config.data.model_copy(update={"eval_temperature": temperature})
+        cold = config.model_copy(update={"data": data})
         evaluate_policy(random_policy, cold, Graded(), on_samples=texts.extend)
         return [each["response"] for each in texts]
 
@@ -80,13 +80,13 @@ def test_a_temperature_of_0_takes_the_likeliest_tokens(random_policy, descriptio
     assert any(len(set(drawn[start : start + 3])) > 1 for start in range(0, 18, 3))
 
 
-def test_evaluation_leaves_the_random_numbers_alone(random_policy, description):
+def test_evaluation_leaves_the_random_numbers_alone(random_policy, config):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = evaluate_policy(random_policy, description, Graded())
+    first = evaluate_policy(random_policy, config, Graded())
     assert torch.equal(torch.rand(3), expected)
-    assert evaluate_policy(random_policy, description, Graded()) == first
+    assert evaluate_policy(random_policy, config, Graded()) == first
 
 
 @pytest.fixture
@@ -130,9 +130,9 @@ def test_a_task_without_held_out_records_is_no_number_and_in_no_mean(
         return [] if task == "rare" else records.heldout_records(data, task)
 
     monkeypatch.setattr(evaluation, "heldout_records", none_of_rare)
-    description = with_tasks(few)
-    with Scorer(description) as scorer:
-        result = evaluate_policy(random_policy, description, scorer)
+    config = with_tasks(few)
+    with Scorer(config) as scorer:
+        result = evaluate_policy(random_policy, config, scorer)
     assert math.isnan(result.reward["rare"])
     assert math.isnan(result.length["rare"])
     assert result.detail["rare"]["items"] == 0

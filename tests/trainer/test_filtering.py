@@ -11,10 +11,10 @@ import torch
 
 import g2rpo_trainer.run.loop
 from g2rpo_trainer import train
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.rollout.filtering import draw_rollouts, prompts_to_keep
 from g2rpo_trainer.rollout.sampling import sample_as_described
-from g2rpo_trainer.run import load_description
 from g2rpo_trainer.run.progress import Progress
 from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards, Scorer
@@ -57,7 +57,7 @@ def test_what_is_kept():
     mode = "rollout.dynamic_sampling.mode"
 
     def kept(*settings):
-        options = load_description(settings=settings).rollout.dynamic_sampling
+        options = load_config(settings=settings).rollout.dynamic_sampling
         return prompts_to_keep(rewards, 7, options).tolist()
 
     assert kept() == kept(f"{mode}=off") == [True] * 7
@@ -65,29 +65,29 @@ def test_what_is_kept():
     assert kept(f"{mode}=accuracy") == [False, True, True, False, False, False, False]
     wide = "rollout.dynamic_sampling.band=[0.01, 0.999]"
     assert kept(f"{mode}=accuracy", wide)[-1]
-    options = load_description(settings=[f"{mode}=signal"]).rollout.dynamic_sampling
+    options = load_config(settings=[f"{mode}=signal"]).rollout.dynamic_sampling
     extreme = rewards_of([inf, inf], [-inf, -inf], [-inf, inf], [0.0, inf])
     assert prompts_to_keep(extreme, 4, options).tolist() == [False, False, True, True]
 
 
-def drawn(policy, description, judge, position=0):
+def drawn(policy, config, judge, position=0):
     torch.manual_seed(0)
-    return draw_rollouts(policy, sample_as_described, judge, description, position, Stopwatch())
+    return draw_rollouts(policy, sample_as_described, judge, config, position, Stopwatch())
 
 
 def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
-    description = tiny_run(*SIGNAL)
-    found = drawn(random_policy, description, Judge("ocr", "chart"), position=12)
+    config = tiny_run(*SIGNAL)
+    found = drawn(random_policy, config, Judge("ocr", "chart"), position=12)
     # Six tasks take turns: six prompts, two more, and one of these two again.
     assert found.tries == 2
     assert len(found.records) == 8
     assert found.keeps.tolist() == [True, True, True, False, False, True, True, True]
-    expected = training_records(description.data, seed=0, position=12, prompts=8)
+    expected = training_records(config.data, seed=0, position=12, prompts=8)
     assert [r["problem"] for r in found.records] == [r["problem"] for r in expected]
     assert len(found.prompts["input_ids"]) == 6
     assert len(found.completions.texts) == len(found.rewards.reward) == 16
     assert found.kept.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
-    metrics = found.metrics(description.data.tasks)
+    metrics = found.metrics(config.data.tasks)
     assert metrics["sampling/drawn"] == 8
     assert metrics["sampling/dropped"] == 2
     assert metrics["sampling/dropped/ocr"] == 1
@@ -96,17 +96,17 @@ def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
 
 def test_tries_are_bounded(random_policy, tiny_run):
     only_maths = Judge("grounding", "vqa", "spatial", "chart", "ocr")
-    description = tiny_run(*SIGNAL, "rollout.dynamic_sampling.max_tries=2")
-    found = drawn(random_policy, description, only_maths)
+    config = tiny_run(*SIGNAL, "rollout.dynamic_sampling.max_tries=2")
+    found = drawn(random_policy, config, only_maths)
     assert found.tries == 2
     assert len(found.records) == 11
     assert int(found.keeps.sum()) == 1
 
 
-def one_step(policy, description, judge, progress):
-    optimizer = make_optimizer(policy, description.optimization)
-    shaping = Shaping(description)
-    return training_step(policy, optimizer, shaping, description, progress, judge)
+def one_step(policy, config, judge, progress):
+    optimizer = make_optimizer(policy, config.optimization)
+    shaping = Shaping(config)
+    return training_step(policy, optimizer, shaping, config, progress, judge)
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def policy(random_policy):
 
 def test_a_step_learns_from_what_is_kept(policy, tiny_run):
     """The same update as from the kept prompts alone, and a report of all."""
-    description, progress = tiny_run(*SIGNAL), Progress(step=3, position=12)
-    result = one_step(policy, description, Judge("ocr", "chart"), progress)
+    config, progress = tiny_run(*SIGNAL), Progress(step=3, position=12)
+    result = one_step(policy, config, Judge("ocr", "chart"), progress)
     assert (progress.step, progress.position, progress.empty_steps) == (4, 20, 0)
     assert result.metrics["sampling/dropped"] == 2
     # One of two responses is right, but to the prompts that are dropped none.
@@ -132,9 +132,9 @@ def test_a_step_learns_from_what_is_kept(policy, tiny_run):
 
 
 def test_a_step_without_any_signal_learns_nothing(policy, tiny_run):
-    description, progress = tiny_run(*SIGNAL), Progress()
+    config, progress = tiny_run(*SIGNAL), Progress()
     before = copy.deepcopy(policy.model.state_dict())
-    result = one_step(policy, description, Judge(*description.data.tasks), progress)
+    result = one_step(policy, config, Judge(*config.data.tasks), progress)
     assert all(torch.equal(w, before[name]) for name, w in policy.model.state_dict().items())
     assert (progress.step, progress.position, progress.empty_steps) == (1, 24, 1)
     assert result.metrics["sampling/empty_steps"] == 1
@@ -163,8 +163,8 @@ def test_a_resumed_run_goes_on_where_it_was(tiny_run, monkeypatch):
     assert any(line["sampling/dropped"] for line in expected)
 
 
-def metrics_of(description):
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+def metrics_of(config):
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [{n: v for n, v in record.items() if "time" not in n} for record in records]
 

@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from g2rpo_trainer import load_policy, train
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.model.checkpoint import save_checkpoint
-from g2rpo_trainer.run import RunError, RunFolder
+from g2rpo_trainer.run.folder import RunFolder
 
 from .full_disk import disk_with_room_for
 
 
 @pytest.fixture
 def folder(tiny_run, tmp_path):
-    description = tiny_run("output.trackers=[]", "output.keep_checkpoints=1")
-    return RunFolder.create(tmp_path / "run", description)
+    config = tiny_run("output.trackers=[]", "output.keep_checkpoints=1")
+    return RunFolder.create(tmp_path / "run", config)
 
 
 @pytest.fixture
 def write(random_policy, folder):
     """Return what fills a checkpoint: the policy, an optimiser that took a step, a state."""
     policy = replace(random_policy, model=copy.deepcopy(random_policy.model))
-    optimizer = make_optimizer(policy, folder.description.optimization)
+    optimizer = make_optimizer(policy, folder.config.optimization)
     for weight in optimizer.weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -103,15 +104,15 @@ def test_a_run_on_a_full_disk_says_how_it_goes_on_and_does(tiny_run, tmp_path):
     settings = ("output.trackers=[]", "output.save_steps=2", "optimization.steps=4")
     with disk_with_room_for(None) as disk:
         expected = train(tiny_run(*settings, folder="whole"))
-    description = tiny_run(*settings, folder="parts")
+    config = tiny_run(*settings, folder="parts")
     # The last checkpoint is the last that takes many writes; only the summary follows.
     with disk_with_room_for(disk.writes - 12), pytest.raises(RunError) as failed:
-        train(description)
+        train(config)
     assert "the checkpoint after step 4 cannot be written" in str(failed.value)
     (note,) = failed.value.__notes__
     assert "had done 4 of 4 steps; it goes on from the checkpoint after step 2" in note
     assert f"g2rpo train --resume --output-dir {tmp_path / 'parts'}" in note
-    summary = train(description, resume=True)
+    summary = train(config, resume=True)
     assert summary | {"seconds": 0} == expected | {"seconds": 0}
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
 

@@ -174,7 +174,7 @@ def test_a_run_is_the_same_with_settings_and_hands_them_on(
 
 
 def test_a_generation_loop_of_the_folder_is_not_run(folders, plain_tokens, tmp_path):
-    from g2rpo_trainer.run.sections import Model
+    from g2rpo_trainer.config import Model
 
     folder = tmp_path / "model"
     shutil.copytree(folders("llama"), folder)

@@ -10,15 +10,15 @@ import pytest
 import torch
 import transformers
 
+from g2rpo_trainer.config import Model, load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, conversation
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model import loading
 from g2rpo_trainer.model.device import memory_advice
 from g2rpo_trainer.model.freezing import count_parameters, vision_tower
 from g2rpo_trainer.model.loading import load_described, load_policy
-from g2rpo_trainer.run import RunError, load_description
 from g2rpo_trainer.run.records import source_of, with_tasks
-from g2rpo_trainer.run.sections import Model
 
 from .one_update import learn_once
 from .tiny_models import (
@@ -226,13 +226,13 @@ def test_records_that_do_not_fit_are_left_out_if_allowed(mixed_records, folders)
         "length.mode=off",
     ]
     drawn = {"seed": 0, "position": 0, "prompts": 40}
-    strict = with_tasks(load_description(settings=settings))
+    strict = with_tasks(load_config(settings=settings))
     policy = load_described(strict)
     records = source_of(strict.data).training_records(**drawn)
     with pytest.raises(RunError, match=r"own\.jsonl, line \d+: its prompt has .*skip_broken"):
         encode_prompts(policy, records)
 
-    lenient = with_tasks(load_description(settings=[*settings, "data.skip_broken=true"]))
+    lenient = with_tasks(load_config(settings=[*settings, "data.skip_broken=true"]))
     policy = load_described(lenient)
     source = source_of(lenient.data)
     records = source.training_records(**drawn)
@@ -268,19 +268,19 @@ def test_a_task_that_a_text_model_cannot_see_is_told_how_to_leave_out(folders, t
         "rollout.max_prompt_length=300",
         "length.mode=off",
     ]
-    description = with_tasks(load_description(settings=settings))
-    load_described(description)
+    config = with_tasks(load_config(settings=settings))
+    load_described(config)
     with pytest.raises(RunError) as raised:
-        source_of(description.data).training_records(seed=0, position=0, prompts=8)
+        source_of(config.data).training_records(seed=0, position=0, prompts=8)
     first, reason, advice = str(raised.value).splitlines()
     assert first.startswith("task 'dots': none of its ")
     assert "own.jsonl, line " in reason
     assert "has 1 image, but" in reason
     assert advice.endswith("leave the task out: name the others in data.tasks")
     # The advice works.
-    description = load_description(settings=[*settings, "data.tasks=[sums]"])
-    load_described(description)
-    records = source_of(description.data).training_records(seed=0, position=0, prompts=8)
+    config = load_config(settings=[*settings, "data.tasks=[sums]"])
+    load_described(config)
+    records = source_of(config.data).training_records(seed=0, position=0, prompts=8)
     assert {record["task_type"] for record in records} == {"sums"}
 
 

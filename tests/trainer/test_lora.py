@@ -11,6 +11,8 @@ import torch
 import transformers
 
 from g2rpo_trainer import train
+from g2rpo_trainer.config import Lora, Model
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.export import export_merged
 from g2rpo_trainer.model.freezing import count_parameters
@@ -18,8 +20,6 @@ from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.trials import Trials
 from g2rpo_trainer.passes import head
 from g2rpo_trainer.passes.forward import completion_logprobs
-from g2rpo_trainer.run import RunError
-from g2rpo_trainer.run.sections import Lora, Model
 
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts
@@ -207,8 +207,8 @@ def test_two_adapters_begin_alike_and_draw_nothing_from_the_run(folders):
     assert torch.rand(1) == drawn
 
 
-def metrics_of(description):
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+def metrics_of(config):
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if "time" not in name}
         for line in lines
@@ -248,13 +248,13 @@ def test_reference_is_the_base(folders):
     from g2rpo_trainer.learning.update import with_reference
 
     policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
-    description = describe()
+    config = describe()
     at_first = rollouts(policy, "qwen3")
     mask = at_first.mask
-    expected = with_reference(at_first, policy, description).ref_logprobs
+    expected = with_reference(at_first, policy, config).ref_logprobs
     torch.testing.assert_close(expected[mask], at_first.logprobs[mask], rtol=0, atol=2e-5)
     learn_once(policy, "qwen3")
-    after = with_reference(at_first, policy, description)
+    after = with_reference(at_first, policy, config)
     assert torch.equal(after.ref_logprobs, expected)
     now, _ = at_first.logprobs_of(policy, 1.0)
     assert (now - expected)[mask].abs().max() > 1e-3

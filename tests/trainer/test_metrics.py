@@ -27,7 +27,7 @@ def documented(tasks) -> set[str]:
 
 
 def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
-    description = tiny_run(
+    config = tiny_run(
         "model.name=builtin",
         "data.skip_broken=true",
         "optimization.steps=2",
@@ -48,11 +48,11 @@ def test_the_page_lists_every_metric_and_no_other(tiny_run, tmp_path):
         "length.targets={grounding: [0, 0, 4, 80], vqa: [0, 0, 4, 80], spatial: [0, 0, 4, 80], "
         "chart: [0, 0, 4, 80], ocr: [0, 0, 4, 80], maths: [0, 0, 4, 80]}",
     )
-    train(description)
+    train(config)
     logged = set()
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         logged |= json.loads(line).keys()
-    listed = documented(description.data.tasks)
+    listed = documented(config.data.tasks)
     only_with_vllm = {name for name in listed if name.startswith("sampler/")}
     assert len(only_with_vllm) == 7
     assert logged - {"step"} == listed - only_with_vllm

@@ -111,7 +111,7 @@ def test_a_pass_computes_what_was_counted(policy, batch, budget, monkeypatch, ti
     assert len(seen) == len(parts)
 
 
-def loss_and_gradients(policy, batch, description, budget):
+def loss_and_gradients(policy, batch, config, budget):
     totals = g2rpo.batch_totals(
         batch.mask, entropies=batch.entropies, tasks=batch.tasks, num_tasks=6
     )
@@ -119,7 +119,7 @@ def loss_and_gradients(policy, batch, description, budget):
     sums = torch.zeros(5)
     for rows in micro_batch_rows(policy, batch, budget):
         part = batch.rows(rows)
-        terms, _ = batch_loss(policy, part, totals, description)
+        terms, _ = batch_loss(policy, part, totals, config)
         terms.total.backward()
         sums += torch.stack([term.detach() for term in terms])
     gradients = [w.grad.clone() for w in policy.model.parameters() if w.grad is not None]
@@ -128,15 +128,15 @@ def loss_and_gradients(policy, batch, description, budget):
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant", "task"])
 def test_the_budget_changes_nothing_but_rounding(policy, batch, tiny_run, aggregation):
-    description = tiny_run(
+    config = tiny_run(
         "optimization.beta=0.1",
         f"optimization.aggregation={aggregation}",
         "rollout.max_completion_length=12",
     )
-    whole, expected = loss_and_gradients(policy, batch, description, 10**9)
+    whole, expected = loss_and_gradients(policy, batch, config, 10**9)
     assert (whole != 0).all()
     for budget in (1, 150, 400):
-        parts, gradients = loss_and_gradients(policy, batch, description, budget)
+        parts, gradients = loss_and_gradients(policy, batch, config, budget)
         torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
         for ours, theirs in zip(gradients, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_trainer import train
+from g2rpo_trainer.config import Model, Optimization
 from g2rpo_trainer.learning.optimizer import (
     MasterAdamW,
     make_optimizer,
@@ -19,7 +20,6 @@ from g2rpo_trainer.learning.optimizer import (
     trained_parameters,
 )
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.run.sections import Model, Optimization
 
 from .one_update import learn_once
 

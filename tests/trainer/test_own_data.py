@@ -7,8 +7,8 @@ import json
 import pytest
 
 from g2rpo_trainer import train
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
-from g2rpo_trainer.run import load_description
 from g2rpo_trainer.run.records import own_functions, reward_kinds, training_records, with_tasks
 from g2rpo_trainer.tasks import TASKS
 
@@ -29,7 +29,7 @@ def records(tmp_path):
 
 
 def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
-    description = load_description(
+    config = load_config(
         overrides={
             "data.source": str(records),
             "data.eval_items": 2,
@@ -40,14 +40,14 @@ def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
             "output.dir": str(tmp_path / "run"),
         }
     )
-    assert description.data.tasks == []
-    summary = train(description)
+    assert config.data.tasks == []
+    summary = train(config)
     assert set(summary["after"]) == {"signs", "sums", "mean"}
     assert summary["steps"] == 2
-    resolved = with_tasks(description).data
+    resolved = with_tasks(config).data
     assert sorted(resolved.tasks) == ["signs", "sums"]
     assert reward_kinds(resolved) == {"signs": "character OCR", "sums": "numerical"}
-    assert load_description(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
+    assert load_config(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
 
 
 @pytest.mark.parametrize("model", ["llava", "builtin"])
@@ -62,7 +62,7 @@ def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path
         rows.append({**row, "problem_type": "numerical", "task_type": "sums"})
     path = tmp_path / "own.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    description = load_description(
+    config = load_config(
         overrides={
             "model.name": "builtin" if model == "builtin" else str(folders(model)),
             "model.device": "cpu",
@@ -80,11 +80,11 @@ def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path
             "output.dir": str(tmp_path / "run"),
         }
     )
-    data = with_tasks(description).data
+    data = with_tasks(config).data
     for position in (0, 9):
         records = training_records(data, seed=0, position=position, prompts=9)
         assert {len(record["images"]) for record in records} == {0, 1, 2}
-    train(description)
+    train(config)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["grad_norm"] > 0 for line in lines)
 
@@ -106,8 +106,8 @@ def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
 
 
 def test_rewards_of_reasoning_gym_are_its_own():
-    description = load_description(overrides={"data.source": "reasoning-gym:chain_sum"})
-    assert "reasoning-gym" in own_functions(description)
+    config = load_config(overrides={"data.source": "reasoning-gym:chain_sum"})
+    assert "reasoning-gym" in own_functions(config)
 
 
 def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):
@@ -119,7 +119,7 @@ def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):
     ]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    description = load_description(
+    config = load_config(
         overrides={
             "model.device": "cpu",
             "data.source": str(path),
@@ -135,10 +135,10 @@ def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):
             "output.dir": str(tmp_path / "run"),
         }
     )
-    summary = train(description)
+    summary = train(config)
     assert set(summary["after"]) == {*names, "mean"}
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     metrics = json.loads(line)
     assert metrics["completions/max_length/v1.5"] <= 3
     assert all(f"reward/{name}" in metrics for name in names)
-    assert load_description(tmp_path / "run" / "config.yaml").rollout.limits == {"v1.5": 3}
+    assert load_config(tmp_path / "run" / "config.yaml").rollout.limits == {"v1.5": 3}

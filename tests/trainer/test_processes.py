@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from g2rpo_trainer.config import Model
 from g2rpo_trainer.distributed.processes import Processes
 from g2rpo_trainer.distributed.sharding import shall_shard
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.device import resolve_device
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.launch import Launch
 from g2rpo_trainer.run.scorer import Scorer
 from g2rpo_trainer.run.scoring import open_pool
-from g2rpo_trainer.run.sections import Model
 
 from .launched import free_port
 from .processes_worker import CASES, STEPS

@@ -9,7 +9,8 @@ import pytest
 
 from g2rpo.rewards import RewardPool
 from g2rpo_trainer import train
-from g2rpo_trainer.run import RunError, load_description
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.answers import Answers
 from g2rpo_trainer.run.evaluation import evaluated
 from g2rpo_trainer.run.records import heldout_records, training_records, with_tasks
@@ -40,7 +41,7 @@ def own_data(tmp_path):
             for row in rows
         ]
         path.write_text("\n".join(lines), encoding="utf-8")
-        return load_description(None, {"data.source": str(path)}, settings)
+        return load_config(None, {"data.source": str(path)}, settings)
 
     return describe
 
@@ -51,7 +52,7 @@ LOOSE = "<think>a</think><answer>it is at [0, 0, 10, 10]</answer>"
 
 
 def test_components_and_their_sum():
-    with Scorer(load_description()) as scorer:
+    with Scorer(load_config()) as scorer:
         rewards = scorer([BOX], [HALF, LOOSE, "nothing"])
     assert rewards.accuracy.tolist() == [0.5, 1, 0]
     assert rewards.format.tolist() == [1, 1, 0]
@@ -61,7 +62,7 @@ def test_components_and_their_sum():
 
 
 def test_an_evaluation_has_no_noise_of_single_precision():
-    with Scorer(load_description()) as scorer:
+    with Scorer(load_config()) as scorer:
         single = scorer([BOX], [HALF, LOOSE])
         double = scorer([BOX], [HALF, LOOSE], dtype=np.float64)
     assert {column.dtype for column in single} == {np.dtype(np.float32)}
@@ -80,7 +81,7 @@ def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):
     with Scorer(with_tasks(own_data("spatial grounding", answer="[0, 0, 10, 10]"))) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.45 + 0.1 + 0.5])
     weights = "rewards.weights={accuracy: 1, format: 0, structure: 0.25}"
-    with Scorer(load_description(settings=[weights])) as scorer:
+    with Scorer(load_config(settings=[weights])) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.75])
 
 
@@ -111,7 +112,7 @@ def test_processes_start_only_where_scoring_can_take_long(
 
 
 def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
-    description = own_data(
+    config = own_data(
         "colour",
         "rewards.functions.colour=own_scores:hangs",
         "rewards.workers=1",
@@ -119,7 +120,7 @@ def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
     )
     record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
     texts = [f"<think></think><answer>{answer}</answer>" for answer in ("a", "hang", "b")]
-    with Scorer(with_tasks(description)) as scorer:
+    with Scorer(with_tasks(config)) as scorer:
         assert scorer([record], texts).accuracy.tolist() == [1, 0, 1]
         expected = {"rewards/timeouts": 1, "rewards/crashes": 0, "rewards/errors": 0}
         assert scorer.metrics() == expected
@@ -128,7 +129,7 @@ def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
 
 
 def test_a_reward_of_ones_own_trains(own_data, tmp_path, random_policy_folder):
-    """A run of two steps, scored by a function that the description names by its import path."""
+    """A run of two steps, scored by a function that the configuration names by its import path."""
     settings = [
         f"model.name={random_policy_folder}",
         "rewards.functions.colour=own_scores:length_of",
@@ -162,7 +163,7 @@ TINY = (
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, function, reason, workers):
-    description = with_tasks(
+    config = with_tasks(
         own_data(
             "colour",
             f"rewards.functions.colour=own_scores:{function}",
@@ -176,7 +177,7 @@ def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, functio
         "place": "a.jsonl, line 7",
     }
     texts = ["<think></think><answer>a</answer>", "no answer"]
-    with Scorer(description) as scorer, pytest.raises(RunError) as raised:
+    with Scorer(config) as scorer, pytest.raises(RunError) as raised:
         scorer([record], texts)
     text = str(raised.value)
     assert text.startswith("a.jsonl, line 7: reward function own_scores:")
@@ -185,7 +186,7 @@ def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, functio
 
 
 def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
-    description = load_description(
+    config = load_config(
         settings=[
             "data.tasks=[maths]",
             "seed=4",
@@ -193,13 +194,13 @@ def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
             "rewards.workers=0",
         ]
     )
-    data = description.data
+    data = config.data
     (drawn,) = training_records(data, seed=4, position=12, prompts=1)
     held = heldout_records(data, "maths")[2]
     bare = TASKS["maths"].item(4, 12).record
     texts = ["<think></think><answer>3</answer>"]
     expected = ("maths, item 12 of seed 4", "maths, held-out item 2", "record of task 'maths'")
-    with Scorer(description) as scorer:
+    with Scorer(config) as scorer:
         for record, place in zip((drawn, held, bare), expected, strict=True):
             with pytest.raises(RunError) as raised:
                 scorer([record], texts)
@@ -207,14 +208,14 @@ def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
 
 
 def test_errors_are_skipped_and_counted_only_if_that_is_allowed(own_data):
-    description = own_data(
+    config = own_data(
         "colour",
         "rewards.functions.colour=own_scores:raises",
         "rewards.workers=0",
         "rewards.skip_errors=true",
     )
     record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
-    with Scorer(with_tasks(description)) as scorer:
+    with Scorer(with_tasks(config)) as scorer:
         rewards = scorer([record], ["<think></think><answer>a</answer>", "no answer"])
         assert scorer.metrics()["rewards/errors"] == 1
     assert np.isnan(rewards.reward).tolist() == [True, False]
@@ -239,11 +240,9 @@ def test_a_run_whose_rewards_all_fail_goes_on_without_a_signal(
 
 def test_an_import_path_that_leads_nowhere_is_found_before_anything_is_written(own_data, tmp_path):
     folder = tmp_path / "run"
-    description = own_data(
-        "colour", "rewards.functions.colour=own_scores:raise", f"output.dir={folder}"
-    )
+    config = own_data("colour", "rewards.functions.colour=own_scores:raise", f"output.dir={folder}")
     with pytest.raises(RunError, match=r"rewards\.functions: .*did you mean 'raises'"):
-        train(description)
+        train(config)
     assert not folder.exists()
 
 
@@ -269,13 +268,13 @@ def test_records_that_cannot_be_scored_are_found_before_training(
 def test_a_broken_record_is_skipped_and_counted_only_if_that_is_allowed(own_data, tmp_path):
     from g2rpo_trainer.run.records import source_of
 
-    description = own_data("numerical", answer="3")
+    config = own_data("numerical", answer="3")
     with (tmp_path / "own.jsonl").open("a") as file:
         file.write('\n{"problem": "?", "answer": "many", "problem_type": "numerical"}\n')
     with pytest.raises(RunError, match=r"own.jsonl, line 13: .*'many'.*finite number"):
-        with_tasks(description)
+        with_tasks(config)
     allowed = with_tasks(
-        load_description(None, {"data.source": description.data.source}, ["data.skip_broken=true"])
+        load_config(None, {"data.source": config.data.source}, ["data.skip_broken=true"])
     )
     assert source_of(allowed.data).summary().skipped == 1
 
@@ -284,7 +283,7 @@ def test_the_same_data_are_checked_again_with_other_functions(own_data):
     known = own_data("colour", "rewards.functions.colour=own_scores:length_of")
     assert with_tasks(known).data.tasks == ["t"]
     with pytest.raises(RunError, match="'colour'"):
-        with_tasks(load_description(None, {"data.source": known.data.source}))
+        with_tasks(load_config(None, {"data.source": known.data.source}))
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,10 @@ class Judge:
         return {}
 
 
-def one_step(policy, description, sampler):
-    optimizer, progress = make_optimizer(policy, description.optimization), Progress()
-    shaping = Shaping(description)
-    result = training_step(
-        policy, optimizer, shaping, description, progress, Judge(), sampler=sampler
-    )
+def one_step(policy, config, sampler):
+    optimizer, progress = make_optimizer(policy, config.optimization), Progress()
+    shaping = Shaping(config)
+    result = training_step(policy, optimizer, shaping, config, progress, Judge(), sampler=sampler)
     return result, progress
 
 
@@ -78,10 +76,10 @@ def weights_of(policy):
 
 @pytest.mark.parametrize("mode", ["off", "loss", "all"])
 def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode):
-    description = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR)
+    config = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR)
     by_hand = replace(policy, model=copy.deepcopy(policy.model))
     sampler = Cut()
-    result, _ = one_step(policy, description, sampler)
+    result, _ = one_step(policy, config, sampler)
     found, groups = sampler.found, torch.arange(24) // 4
     rewards = Judge()([None] * 6, found.texts).reward
     if mode == "all":
@@ -90,10 +88,10 @@ def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode)
     batch = Batch(sampler.prompts, groups, *found[:4], torch.tensor(advantages), None, tasks=groups)
     if mode != "off":
         batch = batch.rows(found.ended.nonzero()[:, 0])
-    optimizer = make_optimizer(by_hand, description.optimization)
+    optimizer = make_optimizer(by_hand, config.optimization)
     for group in optimizer.param_groups:
         group["lr"] = result.metrics["learning_rate"]
-    metrics = update_policy(by_hand, optimizer, batch, description, Progress())
+    metrics = update_policy(by_hand, optimizer, batch, config, Progress())
     assert torch.equal(weights_of(by_hand), weights_of(policy))
     assert metrics["loss/total"] == pytest.approx(result.metrics["loss/total"], rel=1e-5)
     assert [row["advantage"] for row in result.completions] == pytest.approx(advantages.tolist())
@@ -109,9 +107,9 @@ def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode)
 
 @pytest.mark.parametrize("mode", ["loss", "all"])
 def test_a_step_of_truncated_responses_alone_changes_nothing(policy, tiny_run, mode):
-    description = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR)
+    config = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR)
     before = weights_of(policy)
-    result, progress = one_step(policy, description, Cut(every=1))
+    result, progress = one_step(policy, config, Cut(every=1))
     assert torch.equal(weights_of(policy), before)
     assert (progress.step, progress.empty_steps) == (1, 1)
     assert result.metrics["completions/masked_ratio"] == 1
@@ -136,13 +134,13 @@ def test_prompts_whose_signal_was_truncated_are_drawn_anew(policy, tiny_run):
 
 
 def test_the_policy_term_is_over_the_tokens_of_high_entropy(policy, batch, tiny_run):
-    description = tiny_run("entropy.low=8", "entropy.high=9", "optimization.beta=0.1")
+    config = tiny_run("entropy.low=8", "entropy.high=9", "optimization.beta=0.1")
     batch = replace(batch, ref_logprobs=batch.logprobs - 0.1)
     kept = g2rpo.high_entropy_mask(batch.entropies, batch.mask, batch.tasks, share=0.3)
     restricted, metrics = high_entropy_tokens(batch, 0.3, TASKS)
-    totals = mini_batch_totals(batch, description)
-    terms, _ = batch_loss(policy, restricted, totals, description)
-    plain, _ = batch_loss(policy, batch, totals, description)
+    totals = mini_batch_totals(batch, config)
+    terms, _ = batch_loss(policy, restricted, totals, config)
+    plain, _ = batch_loss(policy, batch, totals, config)
     # On policy, and over all tokens.
     by_hand = -(batch.advantages[:, None] * kept).sum() / batch.mask.sum()
     torch.testing.assert_close(terms.policy, by_hand, rtol=1e-4, atol=1e-6)
@@ -172,9 +170,9 @@ def test_the_second_update_leaves_out_what_the_first_has_left_behind(policy, bat
         settings = ["optimization.updates_per_batch=2", "optimization.learning_rate=0.02"]
         if threshold:
             settings.append(f"optimization.off_policy_mask_threshold={threshold}")
-        description = tiny_run(*settings)
-        optimizer = make_optimizer(one, description.optimization)
-        metrics = update_policy(one, optimizer, batch, description, Progress())
+        config = tiny_run(*settings)
+        optimizer = make_optimizer(one, config.optimization)
+        metrics = update_policy(one, optimizer, batch, config, Progress())
         return metrics, weights_of(one)
 
     plain, without = learn(None)
@@ -194,20 +192,20 @@ def test_a_sampler_that_is_far_away_masks_in_the_first_update(policy, batch, tin
     length = torch.zeros_like(batch.advantages)
     length[:4] = 100.0
     skewed = replace(batch, sampler_logprobs=batch.logprobs + 1.0, length_advantages=length)
-    description = tiny_run(
+    config = tiny_run(
         "optimization.updates_per_batch=2",
         "optimization.off_policy_mask_threshold=0.9",
         "optimization.learning_rate=1e-9",
     )
-    optimizer = make_optimizer(policy, description.optimization)
-    metrics = update_policy(policy, optimizer, skewed, description, Progress())
+    optimizer = make_optimizer(policy, config.optimization)
+    metrics = update_policy(policy, optimizer, skewed, config, Progress())
     negative = batch.advantages < 0
     negative[:4] = False
     assert metrics["off_policy/masked_ratio"] == pytest.approx(float(negative.float().mean()))
 
 
-def metrics_of(description):
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+def metrics_of(config):
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [{n: v for n, v in record.items() if "time" not in n} for record in records]
 

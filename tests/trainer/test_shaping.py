@@ -7,7 +7,7 @@ import pytest
 
 import g2rpo
 from g2rpo_trainer import train
-from g2rpo_trainer.run import load_description
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.run.scorer import Rewards
 from g2rpo_trainer.run.shaping import Shaping
 
@@ -25,7 +25,7 @@ def some_rewards(seed=0):
 
 def shaping(*settings):
     weights = "rewards.weights.structure=0.3"
-    return Shaping(load_description(settings=["data.tasks=[maths]", weights, *settings]))
+    return Shaping(load_config(settings=["data.tasks=[maths]", weights, *settings]))
 
 
 def test_summed_components_are_what_one_reward_is():

@@ -248,6 +248,6 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
                 assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-def metrics_of(description):
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+def metrics_of(config):
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from g2rpo_trainer import train
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.run.description import load_description
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -36,7 +36,7 @@ def folder():
 
 
 def test_smollm2_learns_and_its_checkpoint_answers(folder, tmp_path):
-    description = load_description(
+    config = load_config(
         settings=[
             f"model.name={folder}",
             f"model.gguf_file={GGUF}",
@@ -56,8 +56,8 @@ def test_smollm2_learns_and_its_checkpoint_answers(folder, tmp_path):
             f"output.dir={tmp_path}",
         ]
     )
-    summary = train(description)
-    assert set(summary["after"]) == {*description.data.tasks, "mean"}
+    summary = train(config)
+    assert set(summary["after"]) == {*config.data.tasks, "mean"}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         assert math.isfinite(line["loss/total"])

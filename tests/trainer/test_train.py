@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.device import resolve_device
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards
 from g2rpo_trainer.run.shaping import Shaping
 
 
-def read_metrics(description) -> list[dict]:
+def read_metrics(config) -> list[dict]:
     from pathlib import Path
 
-    lines = (Path(description.output.dir) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -28,11 +28,11 @@ def comparable(metrics: list[dict]) -> list[dict]:
 
 
 def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
-    description = tiny_run("output.plots=true", "output.completions=4")
-    summary = train(description)
+    config = tiny_run("output.plots=true", "output.completions=4")
+    summary = train(config)
     folder = tmp_path / "run"
     assert json.loads((folder / "summary.json").read_text()) == summary
-    tasks = {*description.data.tasks, "mean"}
+    tasks = {*config.data.tasks, "mean"}
     assert set(summary["before"]) == set(summary["after"]) == tasks
     assert (summary["steps"], summary["seed"], summary["estimator"]) == (3, 0, "gaussian")
     assert summary["seconds"] > 0
@@ -41,13 +41,13 @@ def test_a_run_leaves_its_folder_behind(tiny_run, tmp_path):
     rows = [json.loads(line) for line in (folder / "completions.jsonl").open()]
     assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4
     assert {"prompt", "response", "reward", "accuracy", "format", "advantage"} <= set(rows[0])
-    assert [row["task"] for row in rows[:4]] == description.data.tasks[:4]
-    metrics = read_metrics(description)
+    assert [row["task"] for row in rows[:4]] == config.data.tasks[:4]
+    metrics = read_metrics(config)
     assert [line["step"] for line in metrics] == [1, 2, 3]
     for line in metrics:
         parts = sum(line[f"loss/{term}"] for term in ("policy", "length", "entropy", "kl"))
         assert line["loss/total"] == pytest.approx(parts, abs=1e-5)
-        assert {f"reward/{task}" for task in description.data.tasks} <= set(line)
+        assert {f"reward/{task}" for task in config.data.tasks} <= set(line)
         assert all(value is None or math.isfinite(value) for value in line.values())
 
 
@@ -75,12 +75,12 @@ def test_a_run_that_is_made_longer_goes_on(tiny_run):
 
 
 def test_a_folder_with_a_run_is_refused(tiny_run):
-    description = tiny_run("optimization.steps=1")
-    train(description)
-    before = read_metrics(description)
+    config = tiny_run("optimization.steps=1")
+    train(config)
+    before = read_metrics(config)
     with pytest.raises(RunError, match="--resume"):
-        train(description)
-    assert read_metrics(description) == before
+        train(config)
+    assert read_metrics(config) == before
 
 
 def test_nothing_to_resume_says_so(tiny_run):
@@ -96,14 +96,14 @@ def test_a_model_that_is_missing_leaves_nothing_behind(tiny_run, tmp_path):
 
 def test_running_moments_of_ema_grpo_carry_over(tiny_run):
     """Rewards of a second step are scaled by both steps' spread, and so they are after a resume."""
-    description = tiny_run("estimator.name=ema-grpo", "length.mode=off")
+    config = tiny_run("estimator.name=ema-grpo", "length.mode=off")
     groups = tasks = np.zeros(2, np.int64)
     wide, narrow = (Rewards(*np.asarray([[0.0, top]] * 4, np.float32)) for top in (1.0, 0.1))
     lengths = np.asarray([1, 1])
-    fresh = Shaping(description)(narrow, lengths, groups, tasks).policy
-    shaping = Shaping(description)
+    fresh = Shaping(config)(narrow, lengths, groups, tasks).policy
+    shaping = Shaping(config)
     shaping(wide, lengths, groups, tasks)
-    restored = Shaping(description)
+    restored = Shaping(config)
     restored.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
     later = shaping(narrow, lengths, groups, tasks).policy
     assert np.abs(later).max() < 0.2 * np.abs(fresh).max()
@@ -130,13 +130,13 @@ def test_missing_device_is_named_before_anything_is_written(tiny_run, tmp_path):
     ],
 )
 def test_variants_run(tiny_run, settings):
-    description = tiny_run("optimization.steps=2", *settings)
-    train(description)
-    last = read_metrics(description)[-1]
+    config = tiny_run("optimization.steps=2", *settings)
+    train(config)
+    last = read_metrics(config)[-1]
     assert math.isfinite(last["loss/total"])
-    if description.length.mode != "term":
+    if config.length.mode != "term":
         assert last["loss/length"] == 0
-    if description.optimization.beta:
+    if config.optimization.beta:
         assert last["loss/kl"] > 0
 
 
@@ -161,36 +161,34 @@ def test_data_follow_from_seed_and_position(tiny_run):
 
 
 def test_length_ranks_only_right_responses(tiny_run):
-    description = tiny_run()
-    names = description.data.tasks
+    config = tiny_run()
+    names = config.data.tasks
     rewards = Rewards(
         *np.asarray([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]], np.float32)
     )
     groups = np.zeros(4, np.int64)
     tasks = np.full(4, names.index("maths"))
     # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
-    advantages = Shaping(description)(rewards, np.asarray([5, 7, 8, 5]), groups, tasks)
+    advantages = Shaping(config)(rewards, np.asarray([5, 7, 8, 5]), groups, tasks)
     first, second, third, wrong = advantages.length.tolist()
     assert first > second > third
     assert wrong == 0
 
 
 def test_a_graded_response_counts_from_any_accuracy(tiny_run):
-    description = tiny_run("length.targets={grounding: [0, 0, 4, 8]}")
+    config = tiny_run("length.targets={grounding: [0, 0, 4, 8]}")
     accuracy = np.asarray([0.3, 0.1, 0.0, 0.0], np.float32)
     rewards = Rewards(accuracy, accuracy, accuracy, accuracy)
-    tasks = np.full(4, description.data.tasks.index("grounding"))
+    tasks = np.full(4, config.data.tasks.index("grounding"))
     lengths, groups = np.asarray([7, 5, 1, 8]), np.zeros(4, np.int64)
-    length = Shaping(description)(rewards, lengths, groups, tasks).length
+    length = Shaping(config)(rewards, lengths, groups, tasks).length
     assert length[1] > 0 > length[0]
     assert (length[2:] == 0).all()
 
 
 def test_a_task_without_a_target_has_no_length_advantage(tiny_run):
-    description = tiny_run()
-    tasks = np.full(4, description.data.tasks.index("vqa"))
+    config = tiny_run()
+    tasks = np.full(4, config.data.tasks.index("vqa"))
     rewards = Rewards(*np.ones((4, 4), np.float32))
-    advantages = Shaping(description)(
-        rewards, np.asarray([1, 2, 3, 4]), np.zeros(4, np.int64), tasks
-    )
+    advantages = Shaping(config)(rewards, np.asarray([1, 2, 3, 4]), np.zeros(4, np.int64), tasks)
     assert (advantages.length == 0).all()

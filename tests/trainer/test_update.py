@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer, optimizer_tensors
 from g2rpo_trainer.learning.update import evaluated, update_policy, with_reference
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.progress import Progress
 
 
@@ -37,37 +37,37 @@ def equal(one, other):
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(policy, batch, tiny_run):
-    description, progress = tiny_run("optimization.max_skipped_steps=2"), Progress(step=6)
-    optimizer = make_optimizer(policy, description.optimization)
-    update_policy(policy, optimizer, batch, description, progress)
+    config, progress = tiny_run("optimization.max_skipped_steps=2"), Progress(step=6)
+    optimizer = make_optimizer(policy, config.optimization)
+    update_policy(policy, optimizer, batch, config, progress)
     before = state_of(policy, optimizer)
     assert len(before) > len(list(policy.model.parameters()))
     broken = replace(batch, advantages=batch.advantages.index_fill(0, torch.tensor(3), torch.nan))
     for count in (1, 2):
-        metrics = update_policy(policy, optimizer, broken, description, progress)
+        metrics = update_policy(policy, optimizer, broken, config, progress)
         assert equal(state_of(policy, optimizer), before)
         assert all(weight.grad is None for weight in policy.model.parameters())
         assert metrics["optimization/skipped_steps"] == count == progress.skipped_in_a_row
     # One that is finite starts the count anew, but not that of all.
-    update_policy(policy, optimizer, batch, description, progress)
+    update_policy(policy, optimizer, batch, config, progress)
     assert not equal(state_of(policy, optimizer), before)
     assert (progress.skipped_steps, progress.skipped_in_a_row) == (2, 0)
     after = state_of(policy, optimizer)
     for _ in range(2):
-        update_policy(policy, optimizer, broken, description, progress)
+        update_policy(policy, optimizer, broken, config, progress)
     with pytest.raises(RunError, match=r"step 7: the gradient is not finite .* 3 times in a row"):
-        update_policy(policy, optimizer, broken, description, progress)
+        update_policy(policy, optimizer, broken, config, progress)
     assert equal(state_of(policy, optimizer), after)
 
 
 @pytest.mark.parametrize(("updates", "steps"), [(1, 1), (4, 3), (6, 6)])
 def test_updates_take_whole_prompts(policy, batch, tiny_run, monkeypatch, updates, steps):
     """Six prompts in four updates are two in each of three."""
-    description = tiny_run(f"optimization.updates_per_batch={updates}")
-    optimizer = make_optimizer(policy, description.optimization)
+    config = tiny_run(f"optimization.updates_per_batch={updates}")
+    optimizer = make_optimizer(policy, config.optimization)
     taken, plain = [], optimizer.step
     monkeypatch.setattr(optimizer, "step", lambda: taken.append(plain()))
-    metrics = update_policy(policy, optimizer, batch, description, Progress())
+    metrics = update_policy(policy, optimizer, batch, config, Progress())
     assert len(taken) == steps
     # On policy in the first update only.
     assert (metrics["ratio/max"] == pytest.approx(1, abs=1e-4)) == (updates == 1)
@@ -79,9 +79,9 @@ def test_metrics_do_not_depend_on_the_budget(policy, batch, tiny_run):
     found = []
     for budget in (10**6, 150):
         one = replace(policy, model=copy.deepcopy(policy.model))
-        description = tiny_run(f"optimization.micro_batch_tokens={budget}")
-        optimizer = make_optimizer(one, description.optimization)
-        found.append(update_policy(one, optimizer, shifted, description, Progress()))
+        config = tiny_run(f"optimization.micro_batch_tokens={budget}")
+        optimizer = make_optimizer(one, config.optimization)
+        found.append(update_policy(one, optimizer, shifted, config, Progress()))
     whole, parts = found
     assert whole["ratio/max"] > 1.5
     assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
@@ -93,14 +93,14 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
     shape = batch.logprobs.shape
     old, ref = (batch.logprobs + 0.4 * torch.randn(shape, generator=generator) for _ in range(2))
     shifted = replace(batch, logprobs=old, ref_logprobs=ref)
-    description = tiny_run(
+    config = tiny_run(
         "optimization.micro_batch_tokens=250",
         "optimization.beta=0.1",
         "data.tasks=[ocr, maths, chart]",
     )
     shifted = replace(shifted, tasks=(batch.groups > 3).long())
-    optimizer = make_optimizer(policy, description.optimization)
-    metrics = update_policy(policy, optimizer, shifted, description, Progress())
+    optimizer = make_optimizer(policy, config.optimization)
+    metrics = update_policy(policy, optimizer, shifted, config, Progress())
     for number, task in enumerate(("ocr", "maths")):
         tokens = batch.mask & (shifted.tasks == number)[:, None]
         change, away = (batch.logprobs - old)[tokens], (batch.logprobs - ref)[tokens]
@@ -125,9 +125,9 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
 
 
 def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, tiny_run):
-    description = tiny_run("optimization.micro_batch_tokens=100")
-    logprobs, entropies = evaluated(batch, random_policy, description)
+    config = tiny_run("optimization.micro_batch_tokens=100")
+    logprobs, entropies = evaluated(batch, random_policy, config)
     torch.testing.assert_close(logprobs, batch.logprobs, rtol=0, atol=2e-5)
     torch.testing.assert_close(entropies, batch.entropies, rtol=0, atol=2e-5)
-    referred = with_reference(batch, random_policy, description)
+    referred = with_reference(batch, random_policy, config)
     assert torch.equal(referred.ref_logprobs, logprobs)

@@ -13,7 +13,9 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from g2rpo_trainer import train
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.batching import Prompts, first_with_images, select_rows
 from g2rpo_trainer.inputs.media import takes_videos
 from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
@@ -27,7 +29,6 @@ from g2rpo_trainer.passes.forward import (
 )
 from g2rpo_trainer.passes.positions import prompt_positions
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run import RunError, load_description
 from g2rpo_trainer.run.records import source_of, with_tasks
 
 from ..films import film, numbers_of
@@ -107,7 +108,7 @@ def test_prompts_are_the_same_alone_and_in_a_batch(family, policies):
 def video_of(data, frames=4):
     rows = [{"problem": f"{n}?", "answer": n, "videos": {"bytes": data}} for n in range(2)]
     rows = [{**row, "problem_type": "numerical"} for row in rows]
-    settings = load_description(settings=[f"data.video_frames={frames}"]).data
+    settings = load_config(settings=[f"data.video_frames={frames}"]).data
     return open_source(settings, rows=rows).training_records(seed=0, position=0, prompts=1)[0]
 
 
@@ -235,7 +236,7 @@ def films(tmp_path):
 def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
     policy = build_policy("qwen2_5_vl")
     monkeypatch.setattr("g2rpo_trainer.model.loading.load_processor", lambda *_: policy.processor)
-    description = load_description(
+    config = load_config(
         overrides={
             "data.source": str(films),
             "data.video_frames": 4,
@@ -252,9 +253,9 @@ def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
             "output.dir": str(tmp_path / "run"),
         }
     )
-    summary = train(description)
+    summary = train(config)
     assert summary["steps"] == 2
     assert set(summary["after"]) == {"when", "mean"}
     lines = Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert "loss/total" in json.loads(lines[-1])
-    assert source_of(with_tasks(description).data).summary().skipped > 0
+    assert source_of(with_tasks(config).data).summary().skipped > 0

@@ -16,10 +16,10 @@ import os
 import pytest
 import torch
 
+from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.rollout.opening import close_sampler, open_sampler
-from g2rpo_trainer.run.description import load_description
 
 from . import tiny_models
 
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def describe(model, output, *settings):
-    return load_description(
+    return load_config(
         settings=[
             f"model.name={model}",
             "model.device=cpu",
@@ -71,18 +71,18 @@ def describe(model, output, *settings):
     )
 
 
-def largest_difference(description, family, change=None):
+def largest_difference(config, family, change=None):
     """Return that between the policy's log-probabilities and vLLM's, before and after a change."""
-    model = description.model
+    model = config.model
     policy = load_policy(model.name, device="cpu", model=model)
     records = tiny_models.make_records(family)
     prompts = encode_prompts(policy, records)
-    sampler = open_sampler(description, policy)
+    sampler = open_sampler(config, policy)
     found = []
     try:
         for _ in range(2):
             torch.manual_seed(0)
-            drawn = sampler(policy, prompts, records, description.rollout)
+            drawn = sampler(policy, prompts, records, config.rollout)
             differences = (drawn.logprobs - drawn.sampler_logprobs)[drawn.mask].abs()
             found.append((float(differences.max()), drawn.tokens))
             torch.manual_seed(1)
@@ -100,36 +100,36 @@ def largest_difference(description, family, change=None):
 
 @pytest.mark.parametrize("family", ["llama", "idefics3"])
 def test_log_probabilities_before_and_after_an_update(folder, tmp_path, family):
-    description = describe(folder(family), tmp_path / "run")
-    assert largest_difference(description, family) < FLOAT32
+    config = describe(folder(family), tmp_path / "run")
+    assert largest_difference(config, family) < FLOAT32
 
 
 def test_sixteen_bits(folder, tmp_path):
-    description = describe(folder("qwen3"), tmp_path / "run", "model.dtype=bfloat16")
-    assert largest_difference(description, "qwen3") < BFLOAT16
+    config = describe(folder("qwen3"), tmp_path / "run", "model.dtype=bfloat16")
+    assert largest_difference(config, "qwen3") < BFLOAT16
 
 
 def test_an_adapter(folder, tmp_path):
-    description = describe(folder("llama"), tmp_path / "run", "model.lora.rank=2")
-    assert largest_difference(description, "llama") < FLOAT32
+    config = describe(folder("llama"), tmp_path / "run", "model.lora.rank=2")
+    assert largest_difference(config, "llama") < FLOAT32
 
 
 def test_a_server(folder, tmp_path):
-    description = describe(
+    config = describe(
         folder("idefics3"),
         tmp_path / "run",
         "rollout.vllm=server",
         "rollout.vllm_start_seconds=1200",
     )
-    assert largest_difference(description, "idefics3") < FLOAT32
+    assert largest_difference(config, "idefics3") < FLOAT32
 
 
 def test_a_text_that_ends_a_response(folder, tmp_path):
-    description = describe(folder("llama"), tmp_path / "run", "rollout.stop=e")
-    policy = load_policy(description.model.name, device="cpu", model=description.model)
+    config = describe(folder("llama"), tmp_path / "run", "rollout.stop=e")
+    policy = load_policy(config.model.name, device="cpu", model=config.model)
     records = tiny_models.make_records("llama") * 8
-    sampler = open_sampler(description, policy)
-    drawn = sampler(policy, encode_prompts(policy, records), records, description.rollout)
+    sampler = open_sampler(config, policy)
+    drawn = sampler(policy, encode_prompts(policy, records), records, config.rollout)
     texts = [text for text in drawn.texts if "e" in text]
     assert texts
     assert all(text.index("e") == len(text) - 1 for text in texts)

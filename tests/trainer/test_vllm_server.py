@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.rollout.opening import server_devices
 from g2rpo_trainer.rollout.requests import make_requests
 from g2rpo_trainer.rollout.shared_weights import open_shared, read_piece, write_pieces
 from g2rpo_trainer.rollout.synchronised import weights_of
 from g2rpo_trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions
 from g2rpo_trainer.rollout.vllm_server import VLLMServers
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.folder import RunFolder
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -158,10 +158,10 @@ def test_a_server_ends_with_a_run_that_is_killed(random_policy_folder, tmp_path,
 
 @pytest.mark.slow
 def test_a_run_with_a_server(tiny_run, tmp_path):
-    description = tiny_run(
+    config = tiny_run(
         "rollout.engine=vllm", "rollout.vllm=server", "optimization.learning_rate=0.01"
     )
-    train(description)
+    train(config)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         # The stand-in computes as the policy does, if it has the weights of now.
@@ -171,17 +171,17 @@ def test_a_run_with_a_server(tiny_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_server_dies_keeps_its_checkpoint(tiny_run, tmp_path, monkeypatch):
-    description = tiny_run("rollout.engine=vllm", "rollout.vllm=server")
+    config = tiny_run("rollout.engine=vllm", "rollout.vllm=server")
     monkeypatch.setenv("STAND_IN", "die")
     with pytest.raises(RunError, match=r"has died with exit code 7; resume") as caught:
-        train(description)
+        train(config)
     assert "illegal memory access" in str(caught.value)
     notes = " ".join(caught.value.__notes__)
     assert "goes on from the checkpoint after step 1" in notes
     folder = RunFolder.open(tmp_path / "run")
     assert folder.latest_checkpoint().step == 1
     monkeypatch.delenv("STAND_IN")
-    assert train(description, resume=True)["steps"] == 3
+    assert train(config, resume=True)["steps"] == 3
 
 
 def test_devices_that_training_leaves_alone():

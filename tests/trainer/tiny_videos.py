@@ -14,10 +14,10 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.model.processors import without_videos
-from g2rpo_trainer.run.sections import Data
 
 from ..films import film
 from . import tiny_models

@@ -6,13 +6,13 @@ python vllm_run.py MODEL FOLDER
 import sys
 from pathlib import Path
 
+from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.rollout.requests import make_requests
 from g2rpo_trainer.rollout.synchronised import weights_of
 from g2rpo_trainer.rollout.vllm_engine import VLLMOptions
 from g2rpo_trainer.rollout.vllm_server import VLLMServers
-from g2rpo_trainer.run.sections import Model, Rollout
 from g2rpo_trainer.tasks import TASKS
 
 if __name__ == "__main__":

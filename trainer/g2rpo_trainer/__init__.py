@@ -3,7 +3,7 @@
 - ``loop.py``: what a run loads, does and saves; its course is in :mod:`g2rpo_trainer.run.loop`.
 - ``step.py``: one step, in the order in which it happens; ``stopwatch.py``: where its time goes.
 - ``evaluation.py``: held-out rewards.
-- ``model/``: the policy that a description names. ``loading.py`` with ``processors.py``,
+- ``model/``: the policy that a configuration names. ``loading.py`` with ``processors.py``,
   ``lora.py``, ``freezing.py``, ``checkpointed.py`` (layers that are computed twice to save memory)
   and ``trials.py`` (shortcuts, each tried once against the plain way) make a ``policy_model.py``;
   ``checkpoint.py`` saves it, ``export.py`` merges an adapter into it.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.answers import Answers, Sample
-from g2rpo_trainer.run.description import RunDescription
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
 from g2rpo_trainer.run.records import heldout_records, with_tasks
@@ -28,7 +28,7 @@ from .rollout.sampling import sample
 
 def evaluate(
     model: str,
-    description: RunDescription,
+    config: TrainConfig,
     display: Display | None = None,
     *,
     on_samples: Callable[[list[Sample]], None] | None = None,
@@ -39,7 +39,7 @@ def evaluate(
     ----------
     model : str
         ``"builtin"``, a folder or a hub id.
-    description : RunDescription
+    config : TrainConfig
         Its model, data, rollout and rewards sections.
     display : Display, optional
         Shows the progress.
@@ -52,21 +52,21 @@ def evaluate(
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
         :class:`~g2rpo_trainer.run.evaluation.Evaluation` says.
     """
-    description = with_tasks(description)
-    data = description.data
+    config = with_tasks(config)
+    data = config.data
     display = display or Display(0, data.tasks)
-    with joined(), Scorer(description) as scorer:
-        policy = load_described(description, model)
+    with joined(), Scorer(config) as scorer:
+        policy = load_described(config, model)
         with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
             evaluation = evaluate_policy(
-                policy, description, scorer, advance=advance, on_samples=on_samples
+                policy, config, scorer, advance=advance, on_samples=on_samples
             )
     return evaluation._asdict()
 
 
 def evaluate_policy(
     policy: Policy,
-    description: RunDescription,
+    config: TrainConfig,
     scorer: Scorer,
     *,
     advance: Callable[[int], None] = lambda items: None,
@@ -78,7 +78,7 @@ def evaluate_policy(
     ----------
     policy : Policy
         Whose model is sampled, at ``data.eval_temperature``, by default that of the rollouts.
-    description : RunDescription
+    config : TrainConfig
         Its data and rollout sections.
     scorer : Scorer
         Says what responses are worth.
@@ -94,31 +94,27 @@ def evaluate_policy(
     """
     is_main = Processes.current().is_main
     with _own_random_numbers(policy.device):
-        answers = {
-            task: _answers(policy, description, scorer, task) for task in description.data.tasks
-        }
+        answers = {task: _answers(policy, config, scorer, task) for task in config.data.tasks}
         return evaluated(answers, advance, on_samples if is_main else None)
 
 
-def _answers(
-    policy: Policy, description: RunDescription, scorer: Scorer, task: str
-) -> Iterator[Answers]:
+def _answers(policy: Policy, config: TrainConfig, scorer: Scorer, task: str) -> Iterator[Answers]:
     with Processes.current().together():
-        records = heldout_records(description.data, task)
+        records = heldout_records(config.data, task)
     # Each process has as many at once as a single one would have.
-    size = description.data.eval_batch_size * Processes.current().size
+    size = config.data.eval_batch_size * Processes.current().size
     for start in range(0, len(records), size):
-        yield _answered(policy, description, scorer, records[start : start + size], start)
+        yield _answered(policy, config, scorer, records[start : start + size], start)
 
 
 def _answered(
     policy: Policy,
-    description: RunDescription,
+    config: TrainConfig,
     scorer: Scorer,
     records: Sequence[Record],
     first: int,
 ) -> Answers:
-    data, rollout, processes = description.data, description.rollout, Processes.current()
+    data, rollout, processes = config.data, config.rollout, Processes.current()
     share = processes.share(len(records))
     asked = [records[number] for number in share.padded]
     with processes.together():
@@ -130,7 +126,7 @@ def _answered(
         prompts,
         num_generations=data.eval_generations,
         max_completion_length=rollout.max_completion_length,
-        temperature=sampling_temperature(description),
+        temperature=sampling_temperature(config),
         limits=[rollout.limit_of(record["task_type"]) for record in asked],
         stop=rollout.stop,
         batch_size=rollout.batch_size,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import Evaluation
 from g2rpo_trainer.run.loop import Completions, Metrics, Run
@@ -27,13 +27,13 @@ from .step import training_step
 
 
 def train(
-    description: RunDescription, *, resume: bool = False, display: Display | None = None
+    config: TrainConfig, *, resume: bool = False, display: Display | None = None
 ) -> dict[str, Any]:
     """Train a policy as described, and return the summary.
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         The run; ``output.dir`` is its folder.
     resume : bool
         Go on from the newest checkpoint in the folder.
@@ -55,25 +55,25 @@ def train(
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     with joined() as processes:
-        return _Run(description, processes).train(resume=resume, display=display)
+        return _Run(config, processes).train(resume=resume, display=display)
 
 
 class _Run(Run):
     def load(self, checkpoint: Path | None) -> None:
-        description, options = self.description, self.description.optimization
-        start = str(checkpoint) if checkpoint else description.model.name
-        self.policy = load_described(description, start)
+        config, options = self.config, self.config.optimization
+        start = str(checkpoint) if checkpoint else config.model.name
+        self.policy = load_described(config, start)
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
-        self.shaping = Shaping(description)
+        self.shaping = Shaping(config)
         self.optimizer = make_optimizer(self.policy, options)
-        self.sampler = open_sampler(description, self.policy)
+        self.sampler = open_sampler(config, self.policy)
         self.at_end.callback(close_sampler, self.sampler)
         self.reference: Policy | None = None
         if options.beta:
             # Of an adapter the base is the reference. What the one learns about sharing prompts
             # holds for the other.
-            loaded = self.policy if self.policy.has_adapter else load_described(description)
+            loaded = self.policy if self.policy.has_adapter else load_described(config)
             self.reference = replace(loaded, trials=self.policy.trials)
         if checkpoint:
             with self.processes.together():
@@ -91,7 +91,7 @@ class _Run(Run):
             self.policy,
             self.optimizer,
             self.shaping,
-            self.description,
+            self.config,
             self.progress,
             self.scorer,
             self.reference,
@@ -99,7 +99,7 @@ class _Run(Run):
         )
 
     def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
-        return evaluate_policy(self.policy, self.description, self.scorer, advance=advance)
+        return evaluate_policy(self.policy, self.config, self.scorer, advance=advance)
 
     def checkpoint(self) -> Callable[[Path], None]:
         state = {
@@ -114,4 +114,4 @@ class _Run(Run):
         if self.policy.has_adapter:
             with self.folder.writing("the merged model"):
                 newest = self.folder.checkpoints()[-1].path
-                export_merged(newest, self.folder.path / "final", self.description.model)
+                export_merged(newest, self.folder.path / "final", self.config.model)

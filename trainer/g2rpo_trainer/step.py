@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.metrics import equity_metrics, rollout_metrics
 from g2rpo_trainer.run.progress import Progress
 from g2rpo_trainer.run.scorer import Floats, Rewards, Scorer
@@ -47,7 +47,7 @@ def training_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     shaping: Shaping,
-    description: RunDescription,
+    config: TrainConfig,
     progress: Progress,
     scorer: Scorer,
     reference: Policy | None = None,
@@ -63,7 +63,7 @@ def training_step(
         Over the policy's parameters.
     shaping : Shaping
         Turns rewards into advantages.
-    description : RunDescription
+    config : TrainConfig
         The run.
     progress : Progress
         Where the run stands; moved on. Data and random numbers follow from it and the seed, so a
@@ -80,25 +80,25 @@ def training_step(
     StepResult
     """
     watch = Stopwatch()
-    set_learning_rate(optimizer, description.optimization, progress.step)
-    torch.manual_seed(_step_seed(description.seed, progress.step))
-    drawn = draw_rollouts(policy, sampler, scorer, description, progress.position, watch)
+    set_learning_rate(optimizer, config.optimization, progress.step)
+    torch.manual_seed(_step_seed(config.seed, progress.step))
+    drawn = draw_rollouts(policy, sampler, scorer, config, progress.position, watch)
     # Of a step that keeps no prompt.
     advantages, batch = Advantages(np.zeros(0, np.float32), None), None
     learned: Metrics = {}
     if drawn.keeps.any():
         with watch.part("scoring"):
-            advantages, batch = _shaped(drawn, shaping, description, policy.device)
+            advantages, batch = _shaped(drawn, shaping, config, policy.device)
     if batch is None:
         progress.empty_steps += 1
     else:
         with watch.part("update"):
-            steered = _steered(batch, shaping, description)
-            options = description.optimization
-            tasks = description.data.tasks
+            steered = _steered(batch, shaping, config)
+            options = config.optimization
+            tasks = config.data.tasks
             batch, learned = high_entropy_tokens(batch, options.top_entropy_quantile, tasks)
             if reference is not None:
-                batch = with_reference(batch, reference, description)
+                batch = with_reference(batch, reference, config)
             measured = gradient_norms(policy, batch, steered, progress.step + 1)
             learned |= equity_metrics(measured.norms) if measured.norms else {}
             learned |= update_policy(policy, optimizer, batch, steered, progress)
@@ -107,7 +107,7 @@ def training_step(
     progress.step += 1
     progress.position += len(drawn.records)
     metrics = {
-        **_rollout_metrics(drawn, advantages, description, progress),
+        **_rollout_metrics(drawn, advantages, config, progress),
         **shaping.metrics(),
         **Processes.current().add_up(scorer.metrics()),
         **learned,
@@ -118,7 +118,7 @@ def training_step(
 
 
 def _shaped(
-    drawn: Rollouts, shaping: Shaping, description: RunDescription, device: torch.device
+    drawn: Rollouts, shaping: Shaping, config: TrainConfig, device: torch.device
 ) -> tuple[Advantages, Batch | None]:
     """Return what the step learns from: only the prompts that are kept take part in it.
 
@@ -128,8 +128,8 @@ def _shaped(
     kept = drawn.kept
     rewards = Rewards(*(column[kept] for column in drawn.rewards))
     _, numbers = np.unique(drawn.groups[kept], return_inverse=True)
-    tasks = drawn.tasks(description.data.tasks)[kept]
-    masking = description.optimization.mask_truncated_completions
+    tasks = drawn.tasks(config.data.tasks)[kept]
+    masking = config.optimization.mask_truncated_completions
     counts = drawn.outcomes.ended[kept] if masking != "off" else np.ones(len(kept), bool)
     absent = ~counts if masking == "all" else None
     each = len(drawn.texts) // len(drawn.records)
@@ -158,16 +158,16 @@ def _shaped(
         advantages=placed(shaping.weighted(policy, tasks)[own]),
         length_advantages=None if length is None else placed(shaping.weighted(length, tasks)[own]),
         tasks=placed(tasks[own]),
-        importance_weights=importance_weights(completions, description.rollout),
+        importance_weights=importance_weights(completions, config.rollout),
         numbers=placed(numbers[own]),
         sampler_logprobs=completions.sampler_logprobs,
     )
     return advantages, batch
 
 
-def _steered(batch: Batch, shaping: Shaping, description: RunDescription) -> RunDescription:
-    """Return the description with this step's entropy weights."""
-    totals: Any = mini_batch_totals(batch, description)
+def _steered(batch: Batch, shaping: Shaping, config: TrainConfig) -> TrainConfig:
+    """Return the configuration with this step's entropy weights."""
+    totals: Any = mini_batch_totals(batch, config)
     means, tokens = totals.task_entropy.cpu().numpy(), totals.task_tokens.cpu().numpy()
     return shaping.steer(means, tokens > 0)
 
@@ -175,11 +175,11 @@ def _steered(batch: Batch, shaping: Shaping, description: RunDescription) -> Run
 def _rollout_metrics(
     drawn: Rollouts,
     advantages: Advantages,
-    description: RunDescription,
+    config: TrainConfig,
     progress: Progress,
 ) -> Metrics:
     """Describe all rollouts, also those that are dropped: what is kept is not the policy's mean."""
-    names = description.data.tasks
+    names = config.data.tasks
     length_reward = advantages.length_reward
     if length_reward is not None:
         length_reward = _of_all(drawn, length_reward, np.nan)
@@ -190,10 +190,10 @@ def _rollout_metrics(
         drawn.tasks(names),
         names,
         length_reward,
-        masks_truncated=description.optimization.mask_truncated_completions != "off",
+        masks_truncated=config.optimization.mask_truncated_completions != "off",
     )
-    metrics |= sampler_metrics(drawn.completions, description.rollout)
-    if description.rollout.dynamic_sampling.mode == "off":
+    metrics |= sampler_metrics(drawn.completions, config.rollout)
+    if config.rollout.dynamic_sampling.mode == "off":
         return metrics
     return {
         **metrics,

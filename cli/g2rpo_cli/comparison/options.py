@@ -18,8 +18,8 @@ from g2rpo.advantages import (
     reinforce_plus_plus_advantages,
     takes_lengths,
 )
-from g2rpo_trainer.run.description import parse_setting
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.config import parse_setting
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["estimator_options", "named_estimator", "refuse_decoupled"]
 

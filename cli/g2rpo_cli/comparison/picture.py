@@ -13,7 +13,7 @@ import numpy.typing as npt
 from g2rpo._suggest import unknown_name
 from g2rpo_cli.comparison.reports import Comparison, TaskReport
 from g2rpo_cli.comparison.writing import replaced_file
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

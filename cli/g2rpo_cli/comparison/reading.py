@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from g2rpo._json_lines import parse_object
 from g2rpo._suggest import unknown_name
 from g2rpo_cli.comparison.rows import CsvRows, Format, JsonRows, ParquetRows, Rows, need_pyarrow
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["STDIN", "Track", "delimiter_of", "format_of", "read_rows", "untracked"]
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["CsvRows", "Format", "JsonRows", "ParquetRows", "Rows", "need_pyarrow"]
 

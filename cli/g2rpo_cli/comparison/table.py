@@ -15,7 +15,7 @@ from g2rpo._suggest import unknown_name
 from g2rpo.labels import encode_labels
 from g2rpo_cli.comparison.reading import STDIN, Track, read_rows, untracked
 from g2rpo_cli.comparison.rows import Rows
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["RewardTable", "read_rewards"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from g2rpo_cli.comparison.reading import Track, delimiter_of, format_of, untracked
 from g2rpo_cli.comparison.rows import Format, Rows, need_pyarrow
 from g2rpo_cli.comparison.table import RewardTable
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["refuse_clash", "replaced_file", "write_advantages"]
 

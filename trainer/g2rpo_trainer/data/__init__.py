@@ -1,6 +1,6 @@
 """From any source of data to checked records, mixed over tasks.
 
-:func:`open_source` takes the section ``data`` of a run's description, and gives the records of each
+:func:`open_source` takes the section ``data`` of a configuration, and gives the records of each
 step and the held-out ones. Which records a step trains on follows from the seed and the number of
 the step alone, so a run that is resumed needs no position. It needs what comes with the extra
 ``cli``; data sets of the hub and reasoning-gym come with the extra ``data``.
@@ -8,7 +8,7 @@ the step alone, so a run that is resumed needs no position. It needs what comes 
 Examples
 --------
 >>> from g2rpo_trainer.data import open_source
->>> from g2rpo_trainer.run.sections import Data
+>>> from g2rpo_trainer.config import Data
 >>> source = open_source(Data())
 >>> source.training_records(seed=0, position=0, prompts=1)[0]["task_type"]
 'grounding'

@@ -11,8 +11,8 @@ import numpy as np
 
 from g2rpo._shown import shown
 from g2rpo._suggest import unknown_name
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.config import Data
+from g2rpo_trainer.errors import RunError
 
 from .broken import BrokenRecord
 from .record import PromptRecord, Reading, Row, read_row

@@ -11,8 +11,8 @@ from typing import Any
 
 from g2rpo._shown import clipped, listed, shown
 from g2rpo._suggest import unknown_name
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import DATA_SUFFIXES, Data
+from g2rpo_trainer.config import DATA_SUFFIXES, Data
+from g2rpo_trainer.errors import RunError
 
 from .tables import HubRows, Objects, Table, read_table
 

@@ -9,8 +9,8 @@ from hashlib import blake2b
 from typing import Any
 
 from g2rpo._suggest import unknown_name
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.config import Data
+from g2rpo_trainer.errors import RunError
 
 from .opening import need_library
 from .record import PromptRecord

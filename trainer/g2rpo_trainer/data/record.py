@@ -12,7 +12,7 @@ from typing import Any
 
 from g2rpo._shown import listed, shown
 from g2rpo.rewards.registry import plain_name, takes_texts
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks.base import Record
 
 from .broken import BrokenRecord

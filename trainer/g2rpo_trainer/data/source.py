@@ -1,4 +1,4 @@
-"""The one door to data: a run's description in, records for training and evaluation out."""
+"""The one door to data: a run's configuration in, records for training and evaluation out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from g2rpo._shown import listed
 from g2rpo._suggest import unknown_name
 from g2rpo.rewards import check_record
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import BUILTIN_SOURCES, Data
+from g2rpo_trainer.config import BUILTIN_SOURCES, Data
+from g2rpo_trainer.errors import RunError
 
 from .library import Library, Skipped, SkippedState
 from .mixing import schedule, shares
@@ -84,7 +84,7 @@ class Source:
         Examples
         --------
         >>> from g2rpo_trainer.data import open_source
-        >>> from g2rpo_trainer.run.sections import Data
+        >>> from g2rpo_trainer.config import Data
         >>> source = open_source(Data(tasks=["maths", "ocr"]))
         >>> records = source.training_records(seed=0, position=7, prompts=3)
         >>> [record["task_type"] for record in records]
@@ -167,7 +167,7 @@ def open_source(
     Parameters
     ----------
     data : Data
-        Section ``data`` of the description.
+        Section ``data`` of the configuration.
     rows : sequence of mapping, optional
         Records in place of ``data.source``: a list of dictionaries, or a data set of datasets, with
         its transform if it has one. All of their tasks are taken; one that names none is of the
@@ -190,7 +190,7 @@ def open_source(
 
     Examples
     --------
-    >>> from g2rpo_trainer.run.sections import Data
+    >>> from g2rpo_trainer.config import Data
     >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1, "task_type": "sums"} for n in range(20)]
     >>> source = open_source(Data(problem_type="numerical"), rows=rows)
     >>> source.tasks, len(source)
@@ -203,7 +203,7 @@ def open_source(
     if rows is None:
         tables = open_tables(data)
     else:
-        # The tasks of a description are those of its source, which is not looked at here.
+        # The tasks of a configuration are those of its source, which is not looked at here.
         data = data.model_copy(update={"tasks": []})
         tables = [table_of(rows)]
     library = Library(tables, data, check)
@@ -211,7 +211,7 @@ def open_source(
 
 
 def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:
-    """Return the streams of the tasks that the description names, in its order; all by default."""
+    """Return the streams of the tasks of the configuration, in its order; all by default."""
     known = {stream.name: stream for stream in streams}
     for task in data.tasks:
         if task not in known:

@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Data
+from g2rpo_trainer.config import Data
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS_BY_SOURCE, Record, Task
 
 from .broken import BrokenRecord
@@ -152,7 +152,7 @@ def _placed(record: Record, place: str) -> PromptRecord:
 
 
 def builtin_streams(data: Data) -> list[Stream]:
-    """Return the built-in tasks that a description names."""
+    """Return the built-in tasks that a configuration names."""
     tasks = TASKS_BY_SOURCE[data.source]
     return [BuiltinStream(tasks[name], data.level) for name in data.tasks]
 

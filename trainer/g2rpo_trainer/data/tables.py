@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from g2rpo._json_lines import parse_object
 from g2rpo._shown import clipped, shown
 from g2rpo_cli.comparison.rows import need_pyarrow
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from .broken import BrokenRecord
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from g2rpo_torch import gather_rollouts
-from g2rpo_trainer.run.errors import RunError, SharedError
+from g2rpo_trainer.errors import RunError, SharedError
 from g2rpo_trainer.run.launch import Launch
 
 # The others wait while the first process writes a checkpoint or plots, however long that takes.
@@ -215,7 +215,7 @@ class Processes:
         ------
         SharedError
             On every process, with the text of the first one's error. An error that is no
-            :class:`~g2rpo_trainer.run.errors.RunError` stays what it is where it happened.
+            :class:`~g2rpo_trainer.errors.RunError` stays what it is where it happened.
         """
         if self.size == 1:
             yield

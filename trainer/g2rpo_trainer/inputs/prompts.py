@@ -9,7 +9,7 @@ import torch
 
 from g2rpo_trainer.data import PromptRecord
 from g2rpo_trainer.data.broken import BrokenRecord
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import Record
 
 from ..model.policy_model import Policy

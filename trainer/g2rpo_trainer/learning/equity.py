@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from g2rpo_torch import gather_rollouts
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 
 from ..distributed.processes import Processes
 from ..distributed.sharding import whole
@@ -39,9 +39,7 @@ class TaskNorms(NamedTuple):
     with_signal: dict[str, float]
 
 
-def gradient_norms(
-    policy: Policy, batch: Batch, description: RunDescription, step: int
-) -> TaskNorms:
+def gradient_norms(policy: Policy, batch: Batch, config: TrainConfig, step: int) -> TaskNorms:
     """Measure each task's own gradient, every ``output.equity_steps`` or ``task_weights.adapt``.
 
     It takes ``output.equity_prompts`` prompts of each task; where one has fewer in the batch, all
@@ -55,7 +53,7 @@ def gradient_norms(
         Whose gradient it is.
     batch : Batch
         The responses of a step, before its update.
-    description : RunDescription
+    config : TrainConfig
         Of the run, as it is for this step.
     step : int
         From 1.
@@ -65,19 +63,19 @@ def gradient_norms(
     TaskNorms
         Of the tasks that are there; empty in all other steps.
     """
-    periods = (description.output.equity_steps, description.task_weights.adapt)
+    periods = (config.output.equity_steps, config.task_weights.adapt)
     if not any(every and step % every == 0 for every in periods):
         return TaskNorms({}, {})
-    part = batch.rows(_rows_of_each_task(batch, description.output.equity_prompts))
-    totals = mini_batch_totals(part, description)
+    part = batch.rows(_rows_of_each_task(batch, config.output.equity_prompts))
+    totals = mini_batch_totals(part, config)
     found = TaskNorms({}, {})
     for number in _tasks_of_all(part).tolist():
         rows = (part.tasks == number).nonzero()[:, 0]
         with _own_gradients(policy) as weights:
-            accumulate_gradients(policy, part.rows(rows), totals, description)
+            accumulate_gradients(policy, part.rows(rows), totals, config)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             norm = whole(torch.nn.utils.get_total_norm(gradients))
-        task = description.data.tasks[number]
+        task = config.data.tasks[number]
         found.norms[task] = float(norm)
         if Processes.current().any(_has_signal(part.rows(rows))):
             found.with_signal[task] = float(norm)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from g2rpo_trainer.config import Optimization
 from g2rpo_trainer.run.schedule import learning_rate_factor
-from g2rpo_trainer.run.sections import Optimization
 
 from ..distributed.processes import Processes
 from ..distributed.sharding import part_like, set_down, whole

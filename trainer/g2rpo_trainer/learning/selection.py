@@ -8,7 +8,7 @@ import torch
 
 import g2rpo
 from g2rpo_torch import gather_rollouts
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 
 from ..distributed.processes import Processes
 from .batch import Batch
@@ -51,7 +51,7 @@ def high_entropy_tokens(
 
 
 def near_policy(
-    batch: Batch, logprobs: torch.Tensor, description: RunDescription
+    batch: Batch, logprobs: torch.Tensor, config: TrainConfig
 ) -> tuple[Batch, dict[str, float]]:
     """Restrict a mini-batch to responses that :func:`g2rpo.off_policy_mask` keeps.
 
@@ -61,7 +61,7 @@ def near_policy(
         This process's part of a mini-batch.
     logprobs : Tensor (N, T)
         Log-probabilities under the policy as it is before the update.
-    description : RunDescription
+    config : TrainConfig
         Its optimization section has the threshold. Of a response that is pushed by two terms, the
         sum of their weighted advantages decides.
 
@@ -71,11 +71,11 @@ def near_policy(
     metrics : dict of str to float
         ``off_policy/masked_ratio``, the share of all processes' responses that are masked.
     """
-    threshold = description.optimization.off_policy_mask_threshold
+    threshold = config.optimization.off_policy_mask_threshold
     assert threshold is not None
     advantages = batch.advantages
     if batch.length_advantages is not None:
-        advantages = advantages + description.length.weight * batch.length_advantages
+        advantages = advantages + config.length.weight * batch.length_advantages
     sampled = batch.logprobs if batch.sampler_logprobs is None else batch.sampler_logprobs
     counts = g2rpo.off_policy_mask(logprobs, sampled, advantages, batch.mask, threshold=threshold)
     masked = (batch.mask & ~counts).any(-1)

@@ -1,1 +1,1 @@
-"""The policy: what a description names, loaded, adapted, frozen in part, saved and exported."""
+"""The policy: what a configuration names, loaded, adapted, frozen in part, saved and exported."""

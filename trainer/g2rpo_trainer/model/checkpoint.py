@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from ..distributed.sharding import is_sharded, whole_weights
 from ..learning.optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.failures import ran_out_of_memory
 from g2rpo_trainer.run.launch import Launch
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that a run's description names.
+    """Return the device that a run's configuration names.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def memory_advice(doing: str, *remedies: str) -> Iterator[None]:
     ...     raise MemoryError
     Traceback (most recent call last):
         ...
-    g2rpo_trainer.run.errors.RunError: out of memory in counting; try count less
+    g2rpo_trainer.errors.RunError: out of memory in counting; try count less
     """
     try:
         yield

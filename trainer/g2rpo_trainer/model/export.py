@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.run.sections import Model
+from g2rpo_trainer.config import Model
 
 from .loading import read_parts
 from .lora import tied_layers
@@ -25,7 +25,7 @@ def export_merged(checkpoint: Path, folder: Path, model: Model) -> None:
     folder : Path
         Where the model and its processor go, in Hugging Face format; replaced if it is there.
     model : Model
-        Section ``model`` of the run's description.
+        Section ``model`` of the run's configuration.
 
     Notes
     -----

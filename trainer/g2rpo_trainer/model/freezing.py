@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Model
+from g2rpo_trainer.config import Model
+from g2rpo_trainer.errors import RunError
 
 
 def freeze_vision(model: Any, options: Model) -> None:
@@ -16,7 +16,7 @@ def freeze_vision(model: Any, options: Model) -> None:
     model : transformers.PreTrainedModel
         Whose parameters of the tower take no gradients from now on.
     options : Model
-        Section ``model`` of the description.
+        Section ``model`` of the configuration.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Load a policy as a run's description says: from the package, a folder or the hub."""
+"""Load a policy as a run's configuration says: from the package, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from g2rpo_trainer.config import Model, TrainConfig
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.policy import policy_path
-from g2rpo_trainer.run.description import RunDescription
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.failures import ran_out_of_memory
 from g2rpo_trainer.run.records import source_of
-from g2rpo_trainer.run.sections import Model
 
 from ..distributed.processes import Processes
 from ..distributed.sharding import shall_shard, shard
@@ -44,12 +43,12 @@ class _Source(NamedTuple):
     gguf_file: str | None
 
 
-def load_described(description: RunDescription, name: str | None = None) -> Policy:
+def load_described(config: TrainConfig, name: str | None = None) -> Policy:
     """Load the policy of a run.
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its model and rollout sections.
     name : str, optional
         Another model in place of the described one, such as a checkpoint of the run.
@@ -63,13 +62,13 @@ def load_described(description: RunDescription, name: str | None = None) -> Poli
     -----
     Where ``data.skip_broken`` is set, the data leave out from now on what this policy cannot read.
     """
-    rollout = description.rollout
+    rollout = config.rollout
     with Processes.current().together():
-        device = resolve_device(description.model.device)
+        device = resolve_device(config.model.device)
     policy = load_policy(
-        name or description.model.name,
+        name or config.model.name,
         device=device,
-        model=description.model,
+        model=config.model,
         shared_prompts=rollout.shared_prompts,
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
@@ -79,9 +78,9 @@ def load_described(description: RunDescription, name: str | None = None) -> Poli
     # The reference of a run is loaded without a name, and has the same template.
     if name is not None and Processes.current().is_main:
         _warn_of_missing_opening(policy)
-    if description.data.skip_broken:
+    if config.data.skip_broken:
         with Processes.current().together():
-            source_of(description.data).refuse(lambda record: prompt_fault(policy, record))
+            source_of(config.data).refuse(lambda record: prompt_fault(policy, record))
     return policy
 
 
@@ -125,7 +124,7 @@ def load_policy(
     device : torch.device or str
         Where the model goes.
     model : Model
-        Section ``model`` of the description: how it is loaded, and what of it is trained. Its
+        Section ``model`` of the configuration: how it is loaded, and what of it is trained. Its
         ``name`` and ``device`` are not looked at.
     shared_prompts : {"auto", "off"}
         Compute a prompt once for all of its responses where the model allows it, or never.
@@ -179,7 +178,7 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
     name : str
         As of :func:`load_policy`.
     model : Model
-        Section ``model`` of the description.
+        Section ``model`` of the configuration.
 
     Raises
     ------

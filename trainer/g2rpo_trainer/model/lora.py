@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Model
+from g2rpo_trainer.config import Model
+from g2rpo_trainer.errors import RunError
 
 from ..distributed.sharding import set_down
 from .freezing import vision_tower
@@ -42,7 +42,7 @@ def attach(model: Any, options: Model, adapter: Path | None) -> None:
     model : transformers.PreTrainedModel
         Changed in place.
     options : Model
-        Section ``model`` of the description, whose ``lora`` says what a new one is like.
+        Section ``model`` of the configuration, whose ``lora`` says what a new one is like.
     adapter : Path or None
         Folder of a saved one.
     """

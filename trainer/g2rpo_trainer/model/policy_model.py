@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from .chat_template import (
     EndOfTurn,

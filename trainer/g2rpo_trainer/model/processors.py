@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Model
+from g2rpo_trainer.config import Model
+from g2rpo_trainer.errors import RunError
 
 from .chat_template import template_of
 
@@ -24,7 +24,7 @@ def load_processor(source: str, model: Any, options: Model, gguf_file: str | Non
     model : transformers.PreTrainedModel
         Whose inputs they are.
     options : Model
-        Section ``model`` of the description.
+        Section ``model`` of the configuration.
     gguf_file : str or None
         File that holds the tokenizer, too.
 

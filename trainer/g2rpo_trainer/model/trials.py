@@ -41,7 +41,7 @@ class Trials:
     Parameters
     ----------
     shared_prompts : {"auto", "off"}
-        ``rollout.shared_prompts`` of the run's description; "off" for neither of the first two.
+        ``rollout.shared_prompts`` of the run's configuration; "off" for neither of the first two.
 
     Examples
     --------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 # As in pyproject.toml. Releases before it miscount the images and videos of SmolVLM.
 _TRANSFORMERS = "5.23"

@@ -15,8 +15,7 @@ from typing import Protocol
 import torch
 
 import g2rpo
-from g2rpo_trainer.run.description import RunDescription
-from g2rpo_trainer.run.sections import Rollout
+from g2rpo_trainer.config import Rollout, TrainConfig
 from g2rpo_trainer.tasks import Record
 
 from ..distributed.processes import Processes, Share
@@ -70,16 +69,16 @@ class EngineSampler:
     engine : Engine or None
         Given the policy's weights whenever they have changed. None on all processes but the first
         where that one's engine samples for all.
-    description : RunDescription
+    config : TrainConfig
         Its rollout and optimization sections.
     samples_for_all : bool
         Whether the first process's engine does; else each process has one.
     """
 
     def __init__(
-        self, engine: Engine | None, description: RunDescription, *, samples_for_all: bool = False
+        self, engine: Engine | None, config: TrainConfig, *, samples_for_all: bool = False
     ) -> None:
-        self._engine, self._description = engine, description
+        self._engine, self._description = engine, config
         self._samples_for_all = samples_for_all
         self._loaded: int | None = None
 

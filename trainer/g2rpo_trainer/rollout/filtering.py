@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.config.rollout import DynamicSampling
 from g2rpo_trainer.run.metrics import Outcomes
 from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards, Scorer
-from g2rpo_trainer.run.sections.rollout import DynamicSampling
 from g2rpo_trainer.tasks import Record
 
 from ..distributed.processes import Processes
@@ -102,7 +102,7 @@ def draw_rollouts(
     policy: Policy,
     sampler: Sampler,
     scorer: Scorer,
-    description: RunDescription,
+    config: TrainConfig,
     position: int,
     watch: Stopwatch,
 ) -> Rollouts:
@@ -116,7 +116,7 @@ def draw_rollouts(
         Samples it.
     scorer : Scorer
         Says what responses are worth.
-    description : RunDescription
+    config : TrainConfig
         Its data and rollout sections.
     position : int
         Prompts that the run has drawn before.
@@ -129,7 +129,7 @@ def draw_rollouts(
         Of all prompts drawn. Fewer than a step has are kept, or none, where
         ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
-    options, processes = description.rollout, Processes.current()
+    options, processes = config.rollout, Processes.current()
     records: list[Record] = []
     opened: list[str] = []
     parts: list[_Part] = []
@@ -138,8 +138,8 @@ def draw_rollouts(
         with watch.part("rollout"):
             with processes.together():
                 drawn = training_records(
-                    description.data,
-                    seed=description.seed,
+                    config.data,
+                    seed=config.seed,
                     position=position + len(records),
                     prompts=missing,
                 )
@@ -155,7 +155,7 @@ def draw_rollouts(
         with watch.part("scoring"), processes.together():
             rewards = scorer(own, completions.texts)
         counted = rewards
-        if description.optimization.mask_truncated_completions == "all":
+        if config.optimization.mask_truncated_completions == "all":
             counted = rewards.without(~completions.ended.cpu().numpy())
         keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
         numbers = [len(records) + number for number in share.own]

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from g2rpo._suggest import unknown_name
-from g2rpo_trainer.run.description import RunDescription
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.launch import Launch
 
 from ..distributed.processes import Processes
@@ -28,12 +28,12 @@ from .vllm_server import VLLMServers
 _SHARED, _WHOLE = 0.3, 0.9
 
 
-def open_sampler(description: RunDescription, policy: Policy) -> Sampler:
+def open_sampler(config: TrainConfig, policy: Policy) -> Sampler:
     """Return what a run samples its training responses with; every process must call this.
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its model, data and rollout sections.
     policy : Policy
         Who is sampled.
@@ -44,28 +44,28 @@ def open_sampler(description: RunDescription, policy: Policy) -> Sampler:
         If the engine cannot start, or a limit is for no task.
     """
     with Processes.current().together():
-        for task in description.rollout.limits:
-            if task not in description.data.tasks:
-                known = description.data.tasks
+        for task in config.rollout.limits:
+            if task not in config.data.tasks:
+                known = config.data.tasks
                 raise RunError(f"rollout.limits: {unknown_name('task', task, known)}")
-    if description.rollout.engine == "transformers":
+    if config.rollout.engine == "transformers":
         return sample_as_described
-    if description.model.name == BUILTIN:
+    if config.model.name == BUILTIN:
         raise RunError(
             "rollout.engine is 'vllm', which knows the layers of the built-in policy by other "
             "names; name 'transformers', or another model"
         )
     require_handover(policy)
-    is_server = description.rollout.vllm == "server"
-    with _folder_for_vllm(description, policy) as folder:
+    is_server = config.rollout.vllm == "server"
+    with _folder_for_vllm(config, policy) as folder:
         if not is_server:
             # Not `together`: engines of several processes wait for each other when they start.
-            return EngineSampler(VLLMEngine(_options(description, policy, folder)), description)
+            return EngineSampler(VLLMEngine(_options(config, policy, folder)), config)
         engine: Engine | None = None
         with Processes.current().together():
             if Processes.current().is_main:
-                engine = _servers(description, policy, folder)
-        return EngineSampler(engine, description, samples_for_all=True)
+                engine = _servers(config, policy, folder)
+        return EngineSampler(engine, config, samples_for_all=True)
 
 
 def close_sampler(sampler: Sampler) -> None:
@@ -126,30 +126,30 @@ def server_devices(
     return list(free)
 
 
-def _servers(description: RunDescription, policy: Policy, folder: str) -> VLLMServers:
-    rollout = description.rollout
+def _servers(config: TrainConfig, policy: Policy, folder: str) -> VLLMServers:
+    rollout = config.rollout
     count = torch.cuda.device_count()
     local = Launch.read().local_size
     devices = server_devices(rollout.vllm_devices, policy.device, local, count)
     return VLLMServers(
-        _options(description, policy, folder),
+        _options(config, policy, folder),
         devices,
-        Path(description.output.dir),
+        Path(config.output.dir),
         start_seconds=rollout.vllm_start_seconds,
     )
 
 
-def _options(description: RunDescription, policy: Policy, folder: str) -> VLLMOptions:
-    rollout = description.rollout
+def _options(config: TrainConfig, policy: Policy, folder: str) -> VLLMOptions:
+    rollout = config.rollout
     is_server = rollout.vllm == "server"
     longest = rollout.max_prompt_length
     return VLLMOptions(
         model=folder,
-        dtype=description.model.dtype,
-        trust_remote_code=description.model.trust_remote_code,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
         memory=rollout.vllm_memory or (_WHOLE if is_server else _SHARED),
         max_model_len=None if longest is None else longest + rollout.max_completion_length,
-        seed=description.seed,
+        seed=config.seed,
         # There is nothing to give back on the CPU, and nobody to give it to on a server's GPU.
         sleeps=not is_server and policy.device.type == "cuda",
         has_neighbours=not is_server and Processes.current().size > 1,
@@ -157,9 +157,9 @@ def _options(description: RunDescription, policy: Policy, folder: str) -> VLLMOp
 
 
 @contextmanager
-def _folder_for_vllm(description: RunDescription, policy: Policy) -> Iterator[str]:
+def _folder_for_vllm(config: TrainConfig, policy: Policy) -> Iterator[str]:
     """Return a folder or a model of the hub, from which vLLM gets all but the weights of now."""
-    model = description.model
+    model = config.model
     if model.gguf_file:
         with TemporaryDirectory(prefix="g2rpo-vllm-") as folder:
             save_whole(policy, Path(folder))

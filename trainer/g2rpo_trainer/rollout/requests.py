@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import Rollout
+from g2rpo_trainer.config import Rollout
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import Record
 
 from ..inputs.chat import chat_text

@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.run.metrics import Outcomes
-from g2rpo_trainer.run.sections import Rollout
 from g2rpo_trainer.tasks import Record
 
 from ..distributed.processes import Share

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from ..distributed.sharding import set_down, whole
 from ..model.lora import is_adapted, tied_layers

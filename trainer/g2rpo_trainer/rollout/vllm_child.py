@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from .shared_weights import read_piece
 from .vllm_engine import VLLMEngine, VLLMOptions

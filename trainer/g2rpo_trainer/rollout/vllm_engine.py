@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from .requests import Request, Sampled
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 from .requests import Request, Sampled
 from .shared_weights import open_shared, write_pieces

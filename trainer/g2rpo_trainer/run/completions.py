@@ -50,7 +50,7 @@ def completions_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Table:
     step : int
         After which step.
     rows : sequence of mapping
-        As :meth:`g2rpo_trainer.run.RunFolder.log` takes them.
+        As :meth:`g2rpo_trainer.run.folder.RunFolder.log` takes them.
     """
     table = Table(title=f"Responses of step {step}", title_justify="left", show_lines=True)
     table.add_column("task")

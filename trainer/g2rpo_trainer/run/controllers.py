@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import g2rpo
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,21 +22,21 @@ class LengthControl:
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data, rollout and length sections; the tasks are named.
 
     Examples
     --------
-    >>> from g2rpo_trainer.run import load_description
-    >>> control = LengthControl(load_description(settings=["data.tasks=[ocr]"]))
+    >>> from g2rpo_trainer.config import load_config
+    >>> control = LengthControl(load_config(settings=["data.tasks=[ocr]"]))
     >>> control.thresholds, control.is_rewarding
     (array([[ 0.,  0., 10., 20.]]), True)
     """
 
-    def __init__(self, description: RunDescription) -> None:
-        self._options = description.length
-        self._names = description.data.tasks
-        limit_of = description.rollout.limit_of
+    def __init__(self, config: TrainConfig) -> None:
+        self._options = config.length
+        self._names = config.data.tasks
+        limit_of = config.rollout.limit_of
         targets = [self._options.target_of(task, limit_of(task)) for task in self._names]
         rows = [target.thresholds if target else (np.nan,) * 4 for target in targets]
         #: Minimum, low, high and maximum of each task in tokens, (num_tasks, 4); NaN for none.
@@ -95,7 +95,7 @@ class LengthControl:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON holds it; nothing if it follows from the description."""
+        """Return the state as JSON holds it; nothing if it follows from the configuration."""
         if not self._options.calibrate:
             return {}
         # As text: JSON has no infinity, and a number's shortest text is exact.
@@ -113,23 +113,23 @@ class EntropyControl:
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data and entropy sections; the tasks are named.
 
     Examples
     --------
-    >>> from g2rpo_trainer.run import load_description
+    >>> from g2rpo_trainer.config import load_config
     >>> control = EntropyControl(
-    ...     load_description(settings=["data.tasks=[ocr]", "entropy.control=adaptive"])
+    ...     load_config(settings=["data.tasks=[ocr]", "entropy.control=adaptive"])
     ... )
     >>> control.observe(np.asarray([1.1]), np.asarray([True]))
     >>> control.weights.round(6)
     array([0.03])
     """
 
-    def __init__(self, description: RunDescription) -> None:
-        self._options = options = description.entropy
-        self._names = names = description.data.tasks
+    def __init__(self, config: TrainConfig) -> None:
+        self._options = options = config.entropy
+        self._names = names = config.data.tasks
         bounds = np.asarray([options.of(task) for task in names], np.float64).reshape(-1, 2)
         self._low, self._high = bounds[:, 0], bounds[:, 1]
         #: Weight of each task's entropy term, (num_tasks,).
@@ -157,13 +157,13 @@ class EntropyControl:
             maximum=self._options.max_weight,
         )
 
-    def steered(self, description: RunDescription) -> RunDescription:
-        """Return the description with the weights as they are now, for the update to read."""
+    def steered(self, config: TrainConfig) -> TrainConfig:
+        """Return the configuration with the weights as they are now, for the update to read."""
         if self._options.control == "fixed":
-            return description
+            return config
         weights = dict(zip(self._names, self.weights.tolist(), strict=True))
-        entropy = description.entropy.model_copy(update={"weights": weights})
-        return description.model_copy(update={"entropy": entropy})
+        entropy = config.entropy.model_copy(update={"weights": weights})
+        return config.model_copy(update={"entropy": entropy})
 
     def metrics(self) -> dict[str, float]:
         """Return ``entropy_weight/<task>`` of every task."""
@@ -174,7 +174,7 @@ class EntropyControl:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON holds it; nothing if it follows from the description."""
+        """Return the state as JSON holds it; nothing if it follows from the configuration."""
         return {} if self._options.control == "fixed" else {"weights": self.weights.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,23 +188,23 @@ class TaskWeightControl:
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data and task_weights sections; the tasks are named.
 
     Examples
     --------
-    >>> from g2rpo_trainer.run import load_description
+    >>> from g2rpo_trainer.config import load_config
     >>> control = TaskWeightControl(
-    ...     load_description(settings=["data.tasks=[ocr, maths]", "task_weights.adapt=10"])
+    ...     load_config(settings=["data.tasks=[ocr, maths]", "task_weights.adapt=10"])
     ... )
     >>> control.observe({"ocr": 4.0, "maths": 1.0}, step=10)
     >>> control.weights.round(4)
     array([0.7071, 1.4142])
     """
 
-    def __init__(self, description: RunDescription) -> None:
-        self._options = description.task_weights
-        self._names = description.data.tasks
+    def __init__(self, config: TrainConfig) -> None:
+        self._options = config.task_weights
+        self._names = config.data.tasks
         weights = [self._options.weights.get(task, 1.0) for task in self._names]
         self.weights: Floats = np.asarray(weights, np.float64)
 
@@ -238,7 +238,7 @@ class TaskWeightControl:
         return {f"task_weight/{task}": w for task, w in zip(self._names, weights, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON holds it; nothing if it follows from the description."""
+        """Return the state as JSON holds it; nothing if it follows from the configuration."""
         return {"weights": self.weights.tolist()} if self._options.adapt else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

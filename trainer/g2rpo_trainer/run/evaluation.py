@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.answers import Answers, Sample
-from g2rpo_trainer.run.description import RunDescription
 from g2rpo_trainer.run.scorer import Rewards
 
 SAMPLING_SEED = 260_408_539
@@ -50,17 +50,17 @@ class Evaluation(NamedTuple):
         return {task: of["items"] for task, of in self.detail.items()}
 
 
-def sampling_temperature(description: RunDescription) -> float:
+def sampling_temperature(config: TrainConfig) -> float:
     """Return the temperature of evaluations, by default that of the rollouts; never 0.
 
     Examples
     --------
-    >>> from g2rpo_trainer.run.description import load_description
-    >>> sampling_temperature(load_description(settings=["data.eval_temperature=0"]))
+    >>> from g2rpo_trainer.config import load_config
+    >>> sampling_temperature(load_config(settings=["data.eval_temperature=0"]))
     1e-06
     """
-    own = description.data.eval_temperature
-    return max(description.rollout.temperature if own is None else own, _GREEDY)
+    own = config.data.eval_temperature
+    return max(config.rollout.temperature if own is None else own, _GREEDY)
 
 
 def evaluated(

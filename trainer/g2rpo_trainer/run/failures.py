@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from g2rpo_trainer.run.errors import RunError, SharedError
+from g2rpo_trainer.errors import RunError, SharedError
 from g2rpo_trainer.run.folder import RunFolder
 
 __all__ = ["ran_out_of_memory", "resumable", "resume_command"]
@@ -70,14 +70,14 @@ def _where_it_stands(folder: RunFolder, steps: int) -> str:
     newest = folder.latest_checkpoint()
     saved = f"the checkpoint after step {newest.step}" if newest else "the start, as none was saved"
     return (
-        f"the run had done {steps} of {folder.description.optimization.steps} steps; "
+        f"the run had done {steps} of {folder.config.optimization.steps} steps; "
         f"it goes on from {saved}\ncontinue with: {resume_command(folder.path)}"
     )
 
 
 def _smaller(folder: RunFolder) -> str:
-    tokens = folder.description.optimization.micro_batch_tokens
-    rollout = folder.description.rollout
+    tokens = folder.config.optimization.micro_batch_tokens
+    rollout = folder.config.rollout
     rows = rollout.batch_size or rollout.prompts_per_step * rollout.num_generations
     fewer = max(rollout.num_generations, rows // 2)
     return (

@@ -1,7 +1,7 @@
 """A run's folder: configuration, metrics, checkpoints and summary, safe against a crash.
 
 =====================  ==========================================================================
-``config.yaml``        the resolved description; `load_description` reads it back
+``config.yaml``        the resolved configuration; `load_config` reads it back
 ``metrics.jsonl``      one JSON object a line, with ``step`` and the metrics of that step
 ``completions.jsonl``  some responses of every step, one JSON object a line
 ``checkpoints/``       ``step-000025/``, … ; a folder with such a name is complete
@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from g2rpo_trainer.config import TrainConfig, dump_config, load_config
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.checkpoints import Checkpoint, Checkpoints
 from g2rpo_trainer.run.completions import keep_some
-from g2rpo_trainer.run.description import RunDescription, dump_description, load_description
-from g2rpo_trainer.run.errors import RunError
 from g2rpo_trainer.run.files import (
     append_lines,
     is_full,
@@ -44,30 +44,30 @@ class RunFolder:
     ----------
     path : Path
         The folder, which exists.
-    description : RunDescription
-        The resolved description, as it stands in ``config.yaml``.
+    config : TrainConfig
+        The resolved configuration, as it stands in ``config.yaml``.
     """
 
-    def __init__(self, path: Path, description: RunDescription) -> None:
+    def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
-        self.description = description
+        self.config = config
         self._trackers: Trackers | None = None
 
     @classmethod
-    def create(cls, path: str | Path, description: RunDescription) -> Self:
+    def create(cls, path: str | Path, config: TrainConfig) -> Self:
         """Start a new run in `path`, which must hold none yet; write ``config.yaml``."""
         path = Path(path)
         cls.refuse_existing(path)
-        require_trackers(description.output.trackers)
+        require_trackers(config.output.trackers)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "config.yaml", dump_description(description))
+            write_text(path / "config.yaml", dump_config(config))
         except OSError as error:
             raise RunError(
                 f"{path} cannot be written ({error.strerror}); "
                 "name another folder with --output-dir"
             ) from None
-        return cls(path, description)
+        return cls(path, config)
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
@@ -87,16 +87,16 @@ class RunFolder:
             raise RunError(
                 f"{path} holds no run (no config.yaml); leave out --resume to start one there"
             )
-        description = load_description(path / "config.yaml", {"output.dir": str(path)})
-        return cls(path, description)
+        config = load_config(path / "config.yaml", {"output.dir": str(path)})
+        return cls(path, config)
 
-    def update_description(self, description: RunDescription) -> None:
-        """Replace the description, for a run that is continued with more steps."""
-        require_trackers(description.output.trackers)
-        if description != self.description:
+    def update_config(self, config: TrainConfig) -> None:
+        """Replace the configuration, for a run that is continued with more steps."""
+        require_trackers(config.output.trackers)
+        if config != self.config:
             with self.writing("config.yaml"):
-                write_text(self.path / "config.yaml", dump_description(description))
-        self.description = description
+                write_text(self.path / "config.yaml", dump_config(config))
+        self.config = config
 
     def begin(self, step: int) -> None:
         """Make ready to log the steps after `step`, and start the trackers.
@@ -108,8 +108,8 @@ class RunFolder:
             for path in (self.metrics_path, self.completions_path):
                 truncate_lines(path, step)
             self._checkpoints.clean()
-            output = self.description.output
-            config = self.description.model_dump(mode="json")
+            output = self.config.output
+            config = self.config.model_dump(mode="json")
             session = Session(self.path, step, self._run_id(), output.project, config)
             self._trackers = Trackers(output.trackers, session)
 
@@ -157,7 +157,7 @@ class RunFolder:
             If the disk is full.
         """
         with self.writing("metrics.jsonl"):
-            kept = keep_some(completions, self.description.output.completions)
+            kept = keep_some(completions, self.config.output.completions)
             if kept:
                 rows = [{"step": step} | dict(row) for row in kept]
                 append_lines(self.completions_path, rows)
@@ -220,7 +220,7 @@ class RunFolder:
 
     @property
     def _checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.path / "checkpoints", self.description.output.keep_checkpoints)
+        return Checkpoints(self.path / "checkpoints", self.config.output.keep_checkpoints)
 
     def _run_id(self) -> str:
         """Return the name by which trackers know the run: drawn once, kept in the folder."""

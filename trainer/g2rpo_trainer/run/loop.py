@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, skipped_text
-from g2rpo_trainer.run.description import RunDescription
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import Evaluation
 from g2rpo_trainer.run.failures import resumable
@@ -41,14 +41,14 @@ class Run(ABC):
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         The run; ``output.dir`` is its folder.
     processes : Processes
         Those that train together, by default this one alone.
 
     Attributes
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its tasks are named when :meth:`load` is called.
     progress : Progress
         Where the run stands; a step moves it on, and :meth:`load` takes it from a checkpoint.
@@ -66,8 +66,8 @@ class Run(ABC):
     scorer: Scorer
     folder: RunFolder
 
-    def __init__(self, description: RunDescription, processes: Processes | None = None) -> None:
-        self.description = description
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
+        self.config = config
         self.processes: Processes = processes or OneProcess()
         self.progress = Progress()
         self.at_end = ExitStack()
@@ -118,12 +118,12 @@ class Run(ABC):
         Interrupted
             After Ctrl-C or SIGTERM, once the step is finished and saved.
         """
-        path = self.description.output.dir
+        path = self.config.output.dir
         with self.processes.together():
             if not resume:
                 RunFolder.refuse_existing(path)
             folder = RunFolder.open(path) if resume else None
-            self.description = with_tasks(self.description)
+            self.config = with_tasks(self.config)
             checkpoint = folder.latest_checkpoint() if folder else None
         self.display = display or self._own_display()
         with self.at_end as at_end:
@@ -131,7 +131,7 @@ class Run(ABC):
             # What other runs of this process left out is not this one's.
             self._source.restore_skipped(self.progress.skipped_records)
             with self.processes.together():
-                self.scorer = at_end.enter_context(Scorer(self.description))
+                self.scorer = at_end.enter_context(Scorer(self.config))
                 self.folder = self._own_folder(folder)
             at_end.enter_context(closing(self.folder))
             echo = _ECHO if self.processes.size > 1 else 0.0
@@ -141,17 +141,17 @@ class Run(ABC):
 
     def _own_display(self) -> Display:
         console = None if self.processes.is_main else Console(quiet=True)
-        steps = self.description.optimization.steps
-        return Display(steps, self.description.data.tasks, console=console)
+        steps = self.config.optimization.steps
+        return Display(steps, self.config.data.tasks, console=console)
 
     def _own_folder(self, folder: RunFolder | None) -> RunFolder:
         """Return the run's folder, which the first process makes or brings up to date."""
-        path = self.description.output.dir
+        path = self.config.output.dir
         if not self.processes.is_main:
-            return RunFolder(Path(path), self.description)
+            return RunFolder(Path(path), self.config)
         if folder is None:
-            return RunFolder.create(path, self.description)
-        folder.update_description(self.description)
+            return RunFolder.create(path, self.config)
+        folder.update_config(self.config)
         return folder
 
     def _to_the_end(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Run(ABC):
         self._on_main(lambda: self.folder.begin(self.progress.step))
         if self.progress.before is None:
             self.progress.before = self._evaluate("held-out items before training", may_stop=True)
-        if self.progress.step < self.description.optimization.steps:
+        if self.progress.step < self.config.optimization.steps:
             self.take_steps()
         # Nothing is lost by stopping here: the evaluation comes again.
         after = self._evaluate("held-out items after training", may_stop=True)
@@ -172,7 +172,7 @@ class Run(ABC):
 
     def take_steps(self) -> None:
         """Take all steps that remain."""
-        while self.progress.step < self.description.optimization.steps:
+        while self.progress.step < self.config.optimization.steps:
             self.stop_if_asked()
             self.end_step(*self.take_step())
         self.save()
@@ -185,11 +185,11 @@ class Run(ABC):
 
     def end_step(self, metrics: Metrics, completions: Completions) -> None:
         """Evaluate where that is due; log and show the step; save where that is due."""
-        step, output = self.progress.step, self.description.output
+        step, output = self.progress.step, self.config.output
         if self._is_due(output.eval_steps):
             evaluation = self._evaluate(f"held-out items after step {step}")
             metrics = metrics | evaluation_metrics(evaluation)
-        if self.description.data.skip_broken:
+        if self.config.data.skip_broken:
             metrics = metrics | {"data/skipped": float(self._source.skipped)}
         self._on_main(lambda: self.folder.log(step, metrics, completions))
         self.display.step(step, metrics)
@@ -206,7 +206,7 @@ class Run(ABC):
         self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
 
     def _evaluate(self, name: str, *, may_stop: bool = False) -> Evaluation:
-        data = self.description.data
+        data = self.config.data
         with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
 
             def report(items: int) -> None:
@@ -219,7 +219,7 @@ class Run(ABC):
     def _report(self, summary: dict[str, Any]) -> None:
         self.finish()
         self.folder.write_summary(summary)
-        if self.description.output.plots:
+        if self.config.output.plots:
             with self.folder.writing("plots"):
                 draw_plots(self.folder)
 
@@ -234,13 +234,13 @@ class Run(ABC):
             "length_after": after.length,
             "steps": self.progress.step,
             "seconds": round(self.progress.seconds, 1),
-            "seed": self.description.seed,
-            "estimator": self.description.estimator.name,
+            "seed": self.config.seed,
+            "estimator": self.config.estimator.name,
         }
 
     @property
     def _source(self) -> Source:
-        return source_of(self.description.data)
+        return source_of(self.config.data)
 
     def _on_main(self, action: Callable[[], object]) -> None:
         """Let the first process do what one does for all; the others wait, and fail if it fails."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.equity_plot import draw_equity
 from g2rpo_trainer.run.folder import RunFolder
 
@@ -22,21 +22,21 @@ Records = Sequence[Mapping[str, float]]
 Series = list[tuple[float, float, float]]
 """A band over the steps: step, lower and upper end; empty for none."""
 
-BandOf = Callable[[RunDescription, str, Records], Series]
+BandOf = Callable[[TrainConfig, str, Records], Series]
 
 
 def draw_plots(folder: RunFolder) -> list[Path]:
     """Draw ``reward.png``, ``length.png``, ``entropy.png`` and ``equity.png`` from the metrics.
 
     The first three have one panel a task: thin the value of every step, thick a moving average,
-    shaded the band that the description asks for, as dots the held-out rewards with their
+    shaded the band that the configuration asks for, as dots the held-out rewards with their
     intervals. The last shows the tasks' own gradients, where they were measured. Without metrics
     nothing is drawn.
     """
     records = folder.read_metrics()
     if not records:
         return []
-    description = folder.description
+    config = folder.config
     folder.plots_path.mkdir(exist_ok=True)
     summary = folder.read_summary()
     figures: list[tuple[str, str, str, BandOf]] = [
@@ -55,10 +55,10 @@ def draw_plots(folder: RunFolder) -> list[Path]:
         ),
     ]
     pictures = [
-        _draw(folder.plots_path / f"{name}.png", records, summary, description, metric, label, of)
+        _draw(folder.plots_path / f"{name}.png", records, summary, config, metric, label, of)
         for name, metric, label, of in figures
     ]
-    equity = draw_equity(folder.plots_path / "equity.png", records, description.data.tasks)
+    equity = draw_equity(folder.plots_path / "equity.png", records, config.data.tasks)
     return [*pictures, equity] if equity else pictures
 
 
@@ -66,7 +66,7 @@ def _draw(
     path: Path,
     records: Records,
     summary: Mapping[str, Any],
-    description: RunDescription,
+    config: TrainConfig,
     metric: str,
     label: str,
     band_of: BandOf,
@@ -74,7 +74,7 @@ def _draw(
     # Figure itself, not pyplot: no window, no global state, whatever backend the user has set.
     from matplotlib.figure import Figure
 
-    tasks = description.data.tasks
+    tasks = config.data.tasks
     columns = min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
@@ -82,7 +82,7 @@ def _draw(
     for task, panel in zip(tasks, panels, strict=False):
         name = metric.format(task)
         points = [(record["step"], record[name]) for record in records if name in record]
-        _draw_panel(panel, points, band_of(description, task, records))
+        _draw_panel(panel, points, band_of(config, task, records))
         if metric == "reward/{}":
             _draw_held_out(panel, _held_out(records, summary, task))
         panel.set_title(task, loc="left", fontsize="medium")
@@ -137,14 +137,14 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smooth
 
 
-def _length_band(description: RunDescription, task: str, records: Records) -> Series:
+def _length_band(config: TrainConfig, task: str, records: Records) -> Series:
     """Return the target's course: as logged, for it may have been calibrated."""
     low, high = (f"length_target/{end}/{task}" for end in ("low", "high"))
     return [(each["step"], each[low], each[high]) for each in records if low in each]
 
 
-def _entropy_band(description: RunDescription, task: str, records: Records) -> Series:
-    entropy = description.entropy
+def _entropy_band(config: TrainConfig, task: str, records: Records) -> Series:
+    entropy = config.entropy
     if not entropy.weight_of(task) and entropy.control == "fixed":
         return []
     return [(record["step"], *entropy.of(task)) for record in records]

@@ -8,19 +8,18 @@ from itertools import chain
 
 from g2rpo._suggest import unknown_name
 from g2rpo.rewards import RewardFunction, check_record, with_own
+from g2rpo_trainer.config import BUILTIN_SOURCES, Data, TrainConfig
 from g2rpo_trainer.data import PromptRecord, Source, open_source
-from g2rpo_trainer.run.description import RunDescription
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.sections import BUILTIN_SOURCES, Data
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS_BY_SOURCE
 
-# By the text of a description's section, which holds lists and cannot be a key itself: the
+# By the text of a configuration's section, which holds lists and cannot be a key itself: the
 # source, and the functions with which its records were checked.
 _opened: dict[str, tuple[Source, dict[str, str]]] = {}
 
 
 def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
-    """Return the source that a description names, opened and checked once a process.
+    """Return the source that a configuration names, opened and checked once a process.
 
     Parameters
     ----------
@@ -45,41 +44,41 @@ def source_of(data: Data, functions: Mapping[str, str] | None = None) -> Source:
     return source
 
 
-def with_tasks(description: RunDescription) -> RunDescription:
-    """Return the description with the tasks that its source has, where it names none itself.
+def with_tasks(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the tasks that its source has, where it names none itself.
 
-    The source is opened and its records are checked with the description's own rewards.
+    The source is opened and its records are checked with the configuration's own rewards.
 
     Raises
     ------
     RunError
-        If the source cannot be used, or the description shapes a task that the source lacks, or in
+        If the source cannot be used, the configuration shapes a task that the source lacks, or in
         a way that no response can meet.
     """
-    functions = description.rewards.functions
-    source = source_of(description.data, functions)
-    if description.data.source in BUILTIN_SOURCES:
+    functions = config.rewards.functions
+    source = source_of(config.data, functions)
+    if config.data.source in BUILTIN_SOURCES:
         # A few of them may be trained, the defaults shape them all.
-        _refuse_unknown_tasks(description, list(chain(*BUILTIN_SOURCES.values())))
-    if description.data.tasks:
-        return description
-    _refuse_unknown_tasks(description, source.tasks)
-    data = description.data.model_copy(update={"tasks": list(source.tasks)})
+        _refuse_unknown_tasks(config, list(chain(*BUILTIN_SOURCES.values())))
+    if config.data.tasks:
+        return config
+    _refuse_unknown_tasks(config, source.tasks)
+    data = config.data.model_copy(update={"tasks": list(source.tasks)})
     # The same records, checked already.
     _opened[data.model_dump_json()] = source, dict(functions)
-    named = description.model_copy(update={"data": data})
+    named = config.model_copy(update={"data": data})
     named.require_reachable_targets()
     return named
 
 
-def _refuse_unknown_tasks(description: RunDescription, tasks: Sequence[str]) -> None:
-    """Raise if the description shapes a task that the source does not have: a slip of the pen."""
+def _refuse_unknown_tasks(config: TrainConfig, tasks: Sequence[str]) -> None:
+    """Raise if the configuration shapes a task that the source does not have: a slip of the pen."""
     named: dict[str, Iterable[str]] = {
-        "length.targets": description.length.targets,
-        "entropy.bounds": description.entropy.bounds,
-        "entropy.weights": description.entropy.weights,
-        "rollout.limits": description.rollout.limits,
-        "task_weights.weights": description.task_weights.weights,
+        "length.targets": config.length.targets,
+        "entropy.bounds": config.entropy.bounds,
+        "entropy.weights": config.entropy.weights,
+        "rollout.limits": config.rollout.limits,
+        "task_weights.weights": config.task_weights.weights,
     }
     for key, mapping in named.items():
         for task in mapping:
@@ -87,7 +86,7 @@ def _refuse_unknown_tasks(description: RunDescription, tasks: Sequence[str]) -> 
                 raise RunError(f"{key}: {unknown_name('task', task, tasks)}")
 
 
-def own_functions(description: RunDescription) -> dict[str, str]:
+def own_functions(config: TrainConfig) -> dict[str, str]:
     """Return the rewards that the run has beside :data:`g2rpo.rewards.ACCURACY`.
 
     Returns
@@ -95,7 +94,7 @@ def own_functions(description: RunDescription) -> dict[str, str]:
     dict
         Problem type -> import path: what the source brings with it, and the user's own.
     """
-    return {**source_of(description.data).reward_functions, **description.rewards.functions}
+    return {**source_of(config.data).reward_functions, **config.rewards.functions}
 
 
 def _loaded(functions: Mapping[str, str]) -> dict[str, RewardFunction]:

@@ -8,10 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from g2rpo_trainer.config import Length, TrainConfig
 from g2rpo_trainer.data import summary_table
-from g2rpo_trainer.run.description import RunDescription
 from g2rpo_trainer.run.records import source_of
-from g2rpo_trainer.run.sections import Length
 
 __all__ = ["before_after_table", "results_table", "start_table"]
 
@@ -20,26 +19,26 @@ __all__ = ["before_after_table", "results_table", "start_table"]
 _FEWEST_ITEMS = 5
 
 
-def start_table(description: RunDescription) -> Table:
+def start_table(config: TrainConfig) -> Table:
     """Return the table that begins a run: what each task has, and how it is shaped.
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data, rollout, length and entropy sections; the tasks are named.
     """
-    length, entropy = description.length, description.entropy
-    limit_of = description.rollout.limit_of
+    length, entropy = config.length, config.entropy
+    limit_of = config.rollout.limit_of
     more: dict[str, dict[str, str]] = {}
     if length.mode != "off":
         more["length [tokens]"] = {
-            task: _target_text(length, task, limit_of(task)) for task in description.data.tasks
+            task: _target_text(length, task, limit_of(task)) for task in config.data.tasks
         }
-    if entropy.control == "adaptive" or any(map(entropy.weight_of, description.data.tasks)):
+    if entropy.control == "adaptive" or any(map(entropy.weight_of, config.data.tasks)):
         more["entropy [nats]"] = {
-            task: "{:g}–{:g}".format(*entropy.of(task)) for task in description.data.tasks
+            task: "{:g}–{:g}".format(*entropy.of(task)) for task in config.data.tasks
         }
-    return summary_table(source_of(description.data).summary(), more)
+    return summary_table(source_of(config.data).summary(), more)
 
 
 def _target_text(length: Length, task: str, longest: int) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from g2rpo_trainer.run.sections import Optimization
+from g2rpo_trainer.config import Optimization
 
 __all__ = ["learning_rate_factor", "warmup_steps"]
 

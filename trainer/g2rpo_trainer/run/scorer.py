@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo.rewards import RewardError, TruthError, WorkerStartError
-from g2rpo_trainer.run.description import RunDescription
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.scoring import open_pool, reward_weights
 from g2rpo_trainer.tasks import Record
 
@@ -44,7 +44,7 @@ class Scorer:
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data and rewards sections; the tasks are named.
 
     Raises
@@ -53,11 +53,11 @@ class Scorer:
         If an import path leads nowhere.
     """
 
-    def __init__(self, description: RunDescription) -> None:
-        self._weights = reward_weights(description)
+    def __init__(self, config: TrainConfig) -> None:
+        self._weights = reward_weights(config)
         self._reported: Counter[str] = Counter()
         try:
-            self._pool = open_pool(description)
+            self._pool = open_pool(config)
         except ValueError as error:
             raise RunError(f"rewards.functions: {error}") from None
 

@@ -7,18 +7,17 @@ from collections.abc import Iterable, Mapping
 from g2rpo.rewards import RewardFunction, RewardPool, Weights, find_type, may_take_long, with_own
 from g2rpo.rewards.pool import default_workers
 from g2rpo.rewards.score import STRUCTURE_WEIGHT
-from g2rpo_trainer.run.description import RunDescription
+from g2rpo_trainer.config import BUILTIN_SOURCES, TrainConfig
 from g2rpo_trainer.run.launch import Launch
 from g2rpo_trainer.run.records import own_functions, source_of
-from g2rpo_trainer.run.sections import BUILTIN_SOURCES
 
 
-def open_pool(description: RunDescription) -> RewardPool:
+def open_pool(config: TrainConfig) -> RewardPool:
     """Return the pool that scores a run's responses; close it at the end of the run.
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its data and rewards sections; the tasks are named, as by
         :func:`~g2rpo_trainer.run.records.with_tasks`.
 
@@ -33,9 +32,9 @@ def open_pool(description: RunDescription) -> RewardPool:
     ValueError
         If an import path leads nowhere.
     """
-    options, functions = description.rewards, own_functions(description)
+    options, functions = config.rewards, own_functions(config)
     workers = options.workers
-    tasks = source_of(description.data).summary().tasks.values()
+    tasks = source_of(config.data).summary().tasks.values()
     types = {kind for task in tasks for kind in task.problem_types}
     if workers is None and not _any_takes_long(types, with_own(functions)):
         workers = 0
@@ -45,20 +44,20 @@ def open_pool(description: RunDescription) -> RewardPool:
     )
 
 
-def reward_weights(description: RunDescription) -> Weights:
+def reward_weights(config: TrainConfig) -> Weights:
     """Return what each component of a reward weighs in the run.
 
     Examples
     --------
-    >>> from g2rpo_trainer.run import load_description
-    >>> reward_weights(load_description())
+    >>> from g2rpo_trainer.config import load_config
+    >>> reward_weights(load_config())
     Weights(accuracy=0.9, format=0.1, structure=0.0)
     """
-    weights = description.rewards.weights
+    weights = config.rewards.weights
     structure = weights.structure
     if structure is None:
         # Answers to the built-in tasks have no shape beyond the format that is rewarded already.
-        structure = 0.0 if description.data.source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
+        structure = 0.0 if config.data.source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
     return Weights(weights.accuracy, weights.format, structure)
 
 

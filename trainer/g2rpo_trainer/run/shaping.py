@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 import g2rpo
 from g2rpo.advantages import takes_lengths
+from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.controllers import EntropyControl, LengthControl, TaskWeightControl
-from g2rpo_trainer.run.description import RunDescription
 from g2rpo_trainer.run.scorer import Floats, Rewards
 from g2rpo_trainer.run.scoring import reward_weights
 
@@ -47,18 +47,18 @@ class Shaping:
 
     Parameters
     ----------
-    description : RunDescription
+    config : TrainConfig
         Its estimator, rewards, length, entropy and task_weights sections; the tasks are named.
     """
 
-    def __init__(self, description: RunDescription) -> None:
-        self._description = description
-        self._length, self._entropy = LengthControl(description), EntropyControl(description)
-        self._task_weights = TaskWeightControl(description)
+    def __init__(self, config: TrainConfig) -> None:
+        self._description = config
+        self._length, self._entropy = LengthControl(config), EntropyControl(config)
+        self._task_weights = TaskWeightControl(config)
         self._ema: g2rpo.EMAState | None = None
-        if description.estimator.name == "ema-grpo":
+        if config.estimator.name == "ema-grpo":
             zeros = np.zeros(1, np.float32)
-            self._ema = g2rpo.EMAState.start(len(description.data.tasks), zeros)
+            self._ema = g2rpo.EMAState.start(len(config.data.tasks), zeros)
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class Shaping:
             Prompt of each response, or the number of responses to each prompt where those of one
             prompt are next to each other.
         tasks : array (N,), integer
-            Task of each response; tasks number ``description.data.tasks``.
+            Task of each response; tasks number ``config.data.tasks``.
         absent : array (N,), bool, optional
             Responses that enter no statistic; their advantages are 0.
         """
@@ -100,8 +100,8 @@ class Shaping:
 
     def steer(
         self, means: npt.NDArray[np.floating[Any]], present: npt.NDArray[np.bool_]
-    ) -> RunDescription:
-        """Return the description with this step's entropy weights; called once a step.
+    ) -> TrainConfig:
+        """Return the configuration with this step's entropy weights; called once a step.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class Shaping:
         estimator = self._description.estimator
         options: dict[str, Any] = dict(estimator.options)
         if estimator.name == "gaussian":
-            # Other estimators have no use for what the description says of Gaussian matching.
+            # Other estimators have no use for what the configuration says of Gaussian matching.
             options = estimator.model_dump(exclude={"name", "options"})
         values = rewards.reward
         if estimator.decoupled or estimator.name == "gdpo":

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["TRACKERS", "Session", "Tracker", "Trackers", "require_trackers"]
 
@@ -33,7 +33,7 @@ class Session(NamedTuple):
     project : str
         Under which the run is filed.
     config : mapping
-        The run's description.
+        The run's configuration.
     """
 
     path: Path

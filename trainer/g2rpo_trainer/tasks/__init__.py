@@ -38,7 +38,7 @@ TASKS: dict[str, ImageTask[Any]] = {
 """Name -> task of images."""
 
 TASKS_BY_SOURCE: dict[str, Mapping[str, Task[Any]]] = {"builtin": TASKS, "builtin-text": TEXT_TASKS}
-"""What ``data.source`` of a run's description calls them -> name -> task."""
+"""What ``data.source`` of a run's configuration calls them -> name -> task."""
 
 __all__ = [
     "LEVELS",

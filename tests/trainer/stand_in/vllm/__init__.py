@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import torch
 
+from g2rpo_trainer.config import Model
 from g2rpo_trainer.inputs.prompts import Prompts
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.rollout.sampling import sample
 from g2rpo_trainer.rollout.synchronised import weights_of
-from g2rpo_trainer.run.sections import Model
 
 SamplingParams = SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""One description of a run: read from YAML, changed by flags, checked once.
+"""One configuration of a run: read from YAML, changed by flags, checked once.
 
 Four layers, later ones win: the defaults of the sections, those of a pretrained model in `presets`,
 a YAML file, and single values by dotted key (``optimization.steps=50``, as `keys` reads it). A
@@ -17,31 +17,29 @@ from pydantic_core import ErrorDetails
 
 from g2rpo._shown import clipped, shown
 from g2rpo._suggest import did_you_mean
-from g2rpo_trainer.run.errors import RunError
-from g2rpo_trainer.run.keys import QUOTING, joined_key, split_key, split_setting
-from g2rpo_trainer.run.presets import presets
-from g2rpo_trainer.run.sections import (
-    BUILTIN_SOURCES,
-    Data,
-    Entropy,
-    Estimator,
-    Length,
-    Model,
-    Optimization,
-    Output,
-    Rewards,
-    Rollout,
-    Section,
-    TaskWeights,
-)
+from g2rpo_trainer.config.keys import QUOTING, joined_key, split_key, split_setting
+from g2rpo_trainer.config.presets import presets
+from g2rpo_trainer.errors import RunError
 
-__all__ = ["RunDescription", "dump_description", "load_description", "parse_setting"]
+from .data import BUILTIN_SOURCES, Data
+from .entropy import Entropy
+from .estimator import Estimator
+from .length import Length
+from .model import Model
+from .optimization import Optimization
+from .output import Output
+from .rewards import Rewards
+from .rollout import Rollout
+from .section import Section
+from .task_weights import TaskWeights
+
+__all__ = ["TrainConfig", "dump_config", "load_config", "parse_setting"]
 
 Parts = tuple[str, ...]
 """A dotted key, taken apart."""
 
 
-class RunDescription(Section):
+class TrainConfig(Section):
     """Everything that decides a run: model, data, estimator, shaping, optimisation, output."""
 
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of data, sampling and order")
@@ -132,12 +130,12 @@ class RunDescription(Section):
                 )
 
 
-def load_description(
+def load_config(
     path: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
-) -> RunDescription:
-    """Read a run's description: the defaults, then a file, then `settings`, then `overrides`.
+) -> TrainConfig:
+    """Read a run's configuration: the defaults, then a file, then `settings`, then `overrides`.
 
     The defaults are those of the model that is named by any of them.
 
@@ -153,7 +151,7 @@ def load_description(
 
     Returns
     -------
-    RunDescription
+    TrainConfig
 
     Raises
     ------
@@ -163,7 +161,7 @@ def load_description(
 
     Examples
     --------
-    >>> load_description(settings=["data.tasks=[maths, ocr]"]).data.tasks
+    >>> load_config(settings=["data.tasks=[maths, ocr]"]).data.tasks
     ['maths', 'ocr']
     """
     origin: dict[Parts, str] = {}
@@ -177,7 +175,7 @@ def load_description(
         origin[parts] = where
     values = _laid(_defaults(contents, singles), contents, singles)
     try:
-        return RunDescription.model_validate(values)
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
         file = f"{path}: " if path is not None else ""
         lines = [_explain(details, origin, file) for details in error.errors()]
@@ -185,9 +183,9 @@ def load_description(
         raise RunError("\n".join(dict.fromkeys(lines))) from None
 
 
-def dump_description(description: RunDescription) -> str:
-    """Return the description as YAML that `load_description` reads back to an equal one."""
-    values = description.model_dump(mode="json")
+def dump_config(config: TrainConfig) -> str:
+    """Return the configuration as YAML that `load_config` reads back to an equal one."""
+    values = config.model_dump(mode="json")
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100))
 
 
@@ -226,7 +224,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _defaults(contents: dict[str, Any], singles: Sequence[tuple[Parts, Any]]) -> dict[str, Any]:
     """Return what holds where nothing is said, which depends on some of what is said."""
     # The tasks are left to the section itself, which knows those of every source.
-    values: dict[str, Any] = RunDescription().model_dump(exclude={"data": {"tasks"}})
+    values: dict[str, Any] = TrainConfig().model_dump(exclude={"data": {"tasks"}})
     said = _laid(values, contents, singles)
     model = said["model"]
     chosen = presets(_of(model, "name"), _of(_of(model, "lora"), "rank"))
@@ -306,7 +304,7 @@ _WISHES = {
 
 
 def _fields(parents: Iterable[str]) -> list[str]:
-    model: type[BaseModel] = RunDescription
+    model: type[BaseModel] = TrainConfig
     for parent in parents:
         annotation = model.model_fields[parent].annotation
         assert isinstance(annotation, type)  # only sections forbid keys, so each step is one

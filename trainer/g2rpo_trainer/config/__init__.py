@@ -1,4 +1,15 @@
-"""The sections of a run's description: one frozen model each, every field with its unit."""
+# ruff: noqa: E402 (missing packages are named before anything needs them)
+"""The configuration of a run: one frozen model a section, every field with its unit."""
+
+from importlib.util import find_spec
+
+_MISSING = [name for name in ("pydantic", "yaml") if find_spec(name) is None]
+if _MISSING:
+    raise ImportError(
+        f"g2rpo_trainer.config needs {', '.join(_MISSING)}, which the core does not install; "
+        'run: pip install "g2rpo[torch]"'
+    )
+
 
 from .data import (
     BUILTIN_SOURCES,
@@ -19,6 +30,7 @@ from .rewards import Rewards, RewardWeights
 from .rollout import Rollout
 from .section import Section
 from .task_weights import TaskWeights
+from .train_config import TrainConfig, dump_config, load_config, parse_setting
 
 __all__ = [
     "BUILTIN_SOURCES",
@@ -43,4 +55,8 @@ __all__ = [
     "Rollout",
     "Section",
     "TaskWeights",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+    "parse_setting",
 ]

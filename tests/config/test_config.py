@@ -4,11 +4,11 @@ import pytest
 from pydantic import BaseModel
 
 from g2rpo import LOSSES
-from g2rpo_trainer.run import RunDescription, RunError, dump_description, load_description
-from g2rpo_trainer.run.keys import joined_key, split_key
-from g2rpo_trainer.run.presets import presets
+from g2rpo_trainer.config import BUILTIN_TASKS, TrainConfig, dump_config, load_config
+from g2rpo_trainer.config.keys import joined_key, split_key
+from g2rpo_trainer.config.presets import presets
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.records import with_tasks
-from g2rpo_trainer.run.sections import BUILTIN_TASKS
 from g2rpo_trainer.tasks import TASKS
 
 
@@ -21,11 +21,11 @@ def fields(model: type[BaseModel], prefix: str = ""):
 
 def error_of(**arguments) -> str:
     with pytest.raises(RunError) as caught:
-        load_description(**arguments)
+        load_config(**arguments)
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "field"), list(fields(RunDescription)))
+@pytest.mark.parametrize(("name", "field"), list(fields(TrainConfig)))
 def test_every_field_is_described(name, field):
     assert field.description
 
@@ -44,7 +44,7 @@ def test_a_length_target_that_no_response_can_reach():
     settings = ["rollout.max_completion_length=40", "length.targets={sums: [40, 50, 60, 70]}"]
     named = ["data.source=own.jsonl", "data.tasks=[sums]"]
     assert error_of(settings=[*settings, *named]) == UNREACHABLE
-    load_description(settings=[*settings, *named, "length.mode=off"])
+    load_config(settings=[*settings, *named, "length.mode=off"])
     own_limit = ["rollout.max_completion_length=99", "rollout.limits={sums: 40}"]
     text = error_of(settings=[*settings, *named, *own_limit])
     assert "but rollout.limits.sums is 40" in text
@@ -57,56 +57,56 @@ def test_a_task_that_the_data_name_has_a_target_in_reach(tmp_path):
     settings = [f"data.source={path}", "data.problem_type=numerical", "data.eval_items=2"]
     settings.append("rollout.max_completion_length=40")
     low, high = "length.targets={sums: [39, 50, 60, 70]}", "length.targets={sums: [40, 50, 60, 70]}"
-    assert with_tasks(load_description(settings=[*settings, low])).data.tasks == ["sums"]
+    assert with_tasks(load_config(settings=[*settings, low])).data.tasks == ["sums"]
     with pytest.raises(RunError) as refused:
-        with_tasks(load_description(settings=[*settings, high]))
+        with_tasks(load_config(settings=[*settings, high]))
     assert str(refused.value) == UNREACHABLE
 
 
 def test_defaults_alone_are_valid():
-    assert load_description() == RunDescription()
+    assert load_config() == TrainConfig()
 
 
 def test_dump_reads_back(tmp_path):
-    description = load_description(settings=["estimator.task_stage=null", "data.level=2"])
+    config = load_config(settings=["estimator.task_stage=null", "data.level=2"])
     path = tmp_path / "run.yaml"
-    path.write_text(dump_description(description))
-    assert load_description(path) == description
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
 
 
 def test_flag_wins_over_setting_wins_over_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("seed: 1\noptimization: {steps: 1, learning_rate: 1e-3}\n")
-    description = load_description(path, {"seed": 3}, ["seed=2", "optimization.steps=2"])
-    assert (description.seed, description.optimization.steps) == (3, 2)
+    config = load_config(path, {"seed": 3}, ["seed=2", "optimization.steps=2"])
+    assert (config.seed, config.optimization.steps) == (3, 2)
     # PyYAML reads 1e-3, without a point, as text.
-    assert description.optimization.learning_rate == 1e-3
+    assert config.optimization.learning_rate == 1e-3
 
 
 def test_mapping_in_a_file_replaces_and_a_setting_changes_one_entry(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("length: {targets: {ocr: [0, 1, 2, 3]}}\n")
-    assert set(load_description(path).length.targets) == {"ocr"}
-    targets = load_description(settings=["length.targets.ocr=[0, 1, 2, 3]"]).length.targets
+    assert set(load_config(path).length.targets) == {"ocr"}
+    targets = load_config(settings=["length.targets.ocr=[0, 1, 2, 3]"]).length.targets
     assert targets["ocr"] == (0, 1, 2, 3)
     assert set(targets) == set(BUILTIN_TASKS)
 
 
 def test_loading_leaves_the_defaults_alone():
-    load_description(settings=["length.targets.ocr=[0, 1, 2, 3]", "entropy.bounds.ocr=[0, 1]"])
-    assert RunDescription().length.targets["ocr"] != (0, 1, 2, 3)
-    assert RunDescription().entropy.bounds == {}
+    load_config(settings=["length.targets.ocr=[0, 1, 2, 3]", "entropy.bounds.ocr=[0, 1]"])
+    assert TrainConfig().length.targets["ocr"] != (0, 1, 2, 3)
+    assert TrainConfig().entropy.bounds == {}
 
 
 def test_empty_file_changes_nothing(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("")
-    assert load_description(path) == RunDescription()
+    assert load_config(path) == TrainConfig()
 
 
 @pytest.mark.parametrize(("word", "mode"), [("off", "off"), ("term", "term")])
 def test_length_mode_off_survives_yaml(word, mode):
-    assert load_description(settings=[f"length.mode={word}"]).length.mode == mode
+    assert load_config(settings=[f"length.mode={word}"]).length.mode == mode
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_length_mode_off_survives_yaml(word, mode):
 )
 def test_truncated_responses_are_masked_as_in_trl_or_further(word, mode, tmp_path):
     settings = [f"optimization.mask_truncated_completions={word}"]
-    described = load_description(settings=settings)
+    described = load_config(settings=settings)
     assert described.optimization.mask_truncated_completions == mode
     path = tmp_path / "run.yaml"
-    path.write_text(dump_description(described))
-    assert load_description(path) == described
+    path.write_text(dump_config(described))
+    assert load_config(path) == described
 
 
 def test_shared_prompts_off_survives_yaml():
-    assert load_description().rollout.shared_prompts == "auto"
-    assert load_description(settings=["rollout.shared_prompts=off"]).rollout.shared_prompts == "off"
+    assert load_config().rollout.shared_prompts == "auto"
+    assert load_config(settings=["rollout.shared_prompts=off"]).rollout.shared_prompts == "off"
 
 
 @pytest.mark.parametrize("word", ["null", "~", "none", "None"])
 def test_no_task_stage(word):
-    assert load_description(settings=[f"estimator.task_stage={word}"]).estimator.task_stage is None
+    assert load_config(settings=[f"estimator.task_stage={word}"]).estimator.task_stage is None
 
 
 def test_entropy_bounds_of_a_task():
-    entropy = load_description(settings=["entropy.bounds.ocr=[0.1, 0.3]"]).entropy
+    entropy = load_config(settings=["entropy.bounds.ocr=[0.1, 0.3]"]).entropy
     assert (entropy.of("ocr"), entropy.of("vqa")) == ((0.1, 0.3), (entropy.low, entropy.high))
 
 
@@ -149,9 +149,9 @@ def test_every_mapping_by_task_takes_every_name(name):
         "rewards.functions": "module:function",
     }
     settings = [f"{key}{quoted}={json.dumps(value)}" for key, value in values.items()]
-    description = load_description(settings=["data.source=own.jsonl", *settings])
+    config = load_config(settings=["data.source=own.jsonl", *settings])
     for key, value in values.items():
-        section = description
+        section = config
         for part in key.split("."):
             section = getattr(section, part)
         assert section == {name: value}
@@ -179,7 +179,7 @@ def test_no_message_is_longer_than_a_screen():
     long, many = "x" * 10**5, ", ".join(map(str, range(10**5)))
     for setting in (long, f"{long}=3", f"seed={long}", f"data=[{many}]", f"data.source={long}"):
         assert len(error_of(settings=[setting])) < 1000
-    load_description(settings=[f"data.source=reasoning-gym:{','.join(['chain_sum'] * 99)}"])
+    load_config(settings=[f"data.source=reasoning-gym:{','.join(['chain_sum'] * 99)}"])
 
 
 @pytest.mark.parametrize(
@@ -261,23 +261,23 @@ def test_error_names_the_key_the_value_and_the_way_out(setting, parts):
 
 @pytest.mark.parametrize("loss_type", list(LOSSES))
 def test_a_loss_type_brings_its_own_numbers_and_survives_yaml(tmp_path, loss_type):
-    description = load_description(settings=[f"optimization.loss_type={loss_type}"])
-    options = description.optimization.loss_options(77)
+    config = load_config(settings=[f"optimization.loss_type={loss_type}"])
+    options = config.optimization.loss_options(77)
     assert options.aggregation == LOSSES[loss_type].aggregation
     assert options.max_completion_length == (77 if loss_type == "dr-grpo" else None)
     for name, default in LOSSES[loss_type].defaults.items():
         assert getattr(options, name) == default
     path = tmp_path / "run.yaml"
-    path.write_text(dump_description(description))
-    assert load_description(path) == description
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
 
 
 def test_no_dual_clip_survives_yaml(tmp_path):
-    description = load_description(settings=["optimization.dual_clip=.inf"])
-    assert description.optimization.loss_options(9).dual_clip == float("inf")
+    config = load_config(settings=["optimization.dual_clip=.inf"])
+    assert config.optimization.loss_options(9).dual_clip == float("inf")
     path = tmp_path / "run.yaml"
-    path.write_text(dump_description(description))
-    assert load_description(path) == description
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
 
 
 def test_a_loss_of_one_s_own_by_its_module(tmp_path, monkeypatch):
@@ -289,11 +289,11 @@ def test_a_loss_of_one_s_own_by_its_module(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        description = load_description(settings=["optimization.loss_type=losses_of_one:squared"])
-        options = description.optimization.loss_options(9)
+        config = load_config(settings=["optimization.loss_type=losses_of_one:squared"])
+        options = config.optimization.loss_options(9)
         assert (options.loss_type, options.aggregation) == ("squared", "task")
         assert options.epsilon_high == 0.5
-        assert load_description(settings=["optimization.loss_type=squared"])
+        assert load_config(settings=["optimization.loss_type=squared"])
         assert "no epsilon" in error_of(
             settings=["optimization.loss_type=losses_of_one:squared", "optimization.epsilon=0.1"]
         )
@@ -325,14 +325,14 @@ def test_unreadable_file(tmp_path, text, part):
 
 def test_description_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
-        RunDescription().seed = 3
+        TrainConfig().seed = 3
 
 
 def test_no_preset_of_the_built_in_policy_and_none_for_a_key_that_does_not_exist():
     assert presets("builtin", 0) == {}
     for rank in (0, 8):
         settings = ["model.name=some/model", f"model.lora.rank={rank}"]
-        values = load_description(settings=settings).model_dump()
+        values = load_config(settings=settings).model_dump()
         for key, preset in presets("some/model", rank).items():
             value = values
             for part in key.split("."):
@@ -343,25 +343,25 @@ def test_no_preset_of_the_built_in_policy_and_none_for_a_key_that_does_not_exist
 def test_a_pretrained_model_has_defaults_of_its_own(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model: {name: some/model, lora: {rank: 4}}\nentropy: {low: 0.1}")
-    whole = load_description(overrides={"model.name": "some/model"})
-    adapted = load_description(path)
+    whole = load_config(overrides={"model.name": "some/model"})
+    adapted = load_config(path)
     assert whole.optimization.learning_rate == 1e-6
     assert adapted.optimization.learning_rate == 1e-5
-    for description in (whole, adapted):
-        assert description.rollout.max_completion_length == 1024
-        assert description.optimization.schedule == "constant"
+    for config in (whole, adapted):
+        assert config.rollout.max_completion_length == 1024
+        assert config.optimization.schedule == "constant"
     assert (whole.entropy.low, adapted.entropy.low) == (0.2, 0.1)
-    builtin = load_description(path, {"model.name": "builtin"})
-    assert builtin.optimization == RunDescription().optimization
+    builtin = load_config(path, {"model.name": "builtin"})
+    assert builtin.optimization == TrainConfig().optimization
 
 
 def test_what_is_said_is_left_alone():
     said = {"model.name": "some/model", "length.targets": {"maths": (1, 2, 3, 4)}}
     settings = ["optimization.learning_rate=0.5", "rollout.max_completion_length=7"]
-    description = load_description(overrides=said, settings=settings)
-    assert description.optimization.learning_rate == 0.5
-    assert description.rollout.max_completion_length == 7
-    load_description(overrides={**said, "length.targets.ocr": (1, 2, 3, 4)})
+    config = load_config(overrides=said, settings=settings)
+    assert config.optimization.learning_rate == 0.5
+    assert config.rollout.max_completion_length == 7
+    load_config(overrides={**said, "length.targets.ocr": (1, 2, 3, 4)})
     assert list(said["length.targets"]) == ["maths"]
 
 

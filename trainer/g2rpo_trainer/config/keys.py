@@ -1,4 +1,4 @@
-"""Dotted keys of a run's description, such as ``rollout.limits.ocr``.
+"""Dotted keys of a run's configuration, such as ``rollout.limits.ocr``.
 
 A name with a dot, an equals sign or a quote in it stands in brackets and quotes, as in Python:
 ``rollout.limits["v1.5"]``.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from g2rpo._shown import shown
-from g2rpo_trainer.run.errors import RunError
+from g2rpo_trainer.errors import RunError
 
 __all__ = ["QUOTING", "joined_key", "split_key", "split_setting"]
 

@@ -1,4 +1,4 @@
-"""The error of everything that a user can put right in a run's description or folder."""
+"""The error of everything that a user can put right in a run's configuration or folder."""
 
 __all__ = ["RunError", "SharedError"]
 

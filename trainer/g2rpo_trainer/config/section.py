@@ -1,4 +1,4 @@
-"""What all sections of a run's description have in common."""
+"""What all sections of a run's configuration have in common."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the description: unknown keys are errors, values do not change once read."""
+    """A part of the configuration: unknown keys are errors, values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

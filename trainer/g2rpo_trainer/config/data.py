@@ -13,7 +13,7 @@ from g2rpo._suggest import did_you_mean, unknown_name
 from .section import Section
 
 BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
-"""Names of the built-in tasks. Kept here so that reading a description loads no task."""
+"""Names of the built-in tasks. Kept here so that reading a configuration loads no task."""
 
 BUILTIN_TEXT_TASKS = ("arithmetic", "box", "bars", "sorting")
 """Names of the built-in tasks of text alone."""
@@ -32,7 +32,7 @@ RECORD_COLUMNS = (
     "task_type",
     "options",
 )
-"""What a record is made of. Kept here so that reading a description loads no data."""
+"""What a record is made of. Kept here so that reading a configuration loads no data."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 """Endings of the files that are read."""
