@@ -1,6 +1,6 @@
 """One case or more for each public function of the core: a call, and inputs of any batch size.
 
-A call takes the module to call (``g2rpo_jax`` or ``g2rpo_torch``) and that library's arrays, and
+A call takes the core and arrays of a library, and
 returns a tree of arrays. Inputs are without ties and away from kinks, where libraries may choose
 different subgradients, unless the function is about them.
 """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import g2rpo
 import g2rpo_jax
 import g2rpo_torch
 
@@ -66,21 +67,21 @@ def test_totals_of_halves_are_those_of_the_whole(counted, dtype, rng):
     mask, tasks = rng.random((8, 5)) < 0.7, np.arange(8) % 2
     entropies = np.abs(rng.standard_normal((8, 5))).astype(dtype)
 
-    def totals(module, mask, tasks, entropies):
+    def totals(mask, tasks, entropies):
         options = {}
         if counted != "tokens":
             options = {"tasks": tasks, "num_tasks": TASKS}
         if counted == "entropies of tasks":
             options["entropies"] = entropies
-        return module.batch_totals(mask, **options)
+        return g2rpo.batch_totals(mask, **options)
 
     def reduced(*arrays):
-        return g2rpo_jax.reduce_totals(totals(g2rpo_jax, *arrays), axis_name="data")
+        return g2rpo_jax.reduce_totals(totals(*arrays), axis_name="data")
 
     with jax.enable_x64(dtype == "float64"):
         found = on_two_devices(reduced, mask, tasks, entropies)
     tensors = (torch.tensor(x) for x in (mask, tasks, entropies))
-    expected = g2rpo_torch.reduce_totals(totals(g2rpo_torch, *tensors))
+    expected = g2rpo_torch.reduce_totals(totals(*tensors))
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours is None) == (theirs is None)
         for half in () if ours is None else ours:
@@ -97,7 +98,7 @@ def objective(module, hidden, weight, labels, old, advantages, mask, tasks, boun
             hidden, weight, labels, old, advantages, mask, tasks, **given
         )
     logprobs, entropies = module.logprobs_and_entropy(hidden, weight, labels)
-    return module.g2rpo_loss(
+    return g2rpo.g2rpo_loss(
         logprobs, old, advantages, mask, entropies=entropies, tasks=tasks, **given
     )
 

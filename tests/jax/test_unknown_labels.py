@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import g2rpo
-from g2rpo.advantages import takes_lengths
-from g2rpo_jax import (
+from g2rpo import (
     ESTIMATORS,
     EMAState,
     batch_totals,
@@ -28,6 +27,7 @@ from g2rpo_jax import (
     policy_loss,
     task_means,
 )
+from g2rpo.advantages import takes_lengths
 
 TASKS = 3
 WRONG = [-1, TASKS, TASKS + 1, -(2**31), 2**31 - 1]

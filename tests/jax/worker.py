@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import g2rpo_jax as g2rpo
+import g2rpo
+from g2rpo_jax import gather_rollouts, logprobs_and_entropy, reduce_totals
 
 ROWS = PartitionSpec("data")
 ALL = PartitionSpec()
@@ -99,7 +100,7 @@ def check_advantages(*names: str) -> None:
             rows = PartitionSpec(axes)
 
             def local(*arrays, axes=axes, estimator=estimator):
-                gathered, own = g2rpo.gather_rollouts(*arrays, axis_name=axes)
+                gathered, own = gather_rollouts(*arrays, axis_name=axes)
                 return estimator(*gathered)[own]
 
             sharded = jax.shard_map(local, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows)
@@ -114,9 +115,9 @@ def check_advantages(*names: str) -> None:
         return
     arrays = rollouts()
     check_explicit_axes(arrays)
-    (whole,), own = jax.vmap(
-        lambda x: g2rpo.gather_rollouts(x, axis_name="data"), axis_name="data"
-    )(jnp.asarray([[True, False], [True, True]]))
+    (whole,), own = jax.vmap(lambda x: gather_rollouts(x, axis_name="data"), axis_name="data")(
+        jnp.asarray([[True, False], [True, True]])
+    )
     assert whole.tolist() == [[True, False, True, True]] * 2
     assert own.tolist() == [[0, 1], [2, 3]]
 
@@ -128,7 +129,7 @@ def check_uneven(estimator: Callable[..., Array], arrays: list[Array]) -> None:
     filled = padded(few, 328)
 
     def local(*arrays):
-        gathered, own = g2rpo.gather_rollouts(*arrays, axis_name="data")
+        gathered, own = gather_rollouts(*arrays, axis_name="data")
         return estimator(*gathered)[own]
 
     sharded = jax.shard_map(local, mesh=mesh_of(), in_specs=(ROWS,) * 3, out_specs=ROWS)
@@ -168,7 +169,7 @@ def check_losses() -> None:
         entropies = entropies * jnp.exp(policy[None, :])
         totals = g2rpo.batch_totals(mask, entropies=entropies, tasks=tasks, num_tasks=TASKS)
         if axis_name is not None:
-            totals = g2rpo.reduce_totals(totals, axis_name=axis_name)
+            totals = reduce_totals(totals, axis_name=axis_name)
         terms, _ = g2rpo.g2rpo_loss(
             old + 0.1 * policy[None, :],
             old,
@@ -199,7 +200,7 @@ def check_losses() -> None:
     np.testing.assert_allclose(jnp.stack(terms), jnp.stack(expected), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours, gradient, rtol=1e-5, atol=1e-6)
     counts = jax.shard_map(
-        lambda mask: g2rpo.reduce_totals(g2rpo.batch_totals(mask), axis_name="data"),
+        lambda mask: reduce_totals(g2rpo.batch_totals(mask), axis_name="data"),
         mesh=mesh_of(),
         in_specs=ROWS,
         out_specs=ALL,
@@ -216,7 +217,7 @@ def check_logprobs() -> None:
     labels = jnp.asarray(rng.integers(0, 203, (16, 10)))
 
     def loss(hidden, weight, bias, labels, tile):
-        logprobs, entropy = g2rpo.logprobs_and_entropy(hidden, weight, labels, bias=bias, tile=tile)
+        logprobs, entropy = logprobs_and_entropy(hidden, weight, labels, bias=bias, tile=tile)
         return jnp.sum(logprobs) + 0.3 * jnp.sum(entropy)
 
     def check(got, expected):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2rpo_torch import batch_totals, gather_rollouts, reduce_totals
+from g2rpo import batch_totals
+from g2rpo_torch import gather_rollouts, reduce_totals
 
 WORKER = Path(__file__).with_name("worker.py")
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from g2rpo_torch import (
+from g2rpo import (
     BatchTotals,
     LossOptions,
     batch_totals,

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import g2rpo_torch as g2rpo
+import g2rpo
+from g2rpo_torch import gather_rollouts, reduce_totals
 
 SEQUENCES, TOKENS, VOCABULARY, TASKS, STEPS, MICRO_BATCHES = 48, 9, 13, 3, 20, 4
 
@@ -38,14 +39,14 @@ def advantages(rank: int, processes: int) -> dict[str, list[float]]:
     rewards[7], rewards[11] = float("nan"), float("inf")
     busy = max(1, processes - 1)
     own = shares(300, busy)[rank] if rank < busy else slice(300, 300)
-    (all_rewards, all_groups, all_tasks), local = g2rpo.gather_rollouts(
+    (all_rewards, all_groups, all_tasks), local = gather_rollouts(
         rewards[own], groups[own], tasks[own]
     )
     assert local == own
     found = {}
     for name in ("gaussian", "grpo", "ema-grpo"):
         whole = g2rpo.ESTIMATORS[name](all_rewards, all_groups, all_tasks)
-        (back,), _ = g2rpo.gather_rollouts(whole[local])
+        (back,), _ = gather_rollouts(whole[local])
         assert torch.equal(back.view(torch.int32), whole.view(torch.int32))
         found[name] = back.view(torch.int32).tolist()
     return found
@@ -76,7 +77,7 @@ def step(
     rewards = torch.rand(SEQUENCES, generator=generator)
     groups = torch.arange(SEQUENCES) // 6
     tokens, lengths = tokens[own], lengths[own]
-    (rewards, groups), local = g2rpo.gather_rollouts(rewards[own], groups[own])
+    (rewards, groups), local = gather_rollouts(rewards[own], groups[own])
     scores = g2rpo.gaussian_advantages(rewards, groups, groups % TASKS)[local]
     tasks = (groups % TASKS)[local]
     mask = torch.arange(TOKENS) < lengths[:, None]
@@ -88,7 +89,7 @@ def step(
 
     with torch.no_grad():
         old, entropies = forward(slice(None))
-    totals = g2rpo.reduce_totals(
+    totals = reduce_totals(
         g2rpo.batch_totals(mask, entropies=entropies, tasks=tasks, num_tasks=TASKS)
     )
     sums = torch.zeros(5)
@@ -123,7 +124,7 @@ def task_tokens(rank: int, processes: int) -> list[float]:
     rows = torch.arange(SEQUENCES)[own]
     mask = torch.arange(TOKENS) < (rows % (TOKENS + 1))[:, None]
     counted = g2rpo.batch_totals(mask, tasks=rows % TASKS, num_tasks=TASKS)
-    counts: list[float] = g2rpo.reduce_totals(counted).task_tokens.tolist()
+    counts: list[float] = reduce_totals(counted).task_tokens.tolist()
     return counts
 
 
@@ -147,10 +148,10 @@ def mean_over_tasks(rank: int, processes: int) -> list[float]:
         tasks=tasks,
         num_tasks=TASKS,
         task_weights=torch.tensor([0.5, 1.0, 2.0]),
-        totals=g2rpo.reduce_totals(g2rpo.batch_totals(mask, tasks=tasks, num_tasks=TASKS)),
+        totals=reduce_totals(g2rpo.batch_totals(mask, tasks=tasks, num_tasks=TASKS)),
     )
     loss.backward()
-    (slopes, losses), _ = g2rpo.gather_rollouts(
+    (slopes, losses), _ = gather_rollouts(
         logprobs.grad.sum(1), loss.detach().expand(len(scores)) / max(1, len(scores))
     )
     return [float(losses.sum()), *slopes.tolist()]
@@ -159,7 +160,7 @@ def mean_over_tasks(rank: int, processes: int) -> list[float]:
 def disagreement(rank: int) -> str:
     """Return the message when one process brings another kind of array."""
     try:
-        g2rpo.gather_rollouts(torch.zeros(2), torch.zeros((2, 3 + (rank == 1)), dtype=torch.int64))
+        gather_rollouts(torch.zeros(2), torch.zeros((2, 3 + (rank == 1)), dtype=torch.int64))
     except ValueError as error:
         return str(error)
     return ""
