@@ -1,93 +1,121 @@
-"""Time and memory of the advantages, against a loop, verl, TRL and one stable sort.
+"""Time and memory of the advantages beside a loop, verl, TRL and one stable sort, with the aims.
 
     python benchmarks/advantages.py --output benchmarks/results/advantages.md
 
-Every contender runs in a process of its own, one after the other, on the same rewards: prompts of
-eight responses, six tasks whose rewards are binary, dense and heavy-tailed. verl is used where it
-can be imported (``pip install --no-deps verl`` and what its import then asks for).
+Every pair runs in a process of its own, in turns, on the same rewards: prompts of eight responses,
+six tasks whose rewards are binary, dense and heavy-tailed. verl is used where it can be imported
+(``pip install --no-deps verl`` and what its import then asks for). Takes about two minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
 from _report import markdown_table, measured_on
 
 RESPONSES, TASKS = 8, 6
-SECONDS = 1.0  # of repetitions a contender and size
+SECONDS, LEAST, MOST = 1.0, 5, 1000  # of turns a pair
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Run = Callable[[], Any]
 
 
+class Pair(NamedTuple):
+    """What is compared: ours may take ``aim`` times as long as the peer, None for no aim."""
+
+    size: int
+    ours: str
+    peer: str
+    aim: float | None
+
+
+def pairs(small: int, large: int, shuffled: bool) -> list[Pair]:
+    """Return all comparisons at the two sizes."""
+    found = []
+    for library in ("NumPy", "PyTorch", "JAX"):
+        labels, rows, sort = f"labels, {library}", f"groups of 8, {library}", f"argsort, {library}"
+        found += [
+            Pair(small, labels, "loop over groups, PyTorch", 0.1),
+            Pair(large, labels, sort, 3.0),
+            Pair(large, rows, sort, 0.5),
+        ]
+        if library != "JAX":  # the threads of two libraries in one process are in each other's way
+            found += [
+                Pair(small, labels, "verl GRPO, 256 tokens", 1.0),
+                Pair(small, labels, "verl GRPO, 1 token", 1.0),
+                Pair(small, labels, "verl GRPO, 1 token, numbered", None),  # verl sorts nothing
+                Pair(small, rows, "TRL GRPO, reshape", 2.0),
+            ]
+    return [pair for pair in found if not (shuffled and "of 8" in pair.ours)]
+
+
 def main() -> None:
-    """Measure every contender at every size, and write one table a size."""
-    parser = argparse.ArgumentParser(config=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 100_000, 1_000_000])
+    """Measure every pair and write one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", type=int, default=4096, help="Rollouts of a usual batch.")
+    parser.add_argument("--large", type=int, default=1_000_000)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--device", default="cpu", help="Of PyTorch: cpu or cuda.")
     parser.add_argument("--shuffled", action="store_true", help="Responses in a random order.")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--pair", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.contender:
-        print(json.dumps(measure(arguments)))
+    compared = pairs(arguments.small, arguments.large, arguments.shuffled)
+    if arguments.pair is not None:
+        print(json.dumps(measure(compared[arguments.pair], arguments)))
         return
-    contenders = [name for name in CONTENDERS if not (arguments.shuffled and "of 8" in name)]
-    results = {
-        size: {name: in_own_process(name, size, arguments) for name in contenders}
-        for size in arguments.sizes
-    }
-    text = report(results, arguments)
+    rows = []
+    for index, pair in enumerate(compared):
+        command = [sys.executable, __file__, "--pair", str(index), *sys.argv[1:]]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(row_of(pair, json.loads(done.stdout.splitlines()[-1])))
+        print(" | ".join(rows[-1]), file=sys.stderr)
+    text = report(rows, arguments)
     print(text)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text, encoding="utf-8")
 
 
-def in_own_process(name: str, size: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what ``measure`` finds for one contender: seconds and bytes, or why it was skipped."""
-    command = [sys.executable, __file__, "--contender", name, "--sizes", str(size)]
-    command += ["--dtype", arguments.dtype, "--device", arguments.device]
-    command += ["--shuffled"] * arguments.shuffled
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{size:>9,} {name}: {found.get('skipped') or _milliseconds(found)}", file=sys.stderr)
-    return found
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the median time of a call, and the memory that the first one takes."""
-    contender = CONTENDERS[arguments.contender]
+def measure(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return median seconds and first bytes of both, and the median ratio of their turns."""
     few, batch = (
         rewards_of(size, arguments.dtype, arguments.shuffled)
-        for size in (RESPONSES * TASKS, arguments.sizes[0])
+        for size in (RESPONSES * TASKS, pair.size)
     )
+    contenders = [CONTENDERS[name] for name in (pair.ours, pair.peer)]
     try:
-        contender(few, arguments.device)()  # loads and compiles what is not the call's own
+        for contender in contenders:
+            contender(few, arguments.device)()  # loads and compiles what is not the call's own
     except ImportError as error:
         return {"skipped": f"skipped: {error}"}
-    run = contender(batch, arguments.device)
-    memory = peak_of(run, arguments.device)
-    times = []
-    while sum(times) < SECONDS or len(times) < 3:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-        if times[0] > 10 * SECONDS:
-            break
-    return {"seconds": median(times), "bytes": memory}
+    runs = [contender(batch, arguments.device) for contender in contenders]
+    memory = [peak_of(run, arguments.device) for run in runs]
+    turns: list[tuple[float, ...]] = []
+    begin = time.perf_counter()
+    while len(turns) < MOST and (len(turns) < LEAST or time.perf_counter() - begin < SECONDS):
+        turns.append(tuple(map(_seconds, runs)))
+    return {
+        "seconds": [median(times) for times in zip(*turns, strict=True)],
+        "ratio": median(ours / peer for ours, peer in turns),
+        "bytes": memory,
+    }
+
+
+def _seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def rewards_of(size: int, dtype: str, shuffled: bool) -> Batch:
@@ -142,18 +170,18 @@ def numpy_ours(batch: Batch, device: str) -> Run:
 
 def torch_ours(batch: Batch, device: str) -> Run:
     """Gaussian advantages on PyTorch."""
-    import g2rpo_torch
+    import g2rpo
 
     arrays = _tensors(batch, device)
-    return _synchronised(lambda: g2rpo_torch.gaussian_advantages(*arrays), device)
+    return _synchronised(lambda: g2rpo.gaussian_advantages(*arrays), device)
 
 
 def jax_ours(batch: Batch, device: str) -> Run:
     """Gaussian advantages on JAX, compiled beforehand."""
     jax, arrays = _jax(batch)
-    import g2rpo_jax
+    import g2rpo
 
-    compiled = jax.jit(g2rpo_jax.gaussian_advantages).lower(*arrays).compile()
+    compiled = jax.jit(g2rpo.gaussian_advantages).lower(*arrays).compile()
     return lambda: compiled(*arrays).block_until_ready()
 
 
@@ -274,20 +302,20 @@ def jax_sort(batch: Batch, device: str) -> Run:
 
 
 CONTENDERS: dict[str, Callable[[Batch, str], Run]] = {
-    "g2rpo, NumPy": numpy_ours,
-    "g2rpo, PyTorch": torch_ours,
-    "g2rpo, JAX": jax_ours,
-    "g2rpo, groups of 8, NumPy": numpy_rows,
-    "g2rpo, groups of 8, PyTorch": torch_rows,
-    "g2rpo, groups of 8, JAX": jax_rows,
+    "labels, NumPy": numpy_ours,
+    "labels, PyTorch": torch_ours,
+    "labels, JAX": jax_ours,
+    "groups of 8, NumPy": numpy_rows,
+    "groups of 8, PyTorch": torch_rows,
+    "groups of 8, JAX": jax_rows,
     "loop over groups, PyTorch": torch_loop,
     "verl GRPO, 256 tokens": verl_trainer,
     "verl GRPO, 1 token": verl_names,
     "verl GRPO, 1 token, numbered": verl_numbers,
     "TRL GRPO, reshape": trl_reshape,
-    "stable argsort, NumPy": numpy_sort,
-    "stable argsort, PyTorch": torch_sort,
-    "stable argsort, JAX": jax_sort,
+    "argsort, NumPy": numpy_sort,
+    "argsort, PyTorch": torch_sort,
+    "argsort, JAX": jax_sort,
 }
 
 
@@ -316,94 +344,37 @@ def _jax(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
     return jax, tuple(map(jax.numpy.asarray, batch))
 
 
-def report(results: dict[int, dict[str, Any]], arguments: argparse.Namespace) -> str:
-    """Return everything as Markdown: one table a size, then what was aimed at."""
+HEADER = ["rollouts", "ours", "ms", "MB", "beside", "ms", "MB", "ratio", "aim", ""]
+
+
+def row_of(pair: Pair, found: dict[str, Any]) -> list[str]:
+    """Return the cells of one comparison."""
+    aim = "" if pair.aim is None else f"at most {pair.aim:g}"
+    if "skipped" in found:
+        return [f"{pair.size:,}", pair.ours, "", "", pair.peer, "", "", "", aim, found["skipped"]]
+    ours, peer = (
+        [f"{1e3 * seconds:,.3f}", "" if memory is None else f"{memory / 1e6:.1f}"]
+        for seconds, memory in zip(found["seconds"], found["bytes"], strict=True)
+    )
+    met = "" if pair.aim is None else "met" if found["ratio"] <= pair.aim else "missed"
+    ratio = f"{found['ratio']:.2f}"
+    return [f"{pair.size:,}", pair.ours, *ours, pair.peer, *peer, ratio, aim, met]
+
+
+def report(rows: list[list[str]], arguments: argparse.Namespace) -> str:
+    """Return everything as Markdown: one table of comparisons, with the aims."""
     packages = ("numpy", "torch", "jax", "verl")
     order = "in a random order" if arguments.shuffled else "group by group"
-    sections = [
-        "# Time and memory of the advantages",
+    text = (
         f"{measured_on(arguments.device, packages)} {arguments.dtype}, {RESPONSES} responses a "
-        f"prompt, {TASKS} tasks, rollouts {order}. Median time of a call, and the memory that "
-        "the first call takes beyond its inputs, by `python benchmarks/advantages.py`.",
-    ]
-    for size, found in results.items():
-        sections.append(f"## {size:,} rollouts")
-        sections.append(markdown_table(HEADER, [_row(n, found) for n in found]))
-    sections.append("## Targets")
-    sections.append("\n".join(f"- {line}" for line in targets(results)))
-    return "\n\n".join(sections) + "\n"
-
-
-HEADER = ["", "ms", "in stable argsorts of its library", "MB"]
-
-
-def _row(name: str, found: dict[str, Any]) -> list[str]:
-    mine = found[name]
-    if "skipped" in mine:
-        return [name, mine["skipped"], "", ""]
-    library = "JAX" if "JAX" in name else "NumPy" if "NumPy" in name else "PyTorch"
-    sort = found[f"stable argsort, {library}"]["seconds"]
-    memory = mine["bytes"]
-    return [
-        name,
-        _milliseconds(mine).removesuffix(" ms"),
-        f"{mine['seconds'] / sort:.2f}",
-        "" if memory is None else f"{memory / 1e6:.1f}",
-    ]
-
-
-def _milliseconds(found: dict[str, Any]) -> str:
-    return f"{1e3 * found['seconds']:,.2f} ms"
-
-
-def targets(results: dict[int, dict[str, Any]]) -> list[str]:
-    """Return a line for each figure that was aimed at, with what was measured."""
-    lines = []
-    for library in ("NumPy", "PyTorch", "JAX"):
-        name = f"g2rpo, {library}"
-        small, large = results[min(results)], results[max(results)]
-        for peer, aim in (
-            ("loop over groups, PyTorch", "at least 10"),
-            ("verl GRPO, 256 tokens", "at least 1"),
-            ("verl GRPO, 1 token", "at least 1"),
-            ("verl GRPO, 1 token, numbered", "no aim: it sorts nothing"),
-        ):
-            if "seconds" in small[peer]:
-                ratio = small[peer]["seconds"] / small[name]["seconds"]
-                lines.append(
-                    f"{name}, {min(results):,}: {ratio:.2f} times as fast as {peer} ({aim})"
-                )
-        sort = large[f"stable argsort, {library}"]["seconds"]
-        ratio = large[name]["seconds"] / sort
-        lines.append(f"{name}, {max(results):,}: {ratio:.2f} stable argsorts (at most 3)")
-        if f"g2rpo, groups of 8, {library}" in small:
-            lines += _rows_lines(results, library)
-        sizes = sorted(results)[-2:]
-        if len(sizes) == 2:
-            growth, of_sort = (
-                results[sizes[1]][each]["seconds"] / results[sizes[0]][each]["seconds"]
-                for each in (name, f"stable argsort, {library}")
-            )
-            limit = sizes[1] * math.log(sizes[1]) / (sizes[0] * math.log(sizes[0]))
-            lines.append(
-                f"{name}, {sizes[0]:,} to {sizes[1]:,}: time grows {growth:.1f} times "
-                f"(n log n: {limit:.1f}, the library's own sort: {of_sort:.1f})"
-            )
-    return lines
-
-
-def _rows_lines(results: dict[int, dict[str, Any]], library: str) -> list[str]:
-    """Return the lines of groups given as a number."""
-    name = f"g2rpo, groups of 8, {library}"
-    small, large = min(results), max(results)
-    reshape = results[small][name]["seconds"] / results[small]["TRL GRPO, reshape"]["seconds"]
-    sort = f"stable argsort, {library}"
-    sorts = results[large][name]["seconds"] / results[large][sort]["seconds"]
-    aim = "at most 2" if library != "JAX" else "no aim"
-    return [
-        f"{name}, {small:,}: {reshape:.2f} times TRL's reshape ({aim})",
-        f"{name}, {large:,}: {sorts:.2f} stable argsorts (at most .5)",
-    ]
+        f"prompt, {TASKS} tasks, rollouts {order}, by `python benchmarks/advantages.py`. Ours is "
+        "`gaussian_advantages`, with labels of groups or with their size. The two of a pair run in "
+        "turns in one process: median times, the median ratio of the turns, and the memory that "
+        "the first call takes beyond its inputs. A sort is one stable argsort of the rewards by "
+        "the same library."
+    )
+    heading = "# Time and memory of the advantages"
+    return "\n\n".join([heading, text, markdown_table(HEADER, rows)]) + "\n"
 
 
 if __name__ == "__main__":

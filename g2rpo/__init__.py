@@ -36,7 +36,7 @@ from g2rpo.losses import policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.off_policy import off_policy_mask, sampler_weights
 from g2rpo.task_weights import adapt_task_weights, weigh_tasks
-from g2rpo.transport import match_gaussian
+from g2rpo.transport import has_signal, match_gaussian
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ __all__ = [
     "gaussian_advantages",
     "gdpo_advantages",
     "grpo_advantages",
+    "has_signal",
     "high_entropy_mask",
     "kl_penalty",
     "length_quantiles",

@@ -1,8 +1,8 @@
 """What a block of equal values gets, and ranks of small segments by counting instead of sorting.
 
 A block is known by three numbers: how many values its segment has, how many of them are smaller,
-and how many are equal. For segments of up to a few dozen values all blocks there can be fit into a
-table, made by the same sums as for sorted segments, so that results agree to the last bit.
+and how many are greater. For segments of up to a few dozen values all blocks there can be fit into
+a table, made by the same sums as for sorted segments, so that results agree to the last bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Literal
 
-from g2rpo._libraries import device_of, gather, is_eager
+from g2rpo._libraries import as_bytes, device_of, gather, is_eager
 from g2rpo._normal import mean_between, quantile_of_ratio
 from g2rpo._segments import exact_sum, sum_between
 from g2rpo._typing import Array, Namespace
@@ -57,78 +57,84 @@ def barycentres(
     return mean_between(xp, lower, upper, xp.where(wanted, size, 1), dtype)
 
 
-def match_rows(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[Array, Array]:
-    """Match segments of ``members`` consecutive values (N,); see ``transport.match``."""
-    integer = xp.arange(0, device=device_of(values)).dtype
-    # One row a member, so that comparing and adding run along the segments, which are many.
-    columns = _transposed(xp, values, members)
-    theirs, own = xp.expand_dims(columns, axis=1), xp.expand_dims(columns, axis=0)
-    # NaN is neither smaller than anything nor equal to itself.
-    smaller, equal = _count(xp, theirs < own), _count(xp, theirs == own)
-    size = xp.expand_dims(_count(xp, columns == columns), axis=0)
-    code = xp.astype(size, integer) * members + xp.astype(smaller, integer)
-    code = code * (members + 1) + xp.astype(equal, integer)
-    code = _transposed(xp, xp.reshape(code, (-1,)), values.shape[0] // members)
-    code = xp.reshape(code, (-1,))
+def count_columns(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[Array, Array]:
+    """Match segments of ``members`` consecutive values (N,), and return them as columns.
 
-    matched, has_signal = _table_for(xp, values, members, ties)
-    return gather(xp, matched, code), gather(xp, has_signal, code)
+    See ``transport.match_columns``. What is done to all members of a segment then runs along the
+    segments, which are many.
+    """
+    columns = as_columns(xp, values, members)
+    columns = xp.reshape(xp.reshape(columns, (-1,)), columns.shape)  # contiguous
+    less = as_bytes(xp, xp.expand_dims(columns, axis=1) < xp.expand_dims(columns, axis=0))
+    smaller, greater = (xp.sum(less, axis=axis, dtype=xp.int8) for axis in (0, 1))
+    # NaN is neither smaller nor greater than anything, like a value of a segment without signal.
+    present = as_bytes(xp, columns == columns)
+    size = xp.sum(present, axis=0, keepdims=True, dtype=xp.int8)
+    size, smaller32, greater32 = (xp.astype(each, xp.int32) for each in (size, smaller, greater))
+    code = _code(size, smaller32, greater32, members)
+    matched = gather(xp, _table_for(xp, values, members, ties), xp.reshape(code, (-1,)))
+    return xp.reshape(matched, columns.shape), smaller + greater > 0
 
 
 def tabled_means(
     xp: Namespace,
-    smaller: Array,
-    equal: Array,
     size: Array,
+    smaller: Array,
+    greater: Array,
     wanted: Array,
     values: Array,
     ties: Ties,
 ) -> Array:
-    """Return what blocks of small segments get, of an array like ``values``; any unless wanted."""
-    code = (size * MOST_COUNTED + smaller) * (MOST_COUNTED + 1) + equal
-    matched, _ = _table_for(xp, values, MOST_COUNTED, ties)
-    return gather(xp, matched, xp.where(wanted, code, 0))
+    """Return what blocks of small segments get, of an array like ``values``; 0 unless wanted."""
+    code = _code(size, smaller, greater, MOST_COUNTED)
+    table = _table_for(xp, values, MOST_COUNTED, ties)
+    return gather(xp, table, xp.where(wanted, code, 0))
 
 
-def _table_for(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[Array, Array]:
+def _code(size: Array, smaller: Array, greater: Array, members: int) -> Array:
+    """Return where a block stands in the table of segments of up to ``members`` values."""
+    return size * members**2 + smaller * members + greater
+
+
+def _table_for(xp: Namespace, values: Array, members: int, ties: Ties) -> Array:
     key = (xp, device_of(values), values.dtype, members, ties, values.shape[0].bit_length())
     return (_kept_table if is_eager(values) else _table)(*key)
 
 
-def _transposed(xp: Namespace, values: Array, width: int) -> Array:
-    """Return rows of ``width`` values as columns, contiguous in memory."""
-    columns = xp.permute_dims(xp.reshape(values, (-1, width)), (1, 0))
-    return xp.reshape(xp.reshape(columns, (-1,)), (width, -1))
+def as_columns(xp: Namespace, values: Array, members: int) -> Array:
+    """Return segments of consecutive values (N,) as the columns of an array (members, B)."""
+    if members == 1:
+        return xp.expand_dims(values, axis=0)
+    return xp.permute_dims(xp.reshape(values, (-1, members)), (1, 0))
 
 
-def _count(xp: Namespace, flags: Array) -> Array:
-    return xp.sum(xp.astype(flags, xp.int8), axis=0, dtype=xp.int8)
+def from_columns(xp: Namespace, columns: Array) -> Array:
+    """Return the columns of an array (members, B) one after the other, (N,)."""
+    return xp.reshape(xp.permute_dims(columns, (1, 0)), (-1,))
 
 
-def _table(
-    xp: Namespace, device: Any, dtype: Array, members: int, ties: Ties, bits: int
-) -> tuple[Array, Array]:
-    """Return what each block gets, and whether its segment has signal.
+def _table(xp: Namespace, device: Any, dtype: Array, members: int, ties: Ties, bits: int) -> Array:
+    """Return what each block gets, in the order of (size, smaller, greater).
 
-    Blocks stand in the order of (size, smaller, equal), with sizes and numbers of equal values from
-    0 to ``members``. Blocks that do not occur get 0.
+    Segments have 0 to ``members`` values. Blocks that do not occur, and segments without signal,
+    get 0.
     """
-    shape = (members + 1, members, members + 1)
-    position = xp.arange(shape[0] * shape[1] * shape[2], device=device)
-    equal = position % shape[2]
-    smaller = position // shape[2] % members
-    size = position // (shape[1] * shape[2])
-    wanted = (equal > 0) & (equal < size) & (smaller + equal <= size)
+    position = xp.arange((members + 1) * members**2, device=device)
+    size = position // members**2
+    smaller = position // members % members
+    greater = position % members
+    equal = size - smaller - greater
+    wanted = (equal > 0) & (equal < size)
     if ties == "barycentre":
         mean = barycentres(xp, smaller, smaller + equal, size, wanted, dtype)
     else:
-        ranks = xp.arange(shape[0] * shape[1], device=device)
+        ranks = xp.arange((members + 1) * members, device=device)
         first = size * members + xp.where(wanted, smaller, 0)
         stop = first + xp.where(wanted, equal, 0)
         rank, of_size = ranks % members, ranks // members
         # As many limbs as for any array of so many bits: the same bits as in sorted segments.
         mean = midpoint_means(xp, rank, of_size, first, stop, dtype, (1 << bits) - 1)
-    return xp.where(wanted, mean, 0.0), wanted
+    return xp.where(wanted, mean, 0.0)
 
 
 #: Tables that are no part of a compiled program. They are small, and only the latest are kept.

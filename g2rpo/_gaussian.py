@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from g2rpo._blocks import QUANTILE_BITS, Ties
+from g2rpo._blocks import QUANTILE_BITS, Ties, as_columns, from_columns
 from g2rpo._checks import (
     as_groups,
     labels_of,
@@ -16,11 +16,18 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
-from g2rpo._components import rounding_margin, weighted_rewards, weighted_sum, weights_if_components
-from g2rpo._libraries import device_of, is_readable, places_of, sum_by_place
+from g2rpo._components import rounding_margin, weighted_sum, weights_if_components
+from g2rpo._libraries import (
+    device_of,
+    divide_columns,
+    gather,
+    is_readable,
+    places_of,
+    sum_by_place,
+)
 from g2rpo._segments import exact_sum, segment_peak
 from g2rpo._typing import Array, Groups, Namespace
-from g2rpo.transport import match
+from g2rpo.transport import has_signal, match, match_columns, summed
 
 TaskStage = Literal["standardize", "match", "match-all"]
 
@@ -118,79 +125,94 @@ def gaussian_advantages(
     if resolution is not None:
         require_positive("resolution", resolution)
     working, result = working_dtype(xp, "rewards", rewards)
-    rewards = xp.astype(rewards, working)
+    rewards = xp.astype(rewards, working, copy=False)
     weights = weights_if_components(xp, component_weights, rewards)
     if size == 0:
         return xp.zeros(0, dtype=result, device=device_of(rewards))
 
-    margin = None
-    if weights is None:
-        advantages, has_signal = match(xp, rewards, groups, ties, resolution)
-        present = ~xp.isnan(rewards)
-    elif decoupled:
-        columns = [rewards[:, k] for k in range(rewards.shape[1])]
-        matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
-        advantages, sizes = weighted_sum(xp, xp.stack(matched, axis=1), weights)
-        margin = rounding_margin(xp, sizes, len(columns), working)
-        # Components that cancel leave nothing but rounding.
-        cancel = xp.abs(advantages) <= segment_peak(xp, margin, groups)
-        advantages = xp.where(cancel, 0.0, advantages)
-        present = ~xp.all(xp.isnan(rewards), axis=1)
-        has_signal = present & (segment_peak(xp, xp.abs(advantages), groups) > 0)
-        margin = segment_peak(xp, margin, tasks)
+    members = groups if isinstance(groups, int) else 1
+    weighted = decoupled and weights is not None
+    if weighted:
+        ranked, margin = _decoupled(xp, rewards, weights, groups, ties, resolution)
+        present = ~xp.isnan(ranked)
+        advantages = as_columns(xp, xp.where(present, ranked, 0.0), members)
+        with_signal = as_columns(xp, present & has_signal(ranked, groups), members)
     else:
-        summed, sizes = weighted_rewards(xp, rewards, weights)
-        of_sums = segment_peak(xp, rounding_margin(xp, sizes, rewards.shape[1], result), groups)
-        advantages, has_signal = match(xp, summed, groups, ties, resolution, of_sums)
-        present = ~xp.isnan(summed)
+        ranked, margin = rewards, None
+        if weights is not None:
+            ranked, margin = summed(xp, rewards, weights, groups, result)
+        advantages, with_signal = match_columns(xp, ranked, groups, ties, resolution, margin)
 
     if task_stage == "standardize":
-        advantages = _standardise(xp, advantages, has_signal, groups, tasks, margin is not None)
-    elif task_stage is not None:
-        taking_part = present if task_stage == "match-all" else has_signal
+        bits = 2 * QUANTILE_BITS
+        if weighted:
+            # The weights may be of any size: bring each task's largest value to 1 first.
+            peak = segment_peak(xp, xp.abs(from_columns(xp, advantages)), tasks)
+            advantages = advantages / as_columns(xp, xp.where(peak > 0, peak, 1.0), members)
+            bits = 0
+        advantages = _standardise(xp, advantages, with_signal, tasks, bits)
+    advantages = from_columns(xp, advantages)
+    if task_stage in ("match", "match-all"):
+        of_signal = task_stage == "match"
+        taking_part = from_columns(xp, with_signal) if of_signal else ~xp.isnan(ranked)
         candidates = xp.where(taking_part, advantages, xp.nan)
+        margin = segment_peak(xp, margin, tasks) if weighted else None
         advantages, _ = match(xp, candidates, tasks, ties, None, margin)
-    return xp.astype(advantages, result)
+    return xp.astype(advantages, result, copy=False)
+
+
+def _decoupled(
+    xp: Namespace,
+    rewards: Array,
+    weights: Array,
+    groups: Groups,
+    ties: Ties,
+    resolution: float | None,
+) -> tuple[Array, Array]:
+    """Return weighted sums (N,) of components matched by themselves, and how exact they are.
+
+    NaN where all components are absent. The second array is how far apart equal sums can be.
+    """
+    columns = [rewards[:, k] for k in range(rewards.shape[1])]
+    matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
+    total, sizes = weighted_sum(xp, xp.stack(matched, axis=1), weights)
+    margin = rounding_margin(xp, sizes, len(columns), rewards.dtype)
+    # Components that cancel leave nothing but rounding.
+    total = xp.where(xp.abs(total) <= segment_peak(xp, margin, groups), 0.0, total)
+    return xp.where(xp.all(xp.isnan(rewards), axis=1), xp.nan, total), margin
 
 
 def _standardise(
-    xp: Namespace, values: Array, has_signal: Array, groups: Groups, tasks: Array, weighted: bool
+    xp: Namespace, values: Array, with_signal: Array, tasks: Array, bits: int
 ) -> Array:
-    """Divide by each task's root mean square over ``has_signal``.
+    """Divide columns (members, B), a group each, by each task's root mean square.
 
-    No mean is subtracted: it is 0 but for rounding, and taking the rounding away would cost the
-    exact zeros and signs.
+    It is that over ``with_signal``; elsewhere ``values`` are 0, and nowhere more than 2**bits. No
+    mean is subtracted: it is 0 but for rounding, and taking the rounding away would cost the exact
+    zeros and signs.
     """
-    bits = 2 * QUANTILE_BITS
-    if weighted:
-        # The weights may be of any size: bring each task's largest value to 1 first.
-        peak = segment_peak(xp, xp.abs(values), tasks)
-        values, bits = values / xp.where(peak > 0, peak, 1.0), 0
-    # Integers add up to the same in any order: within groups first, where they are rows.
-    members = groups if isinstance(groups, int) else 1
-    places = places_of(xp, _one_of_each_row(xp, tasks, members))
+    members, columns = values.shape
+    places, number = places_of(xp, _one_of_each_row(xp, tasks, members))
 
+    # Integers add up to the same in any order: within groups first.
     def total(integers: Array) -> Array:
-        rows = xp.reshape(integers, (-1, members))
-        if members > 1:
-            rows = xp.sum(rows, axis=1, keepdims=True, dtype=integers.dtype)
-        return sum_by_place(xp, xp.reshape(rows, (-1,)), places)
+        return sum_by_place(xp, xp.sum(integers, axis=0, dtype=integers.dtype), places, number)
 
-    squares = xp.where(has_signal, values * values, 0.0)
-    samples = total(xp.astype(has_signal, places.dtype))
-    sums = exact_sum(xp, squares, total, bits=bits, integer=places.dtype)
+    samples = total(xp.astype(with_signal, places.dtype))
+    sums = exact_sum(
+        xp, values * values, total, bits=bits, integer=places.dtype, size=members * columns
+    )
     samples = xp.maximum(samples, xp.ones_like(samples))
     root = xp.sqrt(sums / xp.astype(samples, values.dtype))
-    if members > 1:
-        root = xp.repeat(root, members)
-    active = has_signal & (root > 0)
-    return xp.where(active, values / xp.where(active, root, 1.0), 0.0)
+    return divide_columns(xp, values, gather(xp, xp.where(root > 0, root, 1.0), places))
 
 
 def _one_of_each_row(xp: Namespace, tasks: Array, members: int) -> Array:
     """Return the task of each group of so many consecutive rollouts."""
+    if members == 1:
+        return tasks
     rows = xp.reshape(tasks, (-1, members))
-    if members > 1 and is_readable(tasks) and bool(xp.any(rows != rows[:, :1])):
+    if is_readable(tasks) and bool(xp.any(rows != rows[:, :1])):
         raise ValueError(
             f"tasks must be the same for all rollouts of a group, {members} consecutive ones, "
             "but some differ: give groups as labels, or tasks in the order of the groups"

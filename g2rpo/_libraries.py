@@ -31,6 +31,11 @@ def device_of(array: Array) -> Any:
     return None if is_jax_array(array) else device(array)
 
 
+def index_dtype(xp: Namespace, array: Array) -> Array:
+    """Return the default integer dtype of the library, in which it counts and indexes."""
+    return xp.int64 if is_torch_array(array) else xp.arange(0, device=device_of(array)).dtype
+
+
 def gather(xp: Namespace, array: Array, indices: Array) -> Array:
     """Return ``array`` (N,) at ``indices`` that lie in [0, N).
 
@@ -110,28 +115,44 @@ def run_starts(xp: Namespace, run: Array) -> Array:
     return running_sum(xp, counts)
 
 
-def places_of(xp: Namespace, labels: Array) -> Array:
-    """Return a place in [0, N) for each label (N,), the same for equal labels only."""
+def as_bytes(xp: Namespace, flags: Array) -> Array:
+    """Return booleans as 8-bit integers, the same memory where the library can."""
+    if is_torch_array(flags) or is_numpy_array(flags):
+        return flags.view(xp.int8)
+    return xp.astype(flags, xp.int8)
+
+
+def places_of(xp: Namespace, labels: Array) -> tuple[Array, int]:
+    """Return a place for each label (N,), the same for equal labels only, and how many there are.
+
+    Labels from 0 to N - 1 that can be looked at are their own places; others are sorted.
+    """
+    size = labels.shape[0]
+    integer = index_dtype(xp, labels)
+    labels = xp.astype(labels, integer, copy=False)
+    if is_readable(labels) and int(xp.min(labels)) >= 0:
+        highest = int(xp.max(labels))
+        if highest < size:
+            return labels, highest + 1
     if is_torch_array(labels):
         labels = labels.contiguous()
-    return xp.searchsorted(xp.sort(labels), labels)
+    return xp.astype(xp.searchsorted(xp.sort(labels), labels), integer, copy=False), size
 
 
-def sum_by_place(xp: Namespace, values: Array, places: Array) -> Array:
-    """Return for each element the sum of the integers (N,) at its place, places in [0, N)."""
+def sum_by_place(xp: Namespace, values: Array, places: Array, size: int) -> Array:
+    """Return the sums of the integers (N,) at each of ``size`` places; 0 where there are none."""
     if is_torch_array(values):
-        return xp.zeros_like(values).scatter_add_(0, places, values).index_select(0, places)
+        return values.new_zeros(size).scatter_add_(0, places, values)
     if is_jax_array(values):
-        return gather(xp, xp.zeros_like(values).at[places].add(values), places)
+        return xp.zeros(size, dtype=values.dtype).at[places].add(values)
     if is_numpy_array(values):
-        sums = xp.zeros_like(values)
+        sums = xp.zeros(size, dtype=values.dtype)
         xp.add.at(sums, places, values)
-        return sums[places]
+        return sums
     order = xp.argsort(places)
-    opens = xp.take(places, order)
-    first, stop = (xp.searchsorted(opens, places, side=side) for side in ("left", "right"))
-    running = running_sum(xp, xp.take(values, order))
-    return xp.take(running, stop) - xp.take(running, first)
+    bounds = xp.searchsorted(xp.take(places, order), xp.arange(size + 1, dtype=places.dtype))
+    running = xp.take(running_sum(xp, xp.take(values, order)), bounds)
+    return running[1:] - running[:-1]
 
 
 def is_eager(array: Array) -> bool:
@@ -146,6 +167,15 @@ def is_eager(array: Array) -> bool:
 def is_readable(array: Array) -> bool:
     """Return whether the array's values can be looked at without waiting for a device."""
     return is_eager(array) and str(device(array)) == "cpu"
+
+
+def divide_columns(xp: Namespace, values: Array, divisors: Array) -> Array:
+    """Return ``values`` (M, B) over ``divisors`` (B,), one a column."""
+    divisors = xp.expand_dims(divisors, axis=0)
+    if is_jax_array(values):
+        # XLA multiplies by the inverse of a common divisor, unless each element selects its own.
+        divisors = xp.where(values != 0, divisors, 1.0)
+    return values / divisors
 
 
 def inverse_permutation(xp: Namespace, order: Array) -> Array:

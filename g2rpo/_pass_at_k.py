@@ -91,11 +91,11 @@ def pass_at_k_advantages(
     group = moments(xp, xp.where(absent, xp.nan, right), groups)
     number = xp.round(group.size * group.mean)
     passing, failing = _shares(xp, group.size, number, k)
-    has_signal = (passing > 0) & (failing > 0) & ~absent
-    of_right = xp.sqrt(failing / xp.where(has_signal, passing, 1.0))
-    of_wrong = -of_right * number / xp.where(has_signal, group.size - number, 1.0)
+    subsets_differ = (passing > 0) & (failing > 0) & ~absent
+    of_right = xp.sqrt(failing / xp.where(subsets_differ, passing, 1.0))
+    of_wrong = -of_right * number / xp.where(subsets_differ, group.size - number, 1.0)
     advantages = xp.where(right > 0, of_right, of_wrong)
-    return xp.astype(xp.where(has_signal, advantages, 0.0), result)
+    return xp.astype(xp.where(subsets_differ, advantages, 0.0), result)
 
 
 def _shares(xp: Namespace, size: Array, right: Array, k: int) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from g2rpo._libraries import (
     device_of,
     gather,
+    index_dtype,
     inverse_permutation,
     row_order,
     run_starts,
@@ -73,7 +74,7 @@ def differs_from_previous(xp: Namespace, values: Array) -> Array:
 
 def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
     """Return first and one-past-last position of the run that each position belongs to."""
-    integer = xp.arange(0, device=device_of(opens)).dtype
+    integer = index_dtype(xp, opens)
     run = xp.cumulative_sum(xp.astype(opens, integer), dtype=integer) - 1
     starts = run_starts(xp, run)
     return gather(xp, starts, run), gather(xp, starts, run + 1)

@@ -7,11 +7,16 @@ values are not all equal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from g2rpo._blocks import (
     MOST_COUNTED,
     Ties,
+    as_columns,
     barycentres,
-    match_rows,
+    count_columns,
+    from_columns,
     midpoint_means,
     tabled_means,
 )
@@ -24,8 +29,16 @@ from g2rpo._checks import (
     require_shape,
     working_dtype,
 )
+from g2rpo._components import rounding_margin, weighted_rewards, weights_if_components
 from g2rpo._libraries import device_of, gather, is_readable
-from g2rpo._segments import count, differs_from_previous, run_bounds, sort_by_segment
+from g2rpo._segments import (
+    Layout,
+    count,
+    differs_from_previous,
+    run_bounds,
+    segment_peak,
+    sort_by_segment,
+)
 from g2rpo._typing import Array, Groups, Namespace
 
 
@@ -97,20 +110,93 @@ def match_gaussian(
     """
     xp = namespace_of(values=values, segments=labels_of(segments))
     require_shape("values", values, ("N",))
-    if segments is not None:
-        segments = as_groups(xp, "segments", segments, values.shape[0])
+    size = values.shape[0]
+    segments = size if segments is None else as_groups(xp, "segments", segments, size)
     require_choice("ties", ties, ("midpoint", "barycentre"))
     if resolution is not None:
         require_positive("resolution", resolution)
     working, result = working_dtype(xp, "values", values)
-    matched, _ = match(xp, xp.astype(values, working), segments, ties, resolution)
-    return xp.astype(matched, result)
+    values = xp.astype(values, working, copy=False)
+    matched, _ = match(xp, values, segments, ties, resolution)
+    return xp.astype(matched, result, copy=False)
+
+
+def has_signal(
+    rewards: Array,
+    groups: Groups,
+    /,
+    *,
+    component_weights: Sequence[float] | Array | None = None,
+) -> Array:
+    """Return whether each rollout's group has signal: present rewards that are not all equal.
+
+    Parameters
+    ----------
+    rewards : array
+        Real, shape (N,), or (N, K) for K components that are added. NaN is absent.
+    groups : array or int
+        Integer prompt labels, shape (N,), in any order; or n, for groups of n consecutive
+        rollouts.
+    component_weights : sequence of float or array, optional
+        Weights of the K components, shape (K,); ones by default.
+
+    Returns
+    -------
+    array of bool
+        Shape (N,), on the device of ``rewards``, the same for all rollouts of a group.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, ``rewards`` are complex or ``groups`` are not integers.
+    ValueError
+        If a shape is wrong, ``groups`` is a number that does not divide N, or there are weights
+        without components.
+
+    Notes
+    -----
+    A group of which at most one reward is present has none. Sums of components that differ by no
+    more than the rounding of their terms are equal, as in :func:`g2rpo.gaussian_advantages`.
+    Nothing waits for the device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rewards = np.asarray([0.0, 1.0, 0.5, 0.5, 0.5, np.nan])
+    >>> has_signal(rewards, 2)
+    array([ True,  True, False, False, False, False])
+    """
+    xp = namespace_of(rewards=rewards, groups=labels_of(groups))
+    require_shape("rewards", rewards, ("N",), ("N", "K"))
+    size = rewards.shape[0]
+    groups = as_groups(xp, "groups", groups, size)
+    working, result = working_dtype(xp, "rewards", rewards)
+    values, margin = xp.astype(rewards, working, copy=False), None
+    weights = weights_if_components(xp, component_weights, values)
+    if size == 0:
+        return xp.zeros(0, dtype=xp.bool, device=device_of(rewards))
+    if weights is not None:
+        values, margin = summed(xp, values, weights, groups, result)
+    blocks = _sorted_blocks(xp, values, groups, margin)
+    return gather(xp, blocks.signal, blocks.layout.inverse)
+
+
+def summed(
+    xp: Namespace, rewards: Array, weights: Array, groups: Groups, dtype: Array
+) -> tuple[Array, Array]:
+    """Return weighted sums (N,) of rewards (N, K), and up to which distance a group's are equal.
+
+    ``dtype`` is that in which the rewards were given.
+    """
+    total, sizes = weighted_rewards(xp, rewards, weights)
+    margin = rounding_margin(xp, sizes, rewards.shape[1], dtype)
+    return total, segment_peak(xp, margin, groups)
 
 
 def match(
     xp: Namespace,
     values: Array,
-    segments: Groups | None,
+    segments: Groups,
     ties: Ties,
     resolution: float | None,
     margin: Array | None = None,
@@ -120,46 +206,83 @@ def match(
     With ``margin`` (N,), the same for a whole segment, neighbours in the order of values that are
     no farther apart than that belong to one block.
     """
-    size = values.shape[0]
-    if size == 0:
+    if values.shape[0] == 0:
         return values, xp.zeros_like(values, dtype=xp.bool)
-    if segments is None:
-        segments = size
+    matched, has_signal = match_columns(xp, values, segments, ties, resolution, margin)
+    return from_columns(xp, matched), from_columns(xp, has_signal)
+
+
+def match_columns(
+    xp: Namespace,
+    values: Array,
+    segments: Groups,
+    ties: Ties,
+    resolution: float | None,
+    margin: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return what ``match`` does, as arrays (members, B) of one column a segment, B not 0.
+
+    With labels, every value is a column of its own.
+    """
+    members = segments if isinstance(segments, int) else 1
     if resolution is not None:
         values = _round_to(xp, values, resolution, margin)
-    if isinstance(segments, int) and segments <= MOST_COUNTED and margin is None:
-        return match_rows(xp, values, segments, ties)
+    if isinstance(segments, int) and members <= MOST_COUNTED and margin is None:
+        return count_columns(xp, values, members, ties)
+    matched, has_signal = _match_sorted(xp, values, segments, ties, margin)
+    return as_columns(xp, matched, members), as_columns(xp, has_signal, members)
 
+
+def _match_sorted(
+    xp: Namespace, values: Array, segments: Groups, ties: Ties, margin: Array | None
+) -> tuple[Array, Array]:
+    layout, present, size, first, stop, signal = _sorted_blocks(xp, values, segments, margin)
+    has_signal = present & signal
+    lower, upper = first - layout.first, stop - layout.first
+    if is_readable(values) and int(xp.max(size)) <= MOST_COUNTED:
+        matched = tabled_means(xp, size, lower, size - upper, has_signal, values, ties)
+    elif ties == "barycentre":
+        matched = barycentres(xp, lower, upper, size, has_signal, values.dtype)
+    else:
+        # The sorted positions hold the ranks. Those of absent values are never summed.
+        number = values.shape[0]
+        rank = xp.arange(number, dtype=first.dtype, device=device_of(first)) - layout.first
+        stop = xp.where(has_signal, stop, first)
+        matched = midpoint_means(xp, rank, size, first, stop, values.dtype, number)
+    matched = xp.where(has_signal, matched, 0.0)
+    return gather(xp, matched, layout.inverse), gather(xp, has_signal, layout.inverse)
+
+
+class _Blocks(NamedTuple):
+    """For each sorted position: is it present, its segment's size and block, has it signal."""
+
+    layout: Layout
+    present: Array
+    size: Array
+    first: Array
+    stop: Array
+    signal: Array
+
+
+def _sorted_blocks(xp: Namespace, values: Array, segments: Groups, margin: Array | None) -> _Blocks:
     # An absent value sorts as infinity, among any true ones. It needs no place of its own: equal
     # values share a result, so only the number of those that are present counts.
     absent = xp.isnan(values)
     keys = xp.where(absent, xp.inf, values)
     layout = sort_by_segment(xp, segments, keys)
     present = ~gather(xp, absent, layout.order)
-    size_present = count(xp, present, layout.first, layout.stop)
+    size = count(xp, present, layout.first, layout.stop)
 
     keys = gather(xp, keys, layout.order)
     opens = differs_from_previous(xp, keys)
     if margin is not None:
         opens = opens & ~_near_previous(xp, keys, gather(xp, margin, layout.order))
-    opens = layout.labels_differ | opens
-    first, stop = run_bounds(xp, opens)
-    stop = xp.minimum(stop, layout.first + size_present)
-    members = stop - first
-
-    has_signal = present & (members > 0) & (members < size_present)
-    lower = first - layout.first
-    if is_readable(values) and int(xp.max(size_present)) <= MOST_COUNTED:
-        matched = tabled_means(xp, lower, members, size_present, has_signal, values, ties)
-    elif ties == "barycentre":
-        matched = barycentres(xp, lower, lower + members, size_present, has_signal, values.dtype)
-    else:
-        # The sorted positions hold the ranks. Those of absent values are never summed.
-        rank = xp.arange(size, dtype=first.dtype, device=device_of(first)) - layout.first
-        stop = xp.where(has_signal, stop, first)
-        matched = midpoint_means(xp, rank, size_present, first, stop, values.dtype, size)
-    matched = xp.where(has_signal, matched, 0.0)
-    return gather(xp, matched, layout.inverse), gather(xp, has_signal, layout.inverse)
+    first, stop = run_bounds(xp, layout.labels_differ | opens)
+    end = layout.first + size
+    stop = xp.minimum(stop, end)
+    # The smallest values of a segment with signal are not all there are.
+    signal = gather(xp, stop, layout.first) < end
+    return _Blocks(layout, present, size, first, stop, signal)
 
 
 def _near_previous(xp: Namespace, keys: Array, margin: Array) -> Array:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import g2rpo
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -37,12 +39,10 @@ def rollout_metrics(
     """
     by_group = rewards.reshape(groups.max() + 1, -1)
     spread = np.asarray([_std(row[~np.isnan(row)]) for row in by_group])
-    # Equal rewards can have a standard deviation of one rounding, so they are compared themselves.
-    no_signal = [np.unique(row[~np.isnan(row)]).size < 2 for row in by_group]
     columns: dict[str, Floats] = {
         "reward": rewards,
         "reward_std": spread[groups],
-        "frac_reward_zero_std": np.asarray(no_signal, dtype=np.float64)[groups],
+        "frac_reward_zero_std": np.asarray(~g2rpo.has_signal(rewards, groups), dtype=np.float64),
         "completions/mean_length": np.asarray(lengths, dtype=np.float64),
         "completions/clipped_ratio": np.asarray(clipped, dtype=np.float64),
     }

@@ -86,10 +86,9 @@ class RunningScale:
         if tasks is None:
             tasks = np.zeros(len(rewards), dtype=np.int64)
         z = g2rpo.gaussian_advantages(rewards, groups, task_stage=None, **self._options)
-        with_signal = np.isin(groups, groups[z != 0])
         with self._lock:
             advantages, state = g2rpo.ema_grpo_advantages(
-                np.where(with_signal, z, np.nan),
+                np.where(g2rpo.has_signal(z, groups), z, np.nan),
                 groups,
                 tasks,
                 self._state,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import g2rpo
 from g2rpo import gaussian_advantages, match_gaussian
 
 STAGES = ["standardize", "match", "match-all", None]
@@ -153,3 +154,58 @@ def test_empty_batches(library):
     labels = np.zeros(0, np.int64)
     assert library.call(gaussian_advantages, np.zeros(0), labels, labels).shape == (0,)
     assert library.call(gaussian_advantages, np.zeros((0, 3)), labels).shape == (0,)
+
+
+def test_groups_with_signal_have_two_different_present_rewards(library, rng):
+    rewards, groups, _ = batch(rng)
+    rewards[rng.random(len(rewards)) < 0.2] = np.nan
+    rewards[rng.random(len(rewards)) < 0.1] = np.inf
+    found = library.call(g2rpo.has_signal, rewards, groups)
+    kept = rewards.astype(library.dtype)
+    for group in np.unique(groups):
+        own = kept[groups == group]
+        assert set(found[groups == group]) == {len(set(own[~np.isnan(own)])) > 1}
+    assert 0 < found.sum() < len(found)
+    order = rng.permutation(len(rewards))
+    shuffled = library.call(g2rpo.has_signal, rewards[order], groups[order])
+    assert np.array_equal(shuffled, found[order])
+
+
+@pytest.mark.parametrize("members", [1, 4, 40])
+def test_signal_of_groups_side_by_side(library, rng, members):
+    rewards = rng.integers(0, 2, 6 * members) / 2
+    rewards[:members], rewards[rng.random(len(rewards)) < 0.2] = 0.25, np.nan
+    by_number = library.numpy(g2rpo.has_signal(library.array(rewards), members))
+    by_label = library.call(g2rpo.has_signal, rewards, np.arange(len(rewards)) // members)
+    assert np.array_equal(by_number, by_label)
+    assert by_number.any() == (members > 1)
+
+
+def test_sums_that_are_equal_on_paper_have_no_signal(library):
+    parts = np.asarray([[0.1, 0.2], [0.3, 0.0], [0.2, 0.1], [0.3, 0.01], [0.3, np.nan]])
+    groups = np.asarray([0, 0, 1, 1, 0])
+    assert library.call(g2rpo.has_signal, parts, groups).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    weighted = library.call(g2rpo.has_signal, parts, groups, component_weights=[1.0, 0.0])
+    assert weighted.tolist() == [True, True, True, True, True]
+    with pytest.raises(ValueError, match="component_weights need rewards of shape"):
+        g2rpo.has_signal(library.array(parts[:, 0]), 5, component_weights=[1.0])
+
+
+def test_signal_of_an_empty_batch(library):
+    found = library.call(g2rpo.has_signal, np.zeros(0), np.zeros(0, int))
+    assert found.shape == (0,)
+    assert found.dtype == bool
+
+
+def test_any_labels_of_tasks_give_the_same_bits(library, rng):
+    """Labels from 0 to N - 1 are their own places; others are sorted first."""
+    rewards, groups, tasks = batch(rng)
+    expected = library.call(gaussian_advantages, rewards, groups, tasks)
+    for other in (5 - tasks, 10**6 * tasks - 7, tasks + len(tasks) - 3):
+        assert np.array_equal(library.call(gaussian_advantages, rewards, groups, other), expected)

@@ -305,6 +305,7 @@ def _cases() -> list[Case]:
         ),
     ]
     host = [
+        Case("has_signal", lambda g, v, s, _: g.has_signal(v, s), rollouts, (), False),
         Case("EMAState", lambda g, r, *_: _from_json(g, r), rollouts, (), False),
         Case("diagnostics", _diagnostics, rollouts, (), False),
     ]

@@ -18,7 +18,7 @@ from g2rpo.diagnostics import (
     outlier_influence,
     squared_shares,
 )
-from g2rpo.transport import match
+from g2rpo.transport import has_signal
 from g2rpo_cli.comparison.options import named_estimator
 from g2rpo_cli.comparison.reading import Track, untracked
 from g2rpo_cli.comparison.reports import Comparison, EstimatorReport, TaskReport, TaskRewards
@@ -123,7 +123,7 @@ def _components(table: RewardTable) -> npt.NDArray[np.float64]:
 def _has_signal(table: RewardTable) -> npt.NDArray[np.bool_]:
     found = np.zeros(len(table), dtype=bool)
     for column in _components(table).T:
-        found |= match(np, column, table.groups, "midpoint", None)[1]
+        found |= has_signal(column, table.groups) & ~np.isnan(column)
     return found
 
 
