@@ -12,7 +12,15 @@ import pytest
 import g2rpo
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"g2rpo", "g2rpo_torch", "g2rpo_jax", "g2rpo_tunix", "g2rpo_trainer", "g2rpo_cli"}
+PACKAGES = {
+    "g2rpo",
+    "g2rpo_torch",
+    "g2rpo_jax",
+    "g2rpo_trl",
+    "g2rpo_tunix",
+    "g2rpo_trainer",
+    "g2rpo_cli",
+}
 
 
 @pytest.fixture(scope="module")
