@@ -18,6 +18,7 @@ PACKAGES = {
     "g2rpo_jax",
     "g2rpo_trl",
     "g2rpo_tunix",
+    "g2rpo_verl",
     "g2rpo_trainer",
     "g2rpo_cli",
 }
