@@ -1,4 +1,4 @@
-"""Write the table of the configuration into its page, so that it cannot fall behind the code."""
+"""Write tables of the configuration into pages, so that they cannot fall behind the code."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,29 +6,60 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.config import PRESETS, TrainConfig, load_config
 
-_PLACE = "<!-- table of the configuration -->"
+_KEYS = "<!-- table of the configuration -->"
+_PRESETS = "<!-- table of the presets -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the mark in a page by the table; called by MkDocs."""
-    if _PLACE not in markdown:
-        return markdown
-    rows = ["| key | default | meaning |", "|---|---|---|", *_rows(TrainConfig)]
-    return markdown.replace(_PLACE, "\n".join(rows))
+    """Replace the marks in a page by the tables; called by MkDocs."""
+    if _KEYS in markdown:
+        rows = [
+            f"| `{key}` | {_code(default)} | {description} |"
+            for key, default, description in _fields(TrainConfig)
+        ]
+        table = ["| key | default | meaning |", "|---|---|---|", *rows]
+        markdown = markdown.replace(_KEYS, "\n".join(table))
+    if _PRESETS in markdown:
+        markdown = markdown.replace(_PRESETS, "\n".join(_preset_table()))
+    return markdown
 
 
-def _rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _preset_table() -> Iterator[str]:
+    """Yield the rows of all keys that a preset changes."""
+    yield f"| key | default | {' | '.join(f'`{name}`' for name in PRESETS)} |"
+    yield f"|---|---|{'---|' * len(PRESETS)}"
+    presets = [load_config(name) for name in PRESETS]
+    for key, default, _ in _fields(TrainConfig):
+        values = [_at(preset, key) for preset in presets]
+        if key == "data.tasks" or all(value == default for value in values):
+            continue  # the tasks follow from the source
+        # A mapping by task is too long for a cell.
+        cells = [
+            "" if value == default else "by task" if isinstance(value, dict) else _code(value)
+            for value in values
+        ]
+        yield f"| `{key}` | {_code(default)} | {' | '.join(cells)} |"
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield key, default and description of every field."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _rows(field.annotation, f"{prefix}{name}.")
-            continue
-        default = yaml.safe_dump(_plain(field.default), default_flow_style=True, width=10_000)
-        yield f"| `{prefix}{name}` | `{default.splitlines()[0]}` | {field.description} |"
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default, field.description or ""
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def _at(config: BaseModel, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _code(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
+    return f"`{text.splitlines()[0]}`"

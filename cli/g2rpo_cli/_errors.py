@@ -32,13 +32,13 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
             raise
         from g2rpo._shown import clipped
         from g2rpo_trainer.errors import RunError, SharedError
-        from g2rpo_trainer.run.launch import Launch
+        from g2rpo_trainer.launch import Launch
 
         # A launcher ends all processes when one fails, so those that say nothing do not.
         launch = Launch.read()
         if isinstance(error, SharedError) and not launch.is_main:
             raise SystemExit(0) from None
-        if isinstance(error, RunError) and is_before_start and not launch.tells:
+        if isinstance(error, RunError) and is_before_start and not launch.reports_errors:
             raise SystemExit(0) from None
         # A run notes on an error how it goes on.
         notes = getattr(error, "__notes__", [])

@@ -1,4 +1,4 @@
-"""What the commands on tables of rewards share: options of columns, and the progress bar."""
+"""Options and progress bar of the commands that read tables of rewards."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,12 +95,12 @@ def checked_weights(
     return weight or None
 
 
-def tracked(items: Iterable[Any], total: int, config: str) -> Iterable[Any]:
+def tracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Yield the items, with a progress bar if they are many."""
-    return bar(items, total, config) if total >= LONG else items
+    return bar(items, total, description) if total >= LONG else items
 
 
-def bar(items: Iterable[Any], total: int, config: str) -> Iterable[Any]:
+def bar(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Yield the items, with a bar on a terminal, which goes away when they are done."""
     from rich.console import Console
     from rich.progress import track
@@ -108,4 +108,4 @@ def bar(items: Iterable[Any], total: int, config: str) -> Iterable[Any]:
     console = Console(stderr=True)
     if not console.is_terminal:
         return items
-    return track(items, config, total=total, console=console, transient=True)
+    return track(items, description, total=total, console=console, transient=True)

@@ -92,12 +92,14 @@ def evaluate(
         # A run's configuration says of what model its checkpoints are.
         named = {} if file else {"model.name": name}
         overrides = given({**flags, **named}) | reward_functions(reward)
-        config = load_config(file, overrides, _fresh_data(file, data, settings or []))
+        config = load_config(
+            file, overrides, _without_other_tasks(file, data, task, settings or [])
+        )
         _evaluate(name, config, output, samples)
 
 
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
-    """Return the model to load, and the configuration if it was named by its run."""
+    """Return the model to load, and the configuration file of its run if it is one."""
     from g2rpo_trainer.errors import RunError
     from g2rpo_trainer.run.folder import RunFolder
 
@@ -113,18 +115,33 @@ def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     return str(checkpoint.path), Path(name) / "config.yaml"
 
 
-def _fresh_data(file: Path | None, data: str | None, settings: Sequence[str]) -> list[str]:
-    """Put other data in place of all that a run's configuration says of its own."""
+def _without_other_tasks(
+    file: Path | None, data: str | None, tasks: Sequence[str] | None, settings: Sequence[str]
+) -> list[str]:
+    """Return settings that reset what a run says of its data or other tasks, before the given."""
     import json
+    from operator import attrgetter
 
-    from g2rpo_trainer.config import load_config
+    from g2rpo_trainer.config import BUILTIN_SOURCES, TASK_KEYS, Data, load_config
 
-    if file is None or data in (None, load_config(file).data.source):
+    if file is None:
         return list(settings)
-    # What the run says of tasks by name is said of its own.
-    by_task = ("length.targets", "entropy.bounds", "entropy.weights", "rollout.limits")
-    fresh = [f"data={json.dumps({'source': data})}", *(f"{key}={{}}" for key in by_task)]
-    return [*fresh, *settings]
+    run = load_config(file)
+    if data not in (None, run.data.source):
+        builtin = list(BUILTIN_SOURCES.get(str(data), ()))
+        section = {**Data().model_dump(mode="json"), "source": data, "tasks": builtin}
+        dropped = {"data": section, **{key: {} for key in TASK_KEYS}}
+    elif tasks:
+        mappings = {key: attrgetter(key)(run) for key in TASK_KEYS}
+        dropped = {
+            key: {task: value for task, value in mapping.items() if task in tasks}
+            for key, mapping in mappings.items()
+        }
+        dropped["data.mixing.weights"] = {}  # each task is asked as often as the others
+    else:
+        dropped = {}
+    texts = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in dropped.items()]
+    return [*texts, *settings]
 
 
 def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: Path | None) -> None:
@@ -134,8 +151,8 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
+    from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.run.display import Display
-    from g2rpo_trainer.run.launch import Launch
     from g2rpo_trainer.run.records import reward_kinds, source_of, with_tasks
     from g2rpo_trainer.run.report import results_table
 

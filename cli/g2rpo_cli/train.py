@@ -1,4 +1,4 @@
-"""``g2rpo train``: one run, from its configuration to its table of before and after."""
+"""``g2rpo train``: configure and start, or resume, a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-# What a resumed run may change: all else would make it another run.
+# Keys that a resumed run may change; any other change would make it another run.
 _CHANGEABLE = (
     "optimization.steps",
     "optimization.micro_batch_tokens",
@@ -54,8 +54,15 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in the output folder.")
     ] = False,
     device: Device = None,
-    file: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file that describes the run.")
+    configs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE|PRESET",
+            help="YAML file, or preset: `builtin`, `text`, `vlm`, `vlm-lora`. Repeat it: files win "
+            "over presets, later ones over earlier ones.",
+        ),
     ] = None,
     reward: Rewards = None,
     settings: Settings = None,
@@ -63,20 +70,22 @@ def train(
     """Train a policy with G²RPO, and show each task before and after.
 
     Without options it trains the policy that comes with the package on the six built-in tasks.
-    Options win over `--set`, which wins over the file of `--config`.
+    Options win over `--set`, which wins over the files of `--config`, which win over presets.
 
     The run's folder holds the resolved configuration, metrics, TensorBoard events, checkpoints in
     Hugging Face format, pictures and `summary.json`. Ctrl-C saves and stops. `config.yaml` there
     lists every key that `--config` and `--set` take.
 
-    With another model than the small policy of the package, the learning rate is 1e-6 (adapters:
-    1e-5) and responses have up to 1,024 tokens, unless something else is said.
+    The defaults suit a pretrained model: a learning rate of 1e-6 (adapters: 1e-5) and responses of
+    up to 1,024 tokens. The policy of the package starts from the preset `builtin`.
 
     **Examples**
 
     - `g2rpo train`
 
-    - `g2rpo train --model Qwen/Qwen2.5-VL-3B-Instruct --data my-data.jsonl --config run.yaml`
+    - `g2rpo train --config vlm --data my-data.jsonl`
+
+    - `g2rpo train --config vlm-lora --config run.yaml --model my/model`
 
     - `g2rpo train --estimator grpo --seed 1 -o runs/grpo-1`
 
@@ -101,31 +110,35 @@ def train(
         search_working_folder()
         flags |= reward_functions(reward)
         if resume:
-            config = _resumed(flags, settings or [], file)
+            config = _resumed(flags, settings or [], configs)
         else:
-            config = _fresh(flags, settings or [], file)
+            config = _fresh(flags, settings or [], configs)
     with reported():
         _run(config, resume=resume)
 
 
-def _fresh(flags: Mapping[str, Any], settings: Sequence[str], file: Path | None) -> "TrainConfig":
+def _fresh(
+    flags: Mapping[str, Any], settings: Sequence[str], configs: Sequence[str] | None
+) -> "TrainConfig":
     from g2rpo_trainer.config import load_config
     from g2rpo_trainer.run.folder import RunFolder
     from g2rpo_trainer.run.trackers import require_trackers
 
-    config = load_config(file, flags, settings)
+    config = load_config(configs, flags, settings)
     # The trainer refuses as well, but only after the time that PyTorch and the model take to load.
     RunFolder.refuse_existing(config.output.dir)
     require_trackers(config.output.trackers)
     return config
 
 
-def _resumed(flags: Mapping[str, Any], settings: Sequence[str], file: Path | None) -> "TrainConfig":
+def _resumed(
+    flags: Mapping[str, Any], settings: Sequence[str], configs: Sequence[str] | None
+) -> "TrainConfig":
     from g2rpo_trainer.config import TrainConfig, load_config, parse_setting
     from g2rpo_trainer.errors import RunError
     from g2rpo_trainer.run.folder import RunFolder
 
-    if file is not None:
+    if configs:
         raise RunError(
             "--config with --resume: a run continues as its folder's config.yaml says; "
             "leave out --config"
@@ -177,9 +190,9 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
+    from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.run.display import Display
     from g2rpo_trainer.run.folder import RunFolder
-    from g2rpo_trainer.run.launch import Launch
     from g2rpo_trainer.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()

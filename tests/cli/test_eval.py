@@ -77,6 +77,21 @@ def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, traine
     assert trainer.calls[-1][1].data.level == 2
 
 
+def test_some_tasks_of_a_run_are_evaluated_without_what_it_says_of_others(run, trainer):
+    settings = ["rollout.limits={ocr: 30, vqa: 45}", "entropy.weights={vqa: 0.1}"]
+    settings.append("data.mixing.weights={ocr: 1, vqa: 2}")
+    said = [part for setting in settings for part in ("--set", setting)]
+    code, _, err = run("train", "-t", "ocr", "-t", "vqa", "--steps", "1", "-o", "a", *said)
+    assert code == 0, err
+    code, _, err = run("eval", "a", "-t", "ocr")
+    assert code == 0, err
+    _, config = trainer.calls[-1]
+    assert config.data.tasks == ["ocr"]
+    assert config.rollout.limits == {"ocr": 30}
+    assert config.entropy.weights == config.data.mixing.weights == {}
+    assert list(config.length.targets) == ["ocr"]
+
+
 def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
     (tmp_path / "rewards_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
     _, out, _ = run("eval", "-t", "ocr", "--reward", "Character  ocr=rewards_of_mine:match")

@@ -39,6 +39,16 @@ def test_flags_settings_and_file_reach_the_description(run, trainer, tmp_path):
     assert config.output.dir == "out/a"
 
 
+def test_a_preset_lies_beneath_file_settings_and_options(run, trainer, tmp_path):
+    (tmp_path / "run.yaml").write_text("rollout: {stop: <end>}\n")
+    code, _, err = run("train", "-c", "run.yaml", "-c", "vlm", "--model", "m", "-s", "seed=4")
+    assert code == 0, err
+    ((config, _),) = trainer.calls
+    assert (config.model.name, config.model.dtype, config.seed) == ("m", "bfloat16", 4)
+    assert config.rollout.stop == "<end>"
+    assert load_config(tmp_path / "runs" / "g2rpo" / "config.yaml") == config
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -49,6 +59,10 @@ def test_flags_settings_and_file_reach_the_description(run, trainer, tmp_path):
         (["--steps", "0"], ["optimization.steps is 0"]),
         (["--set", "sed=1"], ["sed", "'seed'"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--config", "vlm-lroa"], ["'vlm-lora'", "builtin, text, vlm, vlm-lora"]),
+        (["-t", "ocr", "-s", "length.targets.orc=direct"], ["length.targets", "'orc'", "'ocr'"]),
+        (["-t", "ocr", "-s", "entropy.bounds.orc=[0, 1]"], ["entropy.bounds", "'orc'", "'ocr'"]),
+        (["-t", "ocr", "-s", "rollout.limits.vqa=40"], ["rollout.limits.vqa", "(data.tasks: ocr)"]),
         (["--resume"], ["runs/g2rpo", "holds no run"]),
     ],
 )

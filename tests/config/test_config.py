@@ -1,12 +1,23 @@
 import json
+import runpy
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from g2rpo import LOSSES
-from g2rpo_trainer.config import BUILTIN_TASKS, TrainConfig, dump_config, load_config
+from g2rpo_trainer.config import (
+    BUILTIN_TASKS,
+    PRESETS,
+    TASK_KEYS,
+    Model,
+    TrainConfig,
+    dump_config,
+    load_config,
+)
 from g2rpo_trainer.config.keys import joined_key, split_key
-from g2rpo_trainer.config.presets import presets
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.records import with_tasks
 from g2rpo_trainer.tasks import TASKS
@@ -27,7 +38,8 @@ def error_of(**arguments) -> str:
 
 @pytest.mark.parametrize(("name", "field"), list(fields(TrainConfig)))
 def test_every_field_is_described(name, field):
-    assert field.description
+    is_section = isinstance(field.default, BaseModel)
+    assert field.annotation.__doc__ if is_section else field.description
 
 
 def test_names_of_the_tasks_are_those_of_the_tasks():
@@ -63,8 +75,10 @@ def test_a_task_that_the_data_name_has_a_target_in_reach(tmp_path):
     assert str(refused.value) == UNREACHABLE
 
 
-def test_defaults_alone_are_valid():
-    assert load_config() == TrainConfig()
+def test_without_a_preset_the_builtin_policy_starts_from_its_own():
+    assert load_config() == load_config("builtin") != TrainConfig()
+    assert load_config(settings=["model.name=builtin"]) == load_config()
+    assert load_config("builtin", {"model.name": "some/model"}).rollout.max_completion_length == 48
 
 
 def test_dump_reads_back(tmp_path):
@@ -94,14 +108,14 @@ def test_mapping_in_a_file_replaces_and_a_setting_changes_one_entry(tmp_path):
 
 def test_loading_leaves_the_defaults_alone():
     load_config(settings=["length.targets.ocr=[0, 1, 2, 3]", "entropy.bounds.ocr=[0, 1]"])
-    assert TrainConfig().length.targets["ocr"] != (0, 1, 2, 3)
-    assert TrainConfig().entropy.bounds == {}
+    assert load_config().length.targets["ocr"] == (0, 0, 10, 20)
+    assert TrainConfig().length.targets == TrainConfig().entropy.bounds == {}
 
 
 def test_empty_file_changes_nothing(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("")
-    assert load_config(path) == TrainConfig()
+    assert load_config(path) == load_config()
 
 
 @pytest.mark.parametrize(("word", "mode"), [("off", "off"), ("term", "term")])
@@ -328,31 +342,148 @@ def test_description_does_not_change():
         TrainConfig().seed = 3
 
 
-def test_no_preset_of_the_built_in_policy_and_none_for_a_key_that_does_not_exist():
-    assert presets("builtin", 0) == {}
-    for rank in (0, 8):
-        settings = ["model.name=some/model", f"model.lora.rank={rank}"]
-        values = load_config(settings=settings).model_dump()
-        for key, preset in presets("some/model", rank).items():
-            value = values
-            for part in key.split("."):
-                value = value[part]
-            assert value == preset
+def test_neutral_defaults_suit_a_pretrained_model():
+    neutral = load_config(overrides={"model.name": "some/model"})
+    assert neutral == TrainConfig(model=Model(name="some/model"))
+    assert neutral.rollout.max_completion_length == 1024
+    optimization = neutral.optimization
+    assert (optimization.learning_rate, optimization.schedule) == (1e-6, "constant")
+    assert (neutral.entropy.low, neutral.length.weight) == (0.2, 0.1)
+    assert all(attrgetter(key)(neutral) == {} for key in TASK_KEYS)
 
 
-def test_a_pretrained_model_has_defaults_of_its_own(tmp_path):
+def test_adapters_have_a_learning_rate_of_their_own_unless_one_is_given(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("model: {name: some/model, lora: {rank: 4}}\nentropy: {low: 0.1}")
-    whole = load_config(overrides={"model.name": "some/model"})
-    adapted = load_config(path)
-    assert whole.optimization.learning_rate == 1e-6
-    assert adapted.optimization.learning_rate == 1e-5
-    for config in (whole, adapted):
-        assert config.rollout.max_completion_length == 1024
-        assert config.optimization.schedule == "constant"
-    assert (whole.entropy.low, adapted.entropy.low) == (0.2, 0.1)
-    builtin = load_config(path, {"model.name": "builtin"})
-    assert builtin.optimization == TrainConfig().optimization
+    path.write_text("model: {name: some/model, lora: {rank: 4}}")
+    assert load_config(path).optimization.learning_rate == 1e-5
+    assert (
+        load_config(path, {"optimization.learning_rate": 3e-6}).optimization.learning_rate == 3e-6
+    )
+    assert load_config(path, {"model.name": "builtin"}).optimization.learning_rate == 1.5e-4
+
+
+def test_preset_file_setting_and_option_are_layers_in_this_order(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {lora: {alpha: 8}}\nrollout: {stop: <end>, temperature: 0.5}\n")
+    # Of a preset and a file the order does not matter, of two files it does.
+    for paths in (["vlm-lora", path], [str(path), "vlm-lora"]):
+        config = load_config(paths, {"seed": 3}, ["seed=2", "rollout.temperature=0.7"])
+        assert (config.model.lora.rank, config.model.lora.alpha) == (16, 8)
+        assert (config.rollout.stop, config.rollout.temperature, config.seed) == ("<end>", 0.7, 3)
+    other = tmp_path / "other.yaml"
+    other.write_text("rollout: {stop: null}\n")
+    assert load_config([path, other]).rollout.stop is None
+    assert load_config([other, path]).rollout.stop == "<end>"
+    other.write_text("rollout: {stop: 3}\n")
+    assert error_of(path=[path, other]).startswith(f"{other}: rollout.stop is 3")
+
+
+def test_a_setting_does_not_hide_that_its_section_is_none(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: 3\nlength: {targets: 4}\n")
+    lines = error_of(path=path, settings=["data.level=2", "length.targets.ocr=direct"]).splitlines()
+    assert [line.partition(" is ")[0] for line in lines] == [
+        f"{path}: data",
+        f"{path}: length.targets",
+    ]
+
+
+def test_a_setting_of_a_section_leaves_its_other_keys_alone():
+    config = load_config(settings=["length={mode: reward}", "model.lora={rank: 2}"])
+    assert (config.length.mode, config.length.weight) == ("reward", 1.0)
+    assert set(config.length.targets) == set(BUILTIN_TASKS)
+    assert config.model.lora.rank == 2
+
+
+@pytest.mark.parametrize("source", ["own.jsonl", "builtin-text"])
+def test_targets_of_a_preset_are_for_its_own_data(source):
+    own = load_config(overrides={"data.source": source})
+    assert own.length.targets == {}
+    assert own.length.weight == 1.0  # the rest of the preset holds
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_key_of_a_preset_reaches_the_configuration(name):
+    contents = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
+    config = load_config(name)
+    assert load_config(PRESETS[name]) == config  # as a file it is the same
+    for section, values in contents.items():
+        for key, value in values.items():
+            found = config.model_dump(mode="json")[section][key]
+            assert found == value if not isinstance(value, dict) else value.items() <= found.items()
+    config.check_tasks(config.data.tasks)
+
+
+def test_presets_train_what_they_are_named_after():
+    assert sorted(PRESETS.values()) == sorted(PRESETS["vlm"].parent.iterdir())
+    configs = {name: load_config(name) for name in PRESETS}
+    assert [name for name in PRESETS if configs[name].model.lora.rank] == ["vlm-lora"]
+    assert configs["vlm-lora"].optimization.learning_rate == 1e-5
+    assert configs["text"].data.source == "builtin-text"
+    assert all(configs[name].model.dtype == "bfloat16" for name in PRESETS if name != "builtin")
+
+
+def test_a_misspelt_preset_is_refused_with_a_suggestion():
+    text = error_of(path="vml")
+    assert "did you mean 'vlm'?" in text
+    assert "builtin, text, vlm, vlm-lora" in text
+
+
+VALUES = {
+    "length.targets": (0, 1, 2, 3),
+    "entropy.bounds": (0, 1),
+    "entropy.weights": 2,
+    "task_weights.weights": 2,
+    "rollout.limits": 30,
+    "data.mixing.weights": 2,
+}
+
+
+@pytest.mark.parametrize("key", TASK_KEYS)
+@pytest.mark.parametrize("tasks", [[], ["sums"], ["sums", "signs"]])
+def test_a_misspelt_task_is_refused_in_every_mapping_by_task(key, tasks, tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [{"problem": f"{n}+1?", "answer": n + 1, "problem_type": "numerical"} for n in range(20)]
+    named = [{**row, "task_type": ("sums", "signs")[n % 2]} for n, row in enumerate(rows)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in named))
+    own = {"data.source": str(path), "data.tasks": tasks}
+    with pytest.raises(RunError) as caught:
+        with_tasks(load_config(overrides={**own, f"{key}.sum": VALUES[key]}))
+    assert str(caught.value).startswith(f"{key}: unknown task 'sum'; did you mean 'sums'?")
+    with pytest.raises(RunError, match=f"{key}: unknown task 'sum'"):
+        load_config(overrides={**own, f"{key}.sum": VALUES[key]}).check_tasks(["sums", "signs"])
+    good = load_config(overrides={**own, f"{key}.sums": VALUES[key]})
+    good.check_tasks(["sums", "signs"])
+
+
+@pytest.mark.parametrize("key", TASK_KEYS)
+def test_what_decides_on_responses_is_for_trained_tasks_only(key):
+    config = load_config(
+        overrides={"data.source": "own.jsonl", "data.tasks": ["sums"], f"{key}.signs": VALUES[key]}
+    )
+    if key in ("rollout.limits", "data.mixing.weights"):
+        with pytest.raises(
+            RunError, match=rf"{key}\.signs is set, but the run leaves that task out"
+        ):
+            config.check_tasks(["sums", "signs"])
+    else:
+        config.check_tasks(["sums", "signs"])
+
+
+def test_every_misspelt_task_has_a_line_of_its_own():
+    settings = ["length.targets.orc=direct", "entropy.bounds.orc=[0, 1]", "data.tasks=[ocr]"]
+    with pytest.raises(RunError) as caught:
+        with_tasks(load_config(settings=settings))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_run_of_a_few_tasks_that_keeps_the_targets_of_all_can_be_loaded(tmp_path):
+    path = tmp_path / "config.yaml"
+    targets = dict(load_config().length.targets)
+    for source, task in (("builtin", "ocr"), ("builtin-text", "box")):
+        few = {"data.source": source, "data.tasks": [task], "length.targets": targets}
+        path.write_text(dump_config(load_config(overrides=few)))
+        assert with_tasks(load_config(path)).length.targets == targets
 
 
 def test_what_is_said_is_left_alone():
@@ -373,3 +504,16 @@ def test_a_task_of_the_other_source_is_told():
     assert "unknown task 'maths'" in error_of(
         settings=["data.source=builtin-text", "data.tasks=[maths]"]
     )
+
+
+def test_tables_of_the_documentation_hold_every_key_and_all_that_presets_change():
+    hooks = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "hooks.py"))
+    page = hooks["on_page_markdown"]
+    keys = page("<!-- table of the configuration -->")
+    assert "| `optimization.learning_rate` | `1.0e-06` | AdamW's" in keys
+    for name, field in fields(TrainConfig):
+        assert isinstance(field.default, BaseModel) or f"| `{name}` |" in keys
+    presets = page("<!-- table of the presets -->")
+    assert "| `rollout.max_completion_length` | `1024` | `48` |  |  |  |" in presets
+    assert "optimization.steps" not in presets
+    assert page("no mark") == "no mark"

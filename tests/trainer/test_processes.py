@@ -16,9 +16,9 @@ from g2rpo_trainer.config import Model
 from g2rpo_trainer.distributed.processes import Processes
 from g2rpo_trainer.distributed.sharding import shall_shard
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.model.device import resolve_device
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run.launch import Launch
 from g2rpo_trainer.run.scorer import Scorer
 from g2rpo_trainer.run.scoring import open_pool
 

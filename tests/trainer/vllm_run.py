@@ -22,6 +22,8 @@ if __name__ == "__main__":
     servers = VLLMServers(options, [None], Path(folder), start_seconds=120)
     servers.load(weights_of(policy))
     records = [TASKS["ocr"].item(0, 0).record]
-    requests = make_requests(policy, encode_prompts(policy, records), records, Rollout(), [0])
+    requests = make_requests(
+        policy, encode_prompts(policy, records), records, Rollout(max_completion_length=48), [0]
+    )
     print(*servers.pids, flush=True)
     servers.generate(requests)

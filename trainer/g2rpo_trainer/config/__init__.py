@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (missing packages are named before anything needs them)
-"""The configuration of a run: one frozen model a section, every field with its unit."""
+"""The configuration of a run: a frozen Pydantic model for each section."""
 
 from importlib.util import find_spec
 
@@ -20,28 +20,26 @@ from .data import (
     Data,
     Mixing,
 )
-from .entropy import Entropy
-from .estimator import Estimator
-from .length import DEFAULT_LENGTH_TARGETS, LENGTH_KINDS, Calibration, Length
-from .model import Lora, Model
-from .optimization import Optimization
-from .output import Output
-from .rewards import Rewards, RewardWeights
-from .rollout import Rollout
+from .keys import parse_setting
+from .loading import PRESETS, dump_config, load_config
+from .rollout import DynamicSampling, Rewards, RewardWeights, Rollout
 from .section import Section
-from .task_weights import TaskWeights
-from .train_config import TrainConfig, dump_config, load_config, parse_setting
+from .shaping import LENGTH_KINDS, Calibration, Entropy, Estimator, Length, TaskWeights
+from .train_config import TASK_KEYS, TrainConfig
+from .training import Lora, Model, Optimization, Output
 
 __all__ = [
     "BUILTIN_SOURCES",
     "BUILTIN_TASKS",
     "BUILTIN_TEXT_TASKS",
     "DATA_SUFFIXES",
-    "DEFAULT_LENGTH_TARGETS",
     "LENGTH_KINDS",
+    "PRESETS",
     "RECORD_COLUMNS",
+    "TASK_KEYS",
     "Calibration",
     "Data",
+    "DynamicSampling",
     "Entropy",
     "Estimator",
     "Length",

@@ -1,4 +1,4 @@
-"""The section ``data``: what the policy is asked."""
+"""The section ``data``: source, tasks and mixture of the prompts, and evaluation."""
 
 import os
 import re
@@ -13,13 +13,13 @@ from g2rpo._suggest import did_you_mean, unknown_name
 from .section import Section
 
 BUILTIN_TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
-"""Names of the built-in tasks. Kept here so that reading a configuration loads no task."""
+"""Names of the built-in image tasks; here, so that reading a configuration loads no task."""
 
 BUILTIN_TEXT_TASKS = ("arithmetic", "box", "bars", "sorting")
-"""Names of the built-in tasks of text alone."""
+"""Names of the built-in tasks of text."""
 
 BUILTIN_SOURCES = {"builtin": BUILTIN_TASKS, "builtin-text": BUILTIN_TEXT_TASKS}
-"""Sources of prompts that are neither files nor data sets, and the tasks of each."""
+"""Built-in source -> names of its tasks."""
 
 RECORD_COLUMNS = (
     "problem",
@@ -32,16 +32,16 @@ RECORD_COLUMNS = (
     "task_type",
     "options",
 )
-"""What a record is made of. Kept here so that reading a configuration loads no data."""
+"""Parts of a record; here, so that reading a configuration loads no data."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
-"""Endings of the files that are read."""
+"""Suffixes of data files."""
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Mixing(Section):
-    """How often each task is asked."""
+    """Shares of the tasks among the prompts."""
 
     temperature: float = Field(
         default=1.0,
@@ -64,7 +64,7 @@ class Mixing(Section):
 
 
 class Data(Section):
-    """What the policy is asked."""
+    """Source, tasks and mixture of the prompts, and held-out items."""
 
     source: str = Field(
         default="builtin",
@@ -75,7 +75,7 @@ class Data(Section):
         ),
     )
     tasks: list[str] = Field(
-        default=list(BUILTIN_TASKS),
+        default=[],
         description="names of the tasks that are trained; left out, all that the source has",
     )
     level: int | None = Field(
@@ -111,7 +111,7 @@ class Data(Section):
     skip_broken: bool = Field(
         default=False, description="leave out and count records that cannot be used"
     )
-    mixing: Mixing = Field(default=Mixing(), description="how often each task is asked")
+    mixing: Mixing = Mixing()
     eval_fraction: float = Field(
         default=0.125,
         gt=0,
@@ -133,10 +133,11 @@ class Data(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _other_sources_have_their_own_tasks(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("source", "builtin") != "builtin":
-            return {"tasks": list(BUILTIN_SOURCES.get(str(values["source"]), ())), **values}
-        return values
+    def _add_tasks_of_builtin_sources(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        tasks = BUILTIN_SOURCES.get(str(values.get("source", "builtin")), ())
+        return {"tasks": list(tasks), **values}
 
     @field_validator("source")
     @classmethod

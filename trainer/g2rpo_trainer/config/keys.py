@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
+
+import yaml
 
 from g2rpo._shown import shown
 from g2rpo_trainer.errors import RunError
 
-__all__ = ["QUOTING", "joined_key", "split_key", "split_setting"]
+__all__ = ["QUOTING", "joined_key", "parse_setting", "split_key"]
 
 QUOTING = 'a name with a dot in it stands in brackets and quotes: rollout.limits["v1.5"]=30'
 
@@ -58,13 +61,13 @@ def joined_key(parts: Iterable[object]) -> str:
     return key
 
 
-def split_setting(text: str) -> tuple[str, str]:
-    """Return the key and the value, as they stand, of ``KEY=VALUE``.
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return the dotted key and the value of ``KEY=VALUE``; the value is read as YAML.
 
     Examples
     --------
-    >>> split_setting('rollout.limits["a=b"]=30')
-    ('rollout.limits["a=b"]', '30')
+    >>> parse_setting('rollout.limits["a=b"]=30')
+    ('rollout.limits["a=b"]', 30)
     """
     key = _KEY.match(text)
     if key is None or not key[0].strip() or text[key.end() : key.end() + 1] != "=":
@@ -72,7 +75,11 @@ def split_setting(text: str) -> tuple[str, str]:
             f"--set {shown(text)} must be KEY=VALUE with a dotted key, such as "
             f"optimization.steps=50; {QUOTING}"
         )
-    return key[0].strip(), text[key.end() + 1 :]
+    value = text[key.end() + 1 :]
+    try:
+        return joined_key(split_key(key[0])), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RunError(f"--set {shown(text)}: {shown(value)} is not a YAML value") from None
 
 
 def _part(found: str) -> str:

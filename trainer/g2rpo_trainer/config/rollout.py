@@ -1,8 +1,11 @@
-"""The section ``rollout``: how responses are sampled."""
+"""The sections ``rollout`` and ``rewards``: how responses are sampled and scored."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from g2rpo.rewards.score import ACCURACY_WEIGHT, FORMAT_WEIGHT
 
 from .section import Section, off_is_text
 
@@ -21,7 +24,7 @@ ImportanceMode = Literal[
 
 
 class DynamicSampling(Section):
-    """Which prompts a step replaces by others before it learns."""
+    """Replacement of prompts without signal before an update."""
 
     mode: Annotated[Literal["off", "signal", "accuracy"], BeforeValidator(off_is_text)] = Field(
         default="off",
@@ -44,7 +47,7 @@ class DynamicSampling(Section):
 
 
 class Rollout(Section):
-    """How responses are sampled."""
+    """Sampling of the training responses."""
 
     num_generations: int = Field(default=8, ge=2, description="responses to each prompt [rollouts]")
     prompts_per_step: int = Field(default=24, ge=1, description="prompts in each step [prompts]")
@@ -55,7 +58,7 @@ class Rollout(Section):
         description="longest prompt; null is what the response leaves of the model's context "
         "[tokens]",
     )
-    max_completion_length: int = Field(default=48, ge=1, description="longest response [tokens]")
+    max_completion_length: int = Field(default=1024, ge=1, description="longest response [tokens]")
     limits: dict[str, int] = Field(
         default={}, description="task: its longest response, where that is shorter [tokens]"
     )
@@ -70,7 +73,7 @@ class Rollout(Section):
         description="responses sampled at once, in whole prompts; null is all [rollouts]",
     )
     engine: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="what samples the training responses"
+        default="transformers", description="engine that samples the training responses"
     )
     vllm: Literal["colocated", "server"] = Field(
         default="colocated",
@@ -103,9 +106,7 @@ class Rollout(Section):
     vllm_importance_sampling_clip_max: float | None = Field(
         default=3.0, gt=0, description="upper bound of that ratio; null for none"
     )
-    dynamic_sampling: DynamicSampling = Field(
-        default=DynamicSampling(), description="which prompts a step replaces before it learns"
-    )
+    dynamic_sampling: DynamicSampling = DynamicSampling()
     shared_prompts: Annotated[Literal["auto", "off"], BeforeValidator(off_is_text)] = Field(
         default="auto",
         description="compute a prompt once for all of its responses where the model allows it",
@@ -140,3 +141,59 @@ class Rollout(Section):
     def limit_of(self, task: str) -> int:
         """Return the longest response to prompts of a task in tokens."""
         return self.limits.get(task, self.max_completion_length)
+
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class RewardWeights(Section):
+    """Weights of the components in the total reward."""
+
+    accuracy: float = Field(default=ACCURACY_WEIGHT, ge=0, description="weight of the accuracy")
+    format: float = Field(
+        default=FORMAT_WEIGHT, ge=0, description="weight of one thought and one answer in tags"
+    )
+    structure: float | None = Field(
+        default=None,
+        ge=0,
+        description="weight of the answer's shape; null is the paper's 0.5, for built-in tasks 0",
+    )
+
+    @model_validator(mode="after")
+    def _some_weight_is_positive(self) -> Self:
+        if not (self.accuracy or self.format or self.structure):
+            raise ValueError("are all 0, but one at least must be more")
+        return self
+
+
+class Rewards(Section):
+    """Reward functions, weights of their components, and processes that score."""
+
+    functions: dict[str, str] = Field(
+        default={},
+        description="problem type: import path `module:function` of a reward of one's own",
+    )
+    weights: RewardWeights = RewardWeights()
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "processes that score; 0 is in the training process without a time limit; null is one "
+            "a core, at most 8, if scoring can take long (`maths`, functions of one's own), else 0"
+        ),
+    )
+    timeout: float = Field(
+        default=10.0, gt=0, description="most time for scoring one response [seconds]"
+    )
+    skip_errors: bool = Field(
+        default=False,
+        description="leave out and count responses whose reward function fails",
+    )
+
+    @field_validator("functions")
+    @classmethod
+    def _functions_have_import_paths(cls, functions: dict[str, str]) -> dict[str, str]:
+        for problem_type, path in functions.items():
+            if not _IMPORT_PATH.fullmatch(path):
+                raise ValueError(f"{problem_type} is {path!r}, but must be module:function")
+        return functions

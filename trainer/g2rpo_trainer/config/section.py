@@ -1,4 +1,4 @@
-"""What all sections of a run's configuration have in common."""
+"""Base class and common types of the sections of a configuration."""
 
 from typing import Annotated, Any
 
@@ -12,18 +12,18 @@ class Section(BaseModel):
 
 
 def off_is_text(value: Any) -> Any:
-    """Return text for a value that YAML took for a truth value."""
+    """Return ``"off"`` for False, as which YAML reads it."""
     # YAML 1.1 reads a bare `off` as False, and `--set length.mode=off` should do what it says.
     return "off" if value is False else value
 
 
 def loss_or_off(value: Any) -> Any:
-    """Return text for TRL's truth value: True leaves a response out of the loss."""
+    """Return ``"loss"`` for True and ``"off"`` for False, the values of TRL."""
     return {True: "loss", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def none_is_null(value: Any) -> Any:
-    """Return None for the way in which Python writes it."""
+    """Return None for the text ``none`` or ``None``."""
     # YAML's null is `null` or `~`; people who come from Python write None.
     return None if value in ("none", "None") else value
 

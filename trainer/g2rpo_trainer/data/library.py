@@ -82,6 +82,11 @@ class Library:
         self.find_fault: Callable[[PromptRecord], str | None] = lambda record: None
         self._scan()
 
+    @property
+    def tasks(self) -> list[str]:
+        """Names of all tasks, in the order in which they first appear."""
+        return list(self._tasks)
+
     def streams(self) -> list[Stream]:
         """Return a stream for each task, in the order in which tasks first appear."""
         numbers, digests, tasks, types = self._columns

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from g2rpo._shown import listed
@@ -30,6 +31,8 @@ class Source:
     ----------
     tasks : tuple of str
         In the order that integer labels of tasks follow.
+    known_tasks : list of str
+        All that the source has, those that ``data.tasks`` leaves out included.
     reward_functions : dict of str to str
         Problem type -> import path of its accuracy, for types that are not among
         :data:`g2rpo.rewards.ACCURACY`; :func:`g2rpo.rewards.with_own` takes it.
@@ -41,7 +44,10 @@ class Source:
         data: Data,
         skipped: Skipped,
         library: Library | None = None,
+        *,
+        known_tasks: Iterable[str],
     ) -> None:
+        self.known_tasks = list(known_tasks)
         self.tasks = tuple(stream.name for stream in streams)
         types = {kind for stream in streams for kind in stream.problem_types}
         self.reward_functions = {
@@ -197,9 +203,13 @@ def open_source(
     (('sums',), 20)
     """
     if rows is None and data.source in BUILTIN_SOURCES:
-        return Source(_chosen(builtin_streams(data), data), data, Skipped())
+        # A configuration may keep the length targets of one of them for the other.
+        known = chain(*BUILTIN_SOURCES.values())
+        return Source(_chosen(builtin_streams(data), data), data, Skipped(), known_tasks=known)
     if rows is None and data.source.startswith(PREFIX):
-        return Source(_chosen(reasoning_streams(data), data), data, Skipped())
+        streams = reasoning_streams(data)
+        names = [stream.name for stream in streams]
+        return Source(_chosen(streams, data), data, Skipped(), known_tasks=names)
     if rows is None:
         tables = open_tables(data)
     else:
@@ -207,7 +217,9 @@ def open_source(
         data = data.model_copy(update={"tasks": []})
         tables = [table_of(rows)]
     library = Library(tables, data, check)
-    return Source(_chosen(library.streams(), data), data, library.skipped, library)
+    return Source(
+        _chosen(library.streams(), data), data, library.skipped, library, known_tasks=library.tasks
+    )
 
 
 def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from g2rpo_torch import gather_rollouts
 from g2rpo_trainer.errors import RunError, SharedError
-from g2rpo_trainer.run.launch import Launch
+from g2rpo_trainer.launch import Launch
 
 # The others wait while the first process writes a checkpoint or plots, however long that takes.
 _PATIENCE = timedelta(hours=6)

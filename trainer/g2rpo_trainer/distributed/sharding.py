@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from g2rpo_torch import gather_rollouts
 from g2rpo_trainer.config import Model
 from g2rpo_trainer.errors import SharedError
-from g2rpo_trainer.run.launch import Launch
+from g2rpo_trainer.launch import Launch
 
 
 def shard(model: Any, device: torch.device, size: int) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.run.failures import ran_out_of_memory
-from g2rpo_trainer.run.launch import Launch
 
 
 def resolve_device(name: str) -> torch.device:

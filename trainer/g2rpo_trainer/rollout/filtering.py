@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from g2rpo_trainer.config import TrainConfig
-from g2rpo_trainer.config.rollout import DynamicSampling
+from g2rpo_trainer.config import DynamicSampling, TrainConfig
 from g2rpo_trainer.run.metrics import Outcomes
 from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards, Scorer

@@ -12,7 +12,7 @@ import torch
 from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.run.launch import Launch
+from g2rpo_trainer.launch import Launch
 
 from ..distributed.processes import Processes
 from ..model import lora

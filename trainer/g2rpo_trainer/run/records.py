@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 
-from g2rpo._suggest import unknown_name
 from g2rpo.rewards import RewardFunction, check_record, with_own
-from g2rpo_trainer.config import BUILTIN_SOURCES, Data, TrainConfig
+from g2rpo_trainer.config import Data, TrainConfig
 from g2rpo_trainer.data import PromptRecord, Source, open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS_BY_SOURCE
@@ -57,33 +55,15 @@ def with_tasks(config: TrainConfig) -> TrainConfig:
     """
     functions = config.rewards.functions
     source = source_of(config.data, functions)
-    if config.data.source in BUILTIN_SOURCES:
-        # A few of them may be trained, the defaults shape them all.
-        _refuse_unknown_tasks(config, list(chain(*BUILTIN_SOURCES.values())))
     if config.data.tasks:
+        config.check_tasks(source.known_tasks)
         return config
-    _refuse_unknown_tasks(config, source.tasks)
     data = config.data.model_copy(update={"tasks": list(source.tasks)})
     # The same records, checked already.
     _opened[data.model_dump_json()] = source, dict(functions)
     named = config.model_copy(update={"data": data})
-    named.require_reachable_targets()
+    named.check_tasks(source.known_tasks)
     return named
-
-
-def _refuse_unknown_tasks(config: TrainConfig, tasks: Sequence[str]) -> None:
-    """Raise if the configuration shapes a task that the source does not have: a slip of the pen."""
-    named: dict[str, Iterable[str]] = {
-        "length.targets": config.length.targets,
-        "entropy.bounds": config.entropy.bounds,
-        "entropy.weights": config.entropy.weights,
-        "rollout.limits": config.rollout.limits,
-        "task_weights.weights": config.task_weights.weights,
-    }
-    for key, mapping in named.items():
-        for task in mapping:
-            if task not in tasks:
-                raise RunError(f"{key}: {unknown_name('task', task, tasks)}")
 
 
 def own_functions(config: TrainConfig) -> dict[str, str]:

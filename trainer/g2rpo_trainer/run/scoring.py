@@ -8,7 +8,7 @@ from g2rpo.rewards import RewardFunction, RewardPool, Weights, find_type, may_ta
 from g2rpo.rewards.pool import default_workers
 from g2rpo.rewards.score import STRUCTURE_WEIGHT
 from g2rpo_trainer.config import BUILTIN_SOURCES, TrainConfig
-from g2rpo_trainer.run.launch import Launch
+from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.run.records import own_functions, source_of
 
 

@@ -1,6 +1,7 @@
-"""What a launcher, ``accelerate launch`` or ``torchrun``, tells each process that it starts."""
+"""The variables that a launcher, ``accelerate launch`` or ``torchrun``, sets for each process."""
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 __all__ = ["Launch"]
@@ -12,11 +13,11 @@ class Launch(NamedTuple):
     Attributes
     ----------
     rank, size : int
-        Its number from 0, and how many there are.
+        Its rank, from 0, and the world size.
     local_rank, local_size : int
         The same on this machine.
     sharded : bool
-        Whether the launcher was asked to divide the model (``accelerate launch --use_fsdp``).
+        Whether the launcher was asked to shard the model (``accelerate launch --use_fsdp``).
     on_cpu : bool
         Whether it was asked to leave GPUs alone (``accelerate launch --cpu``).
 
@@ -25,7 +26,7 @@ class Launch(NamedTuple):
     >>> Launch.read({})
     Launch(rank=0, size=1, local_rank=0, local_size=1, sharded=False, on_cpu=False)
     >>> environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    >>> Launch.read(environment).tells
+    >>> Launch.read(environment).reports_errors
     False
     """
 
@@ -37,11 +38,11 @@ class Launch(NamedTuple):
     on_cpu: bool = False
 
     @classmethod
-    def read(cls, environment: "os._Environ[str] | dict[str, str]" = os.environ) -> "Launch":
-        """Read the variables of the environment that launchers set; one process without them."""
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Launch":
+        """Read the environment of this process; without a launcher it is the only one."""
         size = int(environment.get("WORLD_SIZE", "1"))
         on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-        # A cluster may set the number of processes for whatever it starts; a rank is a launcher's.
+        # A cluster may set WORLD_SIZE for any process that it starts; only launchers set RANK.
         if size == 1 or "RANK" not in environment:
             return cls(on_cpu=on_cpu)
         return cls(
@@ -59,6 +60,6 @@ class Launch(NamedTuple):
         return self.rank == 0
 
     @property
-    def tells(self) -> bool:
-        """Whether this process tells what all processes of its machine find wrong alike."""
+    def reports_errors(self) -> bool:
+        """Whether this process reports errors that all processes of its machine meet alike."""
         return self.local_rank == 0

@@ -1,8 +1,9 @@
-"""The section ``optimization``: how advantages change the policy."""
+"""The sections ``model``, ``optimization``, ``output``: what is trained, how, and what is kept."""
 
+import re
 from dataclasses import fields
 from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -12,12 +13,81 @@ from g2rpo._suggest import unknown_name
 from .section import Section, loss_or_off
 
 
+class Lora(Section):
+    """Low-rank adapters."""
+
+    rank: int = Field(
+        default=0, ge=0, description="rank of the adapters; 0 trains the weights themselves"
+    )
+    alpha: int | None = Field(
+        default=None,
+        ge=1,
+        description="adapters count alpha/rank times; null is twice the rank",
+    )
+    target_modules: list[str] = Field(
+        default=[],
+        description=(
+            "names, or ends of names, of the linear layers with an adapter; left out, all of the "
+            "language model but its output layer"
+        ),
+    )
+
+
+class Model(Section):
+    """The trained policy, its trained parts, and its device."""
+
+    name: str = Field(
+        default="builtin",
+        min_length=1,
+        description="`builtin` (the policy inside the package), a folder, or a Hugging Face model",
+    )
+    gguf_file: str | None = Field(
+        default=None, description="file of the folder or the hub to load, if the model is a GGUF"
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja file in place of the model's own chat template"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the model"
+    )
+    device: str = Field(
+        default="auto",
+        description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, … or `mps`",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="floating dtype of the weights; the optimiser keeps bfloat16 ones in float32",
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto", description="attention implementation; `auto` leaves it to the model"
+    )
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        default="auto",
+        description="of several processes each has the whole model (`none`) or a part of it "
+        "(`fsdp`); `auto` as `accelerate launch` was told",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute layers twice in the update in place of keeping them"
+    )
+    freeze_vision: bool = Field(default=False, description="leave the vision tower as it is")
+    lora: Lora = Lora()
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"unknown device {device!r}; name auto, cpu, mps, cuda or cuda:1, …")
+        return device
+
+
 class Optimization(Section):
-    """How advantages change the policy."""
+    """Loss, optimiser and schedule."""
 
     steps: int = Field(default=280, ge=1, description="length of the run [steps]")
     learning_rate: float = Field(
-        default=1.5e-4, gt=0, description="AdamW's learning rate after warm-up"
+        default=1e-6,
+        gt=0,
+        description="AdamW's learning rate after warm-up; left out with adapters, 1e-5",
     )
     updates_per_batch: int = Field(
         default=1, ge=1, description="optimiser updates that share a step's rollouts [updates]"
@@ -41,7 +111,7 @@ class Optimization(Section):
         description="updates in a row that a gradient that is not finite may cost [updates]",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="linear",
+        default="constant",
         description="learning rate after warm-up: constant, or falling to the end of the run",
     )
     warmup_steps: float = Field(
@@ -56,7 +126,9 @@ class Optimization(Section):
         "of one that a module of one's own registers",
     )
     aggregation: Literal["token", "sequence", "constant", "task"] | None = Field(
-        default=None, description="what the loss is a mean over; null is the loss type's own"
+        default=None,
+        description="the loss is a mean over tokens, sequences or tasks, or a sum over a constant; "
+        "null is the loss type's own",
     )
     mask_truncated_completions: Annotated[
         Literal["off", "loss", "all"], BeforeValidator(loss_or_off)
@@ -119,7 +191,7 @@ class Optimization(Section):
         return path
 
     @model_validator(mode="after")
-    def _loss_has_what_it_takes(self) -> "Optimization":
+    def _loss_takes_its_options(self) -> Self:
         try:
             self.loss_options(1)
         except TypeError as error:  # which a validator must not raise
@@ -127,7 +199,7 @@ class Optimization(Section):
         return self
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
-        """Return the options of the loss, without gaps.
+        """Return the options of the loss, with the loss type's own values for those left out.
 
         Parameters
         ----------
@@ -140,3 +212,50 @@ class Optimization(Section):
         if (self.aggregation or LOSSES[given["loss_type"]].aggregation) == "constant":
             given["max_completion_length"] = max_completion_length
         return LossOptions(**given).resolved()
+
+
+class Output(Section):
+    """Checkpoints, evaluations, logs and plots of a run."""
+
+    dir: str = Field(default="runs/g2rpo", min_length=1, description="the run's folder")
+    save_steps: int = Field(default=25, ge=1, description="steps between checkpoints [steps]")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="newest checkpoints that stay [checkpoints]"
+    )
+    eval_steps: int = Field(
+        default=0, ge=0, description="steps between evaluations; 0 is before and after only [steps]"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default=["tensorboard"], description="trackers of the metrics beside metrics.jsonl"
+    )
+    project: str = Field(
+        default="g2rpo",
+        min_length=1,
+        description="under which wandb and trackio file the run",
+    )
+    completions: int = Field(
+        default=8,
+        ge=0,
+        description="responses of each step that completions.jsonl keeps; 0 for none [rollouts]",
+    )
+    show_completions_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps between tables of responses on the terminal; 0 for none [steps]",
+    )
+    plots: bool = Field(default=True, description="draw pictures of the metrics at the end")
+    equity_steps: int = Field(
+        default=10,
+        ge=0,
+        description="steps between measurements of each task's gradient; 0 for none [steps]",
+    )
+    equity_prompts: int = Field(
+        default=2, ge=1, description="prompts of each task in such a measurement [prompts]"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_differ(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"must name each tracker once, but is {trackers}")
+        return trackers
