@@ -101,10 +101,10 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     from transformers import AutoTokenizer
 
     from g2rpo_trainer.config import load_config
+    from g2rpo_trainer.data import open_run
     from g2rpo_trainer.learning.optimizer import make_optimizer
     from g2rpo_trainer.model.loading import load_described
     from g2rpo_trainer.run.progress import Progress
-    from g2rpo_trainer.run.records import with_tasks
     from g2rpo_trainer.run.scorer import Rewards
     from g2rpo_trainer.run.shaping import Shaping
     from g2rpo_trainer.step import training_step
@@ -129,7 +129,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
             "optimization.learning_rate=1e-6",
         ]
     )
-    config = with_tasks(config)
+    config, source = open_run(config)
     policy = load_described(config)
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
@@ -148,7 +148,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     with PeakMemory(setting.device) as memory:
         for _ in range(setting.steps):
             started = time.perf_counter()
-            result = training_step(policy, optimizer, shaping, config, progress, scorer)
+            result = training_step(policy, optimizer, shaping, config, source, progress, scorer)
             seconds.append(time.perf_counter() - started)
             lengths.append(result.metrics["completions/mean_length"])
     return Measured(seconds, memory.extra, sum(lengths) / len(lengths))

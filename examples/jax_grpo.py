@@ -28,7 +28,7 @@ import optax.contrib
 import g2rpo
 from g2rpo.rewards import score
 from g2rpo_jax import logprobs_and_entropy
-from g2rpo_trainer.tasks.text import TEXT_TASKS
+from g2rpo_trainer.tasks import TEXT_TASKS
 
 Params: TypeAlias = dict[str, Any]
 
@@ -56,10 +56,10 @@ def draw(seed: int, start: int, count: int, split: Any = "train") -> list[Any]:
 def answer(item: Any, thinks: bool) -> str:
     """Return a right response, worked out or given at once."""
     thought = item.worked if thinks else ""
-    return f"<think>{thought}</think><answer>{item.record['answer']}</answer>"
+    return f"<think>{thought}</think><answer>{item.record.answer}</answer>"
 
 
-TEXTS = [text for item in draw(0, 0, 800) for text in (item.record["problem"], answer(item, True))]
+TEXTS = [text for item in draw(0, 0, 800) for text in (item.record.problem, answer(item, True))]
 PIECES = ["<pad>", "<end>", "<ask>", *sorted({p for text in TEXTS for p in PIECE.findall(text)})]
 IDS = {piece: number for number, piece in enumerate(PIECES)}
 
@@ -78,7 +78,7 @@ def encode_prompts(items: list[Any]) -> np.ndarray:
     """Return the prompts' tokens [P, L]."""
     tokens = np.full((len(items), L), PAD, np.int32)
     for row, item in enumerate(items):
-        ids = [*encode(item.record["problem"]), ASK]
+        ids = [*encode(item.record.problem), ASK]
         tokens[row, L - len(ids) :] = ids
     return tokens
 
@@ -183,7 +183,7 @@ def sample(params: Params, prompts: jax.Array, key: jax.Array, group: int = G) -
 def score_all(items: list[Any], tokens: jax.Array) -> np.ndarray:
     """Return rewards and accuracies [2, P·G] of the responses."""
     pairs = zip(items, np.asarray(tokens), strict=True)
-    scores = [score(item.record, decode(row)) for item, rows in pairs for row in rows]
+    scores = [score(item.record.as_row(), decode(row)) for item, rows in pairs for row in rows]
     return np.asarray([each[:2] for each in scores], np.float32).T
 
 

@@ -126,22 +126,22 @@ class Dataset:
         for number in range(self.steps):
             items = draw(self.seed, number * P, P)
             yield {
-                "prompts": np.asarray([item.record["problem"] for item in items], dtype=object),
-                "task": np.asarray([item.record["task_type"] for item in items]),
+                "prompts": np.asarray([item.record.problem for item in items], dtype=object),
+                "task": np.asarray([item.record.task for item in items]),
                 "row": np.arange(number * P, (number + 1) * P),
             }
 
     def accuracy(self, completions: list[str], row: Any, **_: Any) -> list[float]:
         """Return a reward function's values, by the task of each row."""
         return [
-            score(draw(self.seed, int(number), 1)[0].record, text).accuracy
+            score(draw(self.seed, int(number), 1)[0].record.as_row(), text).accuracy
             for number, text in zip(row, completions, strict=True)
         ]
 
     def layout(self, completions: list[str], row: Any, **_: Any) -> list[float]:
         """Return 1 for one thought and one answer, else 0."""
         return [
-            score(draw(self.seed, int(number), 1)[0].record, text).format
+            score(draw(self.seed, int(number), 1)[0].record.as_row(), text).format
             for number, text in zip(row, completions, strict=True)
         ]
 
@@ -199,9 +199,9 @@ def evaluate(cluster: RLCluster, prompts: int = 256, group: int = 4) -> np.ndarr
     """Return mean held-out reward and length in tokens of each task [2, tasks]."""
     items = [item for item in draw(0, 0, prompts, split="heldout") for _ in range(group)]
     cluster.get_rollout_config(mode=Mode.EVAL).seed = 0
-    output = cluster.generate([item.record["problem"] for item in items], mode=Mode.EVAL)
+    output = cluster.generate([item.record.problem for item in items], mode=Mode.EVAL)
     pairs = zip(items, output.text, strict=True)
-    rewards = [score(item.record, text).reward for item, text in pairs]
+    rewards = [score(item.record.as_row(), text).reward for item, text in pairs]
     lengths = [np.count_nonzero(np.asarray(tokens) != PAD) for tokens in output.tokens]
     return np.reshape([rewards, lengths], (2, -1, len(TASKS), group)).mean(axis=(1, 3))
 

@@ -83,6 +83,9 @@ def modules_after(statement: str) -> set[str]:
         ("import g2rpo", {"torch", "jax", "typer", "PIL", "pydantic", "yaml", "rich", "sklearn"}),
         ("import g2rpo_trainer.run", {"torch", "jax", "typer"}),
         ("import g2rpo_cli.app", {"torch", "jax", "transformers", "matplotlib", "sklearn"}),
+        ("import g2rpo.rewards", {"matplotlib", "PIL", "pydantic", "rich", "torch", "jax"}),
+        ("import g2rpo_trainer.data", {"matplotlib", "g2rpo_cli", "PIL", "sklearn", "torch"}),
+        ("import g2rpo_trainer.tasks", {"matplotlib", "g2rpo_cli", "PIL", "sklearn", "torch"}),
         ("import g2rpo_torch", {"jax", "typer", "transformers"}),
         ("import g2rpo_jax", {"torch", "typer"}),
     ],
@@ -94,6 +97,15 @@ def test_import_loads_no_more_than_it_needs(statement, absent):
 def test_run_is_not_loaded_with_the_core():
     code = "import g2rpo, sys; assert not any(n.startswith('g2rpo_trainer') for n in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_data_do_not_load_the_run():
+    code = (
+        "import sys, g2rpo_trainer.data; rooms = {n.split('.')[1] for n in sys.modules "
+        "if n.startswith('g2rpo_trainer.')}; print(*sorted(rooms))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == {"config", "data", "errors", "record", "tasks"}
 
 
 def test_this_check_can_fail():

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
+    from g2rpo_trainer.data import Source
 
 __all__ = [
     "Data",
@@ -78,15 +79,14 @@ def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
     return functions
 
 
-def unused_rewards(config: "TrainConfig") -> list[str]:
+def unused_rewards(config: "TrainConfig", source: "Source") -> list[str]:
     """Return a line for each reward of the user's own whose problem type no record has."""
     from g2rpo._suggest import did_you_mean
     from g2rpo.rewards import find_type, with_own
-    from g2rpo_trainer.run.records import own_functions, source_of
 
-    summary = source_of(config.data).summary()
+    summary = source.summary()
     types = {kind for task in summary.tasks.values() for kind in task.problem_types}
-    functions = with_own(own_functions(config))
+    functions = with_own(source.reward_functions)
     used = {find_type(kind, functions) for kind in types}
     return [
         f"rewards.functions: no record has problem type {name!r}{did_you_mean(name, sorted(types))}"

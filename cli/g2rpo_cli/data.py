@@ -8,7 +8,7 @@ from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Settings
 
 if TYPE_CHECKING:
-    from g2rpo_trainer.data import PromptRecord
+    from g2rpo_trainer.record import Record
 
 __all__ = ["app"]
 
@@ -63,20 +63,19 @@ def show(
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _in_short(task: str, records: "list[PromptRecord]") -> str:
+def _in_short(task: str, records: "list[Record]") -> str:
     if not records:
         return f"{task}: no held-out record can be used"
     record = records[0]
-    images = [f"[{image.width} × {image.height}] " for image in record["images"]]
+    images = [f"[{image.width} × {image.height}] " for image in record.images]
     videos = [
-        f"[{video.width} × {video.height}, {video.duration:.1f} s] "
-        for video in record.get("videos", [])
+        f"[{video.width} × {video.height}, {video.duration:.1f} s] " for video in record.videos
     ]
     shown = "".join([*images, *videos])
-    answer: Any = record["answer"]
+    answer: Any = record.answer
     # The answer of reasoning-gym is an entry, of which its own answer says most.
     answer = answer["answer"] if isinstance(answer, dict) else answer
-    return f"{task}: {shown}{_line(record['problem'])} → {_line(answer)}"
+    return f"{task}: {shown}{_line(record.problem)} → {_line(answer)}"
 
 
 def _line(text: object) -> str:

@@ -150,28 +150,28 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
 
     from rich.console import Console
 
-    from g2rpo_trainer.data import skipped_text
+    from g2rpo_trainer.data import open_run, skipped_text
     from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.run.display import Display
-    from g2rpo_trainer.run.records import reward_kinds, source_of, with_tasks
     from g2rpo_trainer.run.report import results_table
 
     hide_foreign_bars()
-    config = with_tasks(config)
+    config, source = open_run(config)
     is_main = Launch.read().is_main
     if is_main:
-        _say(unused_rewards(config))
+        _say(unused_rewards(config, source))
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,
         Display(0, config.data.tasks, console=console) as display,
     ):
-        result = trainer.evaluate(model, config, display, on_samples=on_samples)
+        result = trainer.evaluate(model, config, display, source=source, on_samples=on_samples)
     if not is_main:
         return
-    kinds = reward_kinds(config.data)
+    summary = source.summary()
+    kinds = {name: task.reward_kind for name, task in summary.tasks.items()}
     Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
-    _say([skipped_text(source_of(config.data).summary())])
+    _say([skipped_text(summary)])
     if output is not None:
         plain = _without_nan({"model": model, **result})
         output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -87,7 +87,5 @@ def _print_items(names: list[str], level: int | None, seed: int, rows: int) -> N
         for row in range(rows):
             item_level = level or LEVELS[row % len(LEVELS)]
             record = TEXT_TASKS[name].item(seed, row, level=item_level).record
-            table.add_row(
-                name, str(item_level), escape(record["problem"]), escape(record["answer"])
-            )
+            table.add_row(name, str(item_level), escape(record.problem), escape(record.answer))
     Console().print(table)

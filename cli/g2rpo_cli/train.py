@@ -22,6 +22,7 @@ from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
+    from g2rpo_trainer.data import Source
 
 __all__ = ["train"]
 
@@ -190,16 +191,16 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
+    from g2rpo_trainer.data import open_run
     from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.run.display import Display
     from g2rpo_trainer.run.folder import RunFolder
-    from g2rpo_trainer.run.records import reward_kinds, with_tasks
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
-    config = with_tasks(config)
+    config, source = open_run(config)
     if is_main:
-        _show_data(config)
+        _show_data(config, source)
     path = Path(config.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = config.optimization.steps, config.data.tasks
@@ -207,7 +208,7 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
     display = Display(steps, tasks, start.step if start else 0, console=console)
     try:
         with display:
-            summary = trainer.train(config, resume=resume, display=display)
+            summary = trainer.train(config, resume=resume, display=display, source=source)
     except KeyboardInterrupt as interruption:
         if not is_main:
             raise SystemExit(0) from None
@@ -215,20 +216,20 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
         _say_how_to_resume(path, str(interruption) or "stopped at once")
         raise SystemExit(130) from None
     if is_main:
-        _report(summary, path, reward_kinds(config.data))
+        kinds = {name: task.reward_kind for name, task in source.summary().tasks.items()}
+        _report(summary, path, kinds)
 
 
-def _show_data(config: "TrainConfig") -> None:
+def _show_data(config: "TrainConfig", source: "Source") -> None:
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
-    from g2rpo_trainer.run.records import source_of
     from g2rpo_trainer.run.report import start_table
 
     console = Console()
-    console.print(start_table(config))
-    skipped = skipped_text(source_of(config.data).summary())
-    for text in (skipped, *unused_rewards(config)):
+    console.print(start_table(config, source))
+    skipped = skipped_text(source.summary())
+    for text in (skipped, *unused_rewards(config, source)):
         if text:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 

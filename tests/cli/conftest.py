@@ -20,7 +20,7 @@ class FakeTrainer(ModuleType):
         self.calls = []
         self.raises = None
 
-    def train(self, config, *, resume=False, display=None):
+    def train(self, config, *, resume=False, display=None, source=None):
         path = config.output.dir
         folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
         folder.update_config(config)
@@ -41,7 +41,7 @@ class FakeTrainer(ModuleType):
         folder.write_summary(summary)
         return summary
 
-    def evaluate(self, model, config, display=None, *, on_samples=None):
+    def evaluate(self, model, config, display=None, *, source=None, on_samples=None):
         self.calls.append((model, config))
         scores = dict.fromkeys(config.data.tasks, 0.5)
         row = {"items": 3, "low": 0.25, "high": 0.75, "best": 0.875, "generations": 8}

@@ -18,8 +18,8 @@ from g2rpo_trainer.config import (
     load_config,
 )
 from g2rpo_trainer.config.keys import joined_key, split_key
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.run.records import with_tasks
 from g2rpo_trainer.tasks import TASKS
 
 
@@ -69,9 +69,9 @@ def test_a_task_that_the_data_name_has_a_target_in_reach(tmp_path):
     settings = [f"data.source={path}", "data.problem_type=numerical", "data.eval_items=2"]
     settings.append("rollout.max_completion_length=40")
     low, high = "length.targets={sums: [39, 50, 60, 70]}", "length.targets={sums: [40, 50, 60, 70]}"
-    assert with_tasks(load_config(settings=[*settings, low])).data.tasks == ["sums"]
+    assert open_run(load_config(settings=[*settings, low]))[0].data.tasks == ["sums"]
     with pytest.raises(RunError) as refused:
-        with_tasks(load_config(settings=[*settings, high]))
+        open_run(load_config(settings=[*settings, high]))
     assert str(refused.value) == UNREACHABLE
 
 
@@ -448,7 +448,7 @@ def test_a_misspelt_task_is_refused_in_every_mapping_by_task(key, tasks, tmp_pat
     path.write_text("".join(f"{json.dumps(row)}\n" for row in named))
     own = {"data.source": str(path), "data.tasks": tasks}
     with pytest.raises(RunError) as caught:
-        with_tasks(load_config(overrides={**own, f"{key}.sum": VALUES[key]}))
+        open_run(load_config(overrides={**own, f"{key}.sum": VALUES[key]}))
     assert str(caught.value).startswith(f"{key}: unknown task 'sum'; did you mean 'sums'?")
     with pytest.raises(RunError, match=f"{key}: unknown task 'sum'"):
         load_config(overrides={**own, f"{key}.sum": VALUES[key]}).check_tasks(["sums", "signs"])
@@ -473,7 +473,7 @@ def test_what_decides_on_responses_is_for_trained_tasks_only(key):
 def test_every_misspelt_task_has_a_line_of_its_own():
     settings = ["length.targets.orc=direct", "entropy.bounds.orc=[0, 1]", "data.tasks=[ocr]"]
     with pytest.raises(RunError) as caught:
-        with_tasks(load_config(settings=settings))
+        open_run(load_config(settings=settings))
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -483,7 +483,7 @@ def test_a_run_of_a_few_tasks_that_keeps_the_targets_of_all_can_be_loaded(tmp_pa
     for source, task in (("builtin", "ocr"), ("builtin-text", "box")):
         few = {"data.source": source, "data.tasks": [task], "length.targets": targets}
         path.write_text(dump_config(load_config(overrides=few)))
-        assert with_tasks(load_config(path)).length.targets == targets
+        assert open_run(load_config(path))[0].length.targets == targets
 
 
 def test_what_is_said_is_left_alone():

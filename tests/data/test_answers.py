@@ -15,7 +15,7 @@ CHOICE = {"problem": "Which?", "problem_type": "multiple choice"}
 
 
 def accuracy(record, answer):
-    return score(record, f"<answer>{answer}</answer>").accuracy
+    return score(record.as_row(), f"<answer>{answer}</answer>").accuracy
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def accuracy(record, answer):
 @pytest.mark.parametrize("kind", ["multiple choice", "Multiple  Choice"])
 def test_an_option_is_named_by_its_letter_or_its_text(options, answer, letter, kind):
     record = one({**CHOICE, "options": options, "answer": answer, "problem_type": kind})
-    assert record["answer"] == letter
+    assert record.answer == letter
     text = options[ord(letter) - ord("A")]
     assert accuracy(record, letter) == 1
     assert accuracy(record, text) == 1
@@ -92,15 +92,15 @@ def test_an_answer_that_names_no_one_option_is_refused(answer, shown, options):
 
 def test_letters_are_for_multiple_choice_alone():
     row = {"problem": "2+2?", "options": ["3", "4"], "answer": "4"}
-    assert one({**row, "problem_type": "numerical"})["answer"] == "4"
-    assert one({**row, "problem_type": "open-ended"})["answer"] == "4"
+    assert one({**row, "problem_type": "numerical"}).answer == "4"
+    assert one({**row, "problem_type": "open-ended"}).answer == "4"
 
 
 @pytest.mark.parametrize("kind", ["OCR", "character ocr", "open-ended"])
 def test_a_list_is_several_answers_where_each_is_right(kind):
     row = {"problem": "Which colour?", "answer": ["grey", " gray ", 7], "problem_type": kind}
     record = one(row)
-    assert record["answer"] == ["grey", "gray", "7"]
+    assert record.answer == ["grey", "gray", "7"]
     assert [accuracy(record, answer) for answer in ("grey", "gray", "7", "blue")][:3] == [1, 1, 1]
     assert accuracy(record, json.dumps(row["answer"])) < 1
 
@@ -113,7 +113,7 @@ def test_a_list_of_a_maths_record_is_a_collection():
 @pytest.mark.parametrize("kind", ["numerical", "regression", "maths", "OCR", "open-ended"])
 def test_a_list_of_one_is_its_entry(kind):
     record = one({"problem": "2+2?", "answer": [4], "problem_type": kind})
-    assert record["answer"] == "4"
+    assert record.answer == "4"
     assert accuracy(record, "4") == 1
 
 
@@ -131,7 +131,7 @@ def test_a_list_of_answers_holds_texts(answer):
 
 def test_lists_that_are_one_answer_stay_what_they_are():
     boxes = {"problem": "Where?", "answer": [1, 2, 3, 4], "problem_type": "spatial grounding"}
-    assert json.loads(one(boxes)["answer"]) == [1, 2, 3, 4]
+    assert json.loads(one(boxes).answer) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf, -math.inf, [1.0, math.nan]])

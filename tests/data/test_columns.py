@@ -36,8 +36,8 @@ def user(content):
 )
 def test_an_image_stands_where_the_word_stands_in_a_message(content, parts):
     record = one({"prompt": [user(content)], "images": [RED, BLUE], "answer": 4})
-    assert record["messages"] == [user(parts)]
-    assert "<image>" not in record["problem"]
+    assert record.messages == [user(parts)]
+    assert "<image>" not in record.problem
 
 
 def test_a_message_and_a_problem_with_the_same_words_are_the_same():
@@ -45,8 +45,8 @@ def test_a_message_and_a_problem_with_the_same_words_are_the_same():
         row = {"images": [RED, BLUE], "answer": 4}
         of_message = one({**row, "prompt": [user(words)]})
         of_problem = one({**row, "problem": words})
-        assert of_message["problem"] == of_problem["problem"]
-        assert of_message.get("messages") == of_problem.get("messages")
+        assert of_message.problem == of_problem.problem
+        assert of_message.messages == of_problem.messages
 
 
 def test_places_in_several_messages():
@@ -56,7 +56,7 @@ def test_places_in_several_messages():
         user("<image>Now this?"),
     ]
     record = one({"prompt": prompt, "images": [RED, BLUE], "answer": 4})
-    contents = [message["content"] for message in record["messages"]]
+    contents = [message["content"] for message in record.messages]
     assert contents == [
         [text("First"), IMAGE, text(".")],
         [text("Yes?")],
@@ -66,7 +66,7 @@ def test_places_in_several_messages():
 
 def test_without_images_the_word_is_a_word_in_a_message():
     record = one({"prompt": [user("What is <image> in HTML?")], "answer": 4})
-    assert record["problem"] == "What is <image> in HTML?"
+    assert record.problem == "What is <image> in HTML?"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_places_that_are_refused(content, reason):
 
 
 def test_a_column_messages_is_a_prompt():
-    assert one({"messages": PROMPT, "answer": 4})["problem"] == "2+2?"
-    assert one({"messages": PROMPT, "prompt": PROMPT, "answer": 4})["problem"] == "2+2?"
+    assert one({"messages": PROMPT, "answer": 4}).problem == "2+2?"
+    assert one({"messages": PROMPT, "prompt": PROMPT, "answer": 4}).problem == "2+2?"
 
 
 def test_the_advice_for_messages_of_another_name_works():
@@ -105,7 +105,7 @@ def test_the_advice_for_messages_of_another_name_works():
     assert error_of(row).endswith(
         "name the right one by data.columns.problem, or messages by data.columns.prompt"
     )
-    assert one(row, columns={"prompt": "chat"})["problem"] == "2+2?"
+    assert one(row, columns={"prompt": "chat"}).problem == "2+2?"
     rows = [{"problem": PROMPT, "answer": 4}, {"problem": "3+3?", "answer": 6}]
     with pytest.raises(RunError, match=r"messages are named by data\.columns\.prompt"):
         open_source(rows=rows)
@@ -114,14 +114,14 @@ def test_the_advice_for_messages_of_another_name_works():
 @pytest.mark.parametrize("empty", [None, [], "", {}, {"bytes": None, "path": None}])
 def test_an_empty_column_hides_no_other(empty):
     record = one({**QUESTION, "images": empty, "image": RED})
-    assert len(record["images"]) == 1
+    assert len(record.images) == 1
 
 
 @pytest.mark.parametrize("empty", [None, [], ""])
 def test_an_empty_prompt_or_answer_hides_no_other(empty):
-    assert one({**QUESTION, "prompt": empty, "solution": empty})["problem"] == "2+2?"
+    assert one({**QUESTION, "prompt": empty, "solution": empty}).problem == "2+2?"
     row = {"problem": empty, "prompt": PROMPT, "answer": empty, "solution": 4}
-    assert (one(row)["problem"], one(row)["answer"]) == ("2+2?", "4")
+    assert (one(row).problem, one(row).answer) == ("2+2?", "4")
 
 
 PAIRS = [
@@ -138,7 +138,7 @@ def test_two_columns_for_one_part_must_agree(first, second, one_value, other, sa
     assert reason.startswith(f"{first} is ")
     assert f" and {second} is " in reason
     assert reason.endswith(f"; name the right column by data.columns.{first}")
-    assert one({**row, second: same})["problem"] == "2+2?"
+    assert one({**row, second: same}).problem == "2+2?"
     for column in (first, second):
         assert one(row, columns={first: column})
 
@@ -148,8 +148,8 @@ def test_the_named_one_of_two_columns_is_taken():
     assert error_of(row) == (
         "answer is 4 and solution is 'The sum is 4.'; name the right column by data.columns.answer"
     )
-    assert one(row, columns={"answer": "answer"})["answer"] == "4"
-    assert one({**row, "solution": "4 "})["answer"] == "4"
+    assert one(row, columns={"answer": "answer"}).answer == "4"
+    assert one({**row, "solution": "4 "}).answer == "4"
 
 
 def test_a_problem_and_a_prompt_must_ask_the_same():
@@ -157,10 +157,10 @@ def test_a_problem_and_a_prompt_must_ask_the_same():
     assert error_of(row).endswith(
         "; name the right column by data.columns.problem or data.columns.prompt"
     )
-    assert one(row, columns={"problem": "problem"})["problem"] == "2+2?"
-    assert one(row, columns={"prompt": "prompt"})["problem"] == "2 + 2 = ?"
-    assert one({**row, "prompt": PROMPT})["problem"] == "2+2?"
-    assert one({**row, "prompt": "2+2?"})["problem"] == "2+2?"
+    assert one(row, columns={"problem": "problem"}).problem == "2+2?"
+    assert one(row, columns={"prompt": "prompt"}).problem == "2 + 2 = ?"
+    assert one({**row, "prompt": PROMPT}).problem == "2+2?"
+    assert one({**row, "prompt": "2+2?"}).problem == "2+2?"
 
 
 def test_a_data_uri_is_an_image():
@@ -168,7 +168,7 @@ def test_a_data_uri_is_an_image():
 
     uri = "data:image/png;base64," + b64encode(encoded("blue")).decode()
     for value in (uri, {"bytes": None, "path": uri}):
-        assert one({**QUESTION, "image": value})["images"][0].getpixel((0, 0)) == (0, 0, 255)
+        assert one({**QUESTION, "image": value}).images[0].getpixel((0, 0)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,&", "data:,hello", "data:" + "A" * 10**6])

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.images import open_image
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import BrokenRecord
 
 from .conftest import opened, records_of, sums
 
@@ -212,4 +212,4 @@ def test_a_source_refuses_a_deep_picture_with_its_place(write, tmp_path):
 def test_a_source_gives_the_levels_of_a_float_picture():
     picture = tiff(np.asarray([0, 0.5, 1], "<f4"))
     for record in records_of(open_source(rows=[{**row, "image": picture} for row in sums(3)])):
-        assert np.asarray(record["images"][0])[0, :, 0].tolist() == [0, 128, 255]
+        assert np.asarray(record.images[0])[0, :, 0].tolist() == [0, 128, 255]

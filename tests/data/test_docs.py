@@ -49,8 +49,8 @@ def test_the_formats(block, write, tmp_path):
     (row,) = objects(block)
     other = json.loads(json.dumps(row).replace("cat", "lizard").replace("dog ", "cow "))
     record = records_of(opened(write([row, other])))[0]
-    check_record(record)
-    (shown,) = record.get("videos") or record["images"]
+    check_record(record.as_row())
+    (shown,) = record.videos or record.images
     assert (shown.width, shown.height) == (60, 50)
 
 
@@ -58,7 +58,7 @@ def test_the_example_in_python():
     names = {}
     exec(compile(blocks("python")[0], "data.md", "exec"), names)
     assert len(names["records"]) == 8
-    assert names["records"][0]["problem"].endswith(" + 4?")
+    assert names["records"][0].problem.endswith(" + 4?")
     assert 5 < len(names["held_out"]) <= 16
 
 

@@ -10,10 +10,10 @@ from g2rpo.rewards import check_record, score
 from g2rpo.rewards.registry import EXAMPLES
 from g2rpo_trainer.config import RECORD_COLUMNS, Data
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.data.broken import BrokenRecord
-from g2rpo_trainer.data.prompt import lettered, with_options
-from g2rpo_trainer.data.record import COLUMNS, Reading, read_row
+from g2rpo_trainer.data.columns import COLUMNS, Reading, read_row
+from g2rpo_trainer.data.questions import lettered, with_options
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import BrokenRecord
 
 from .conftest import opened, records_of, sums
 
@@ -26,7 +26,7 @@ def one(row, **settings):
     columns = settings.get("columns", {})
     rows = [row, {columns.get(key, key): value for key, value in other.items()}]
     found = records_of(open_source(Data(**settings), rows=rows))
-    return next(record for record in found if record["place"].endswith("record 1"))
+    return next(record for record in found if record.place.endswith("record 1"))
 
 
 def error_of(row, **settings):
@@ -57,30 +57,28 @@ def test_the_papers_format():
         "options": ["A. blue", "B. red"],
     }
     record = one(row)
-    assert record.pop("images")[0].getpixel((0, 0)) == (255, 0, 0)
-    assert record == {
-        **{key: value for key, value in row.items() if key != "images"},
-        "problem": "Which colour?\nA. blue\nB. red",
-        "place": "rows, record 1",
-    }
-    assert score(record, "<answer>B</answer>").accuracy == 1
+    assert record.images[0].getpixel((0, 0)) == (255, 0, 0)
+    problem = "Which colour?\nA. blue\nB. red"
+    assert record.as_row() == {**row, "images": record.images, "problem": problem}
+    assert record.place == "rows, record 1"
+    assert score(record.as_row(), "<answer>B</answer>").accuracy == 1
 
 
 @pytest.mark.parametrize("column", ["answer", "solution"])
 def test_trls_format(column):
     prompt = [{"role": "user", "content": "Which colour?"}]
     record = one({"prompt": prompt, "image": Image.new("RGB", (3, 2)), column: "3"})
-    assert (record["problem"], record["answer"], record["task_type"]) == (
+    assert (record.problem, record.answer, record.task) == (
         "Which colour?",
         "3",
         "rows",
     )
-    assert (record["data_type"], len(record["images"])) == ("image", 1)
-    assert "messages" not in record
+    assert (record.as_row()["data_type"], len(record.images)) == ("image", 1)
+    assert record.messages is None
 
 
 def test_a_prompt_that_is_a_text():
-    assert one({"prompt": "2+2?", "answer": 4})["problem"] == "2+2?"
+    assert one({"prompt": "2+2?", "answer": 4}).problem == "2+2?"
 
 
 def test_a_conversation_is_kept_whole():
@@ -91,12 +89,12 @@ def test_a_conversation_is_kept_whole():
         {"role": "user", "content": "2+2?"},
     ]
     record = one({"prompt": prompt, "images": [Image.new("L", (1, 1))], "answer": 4})
-    assert record["problem"] == "2+2?"
+    assert record.problem == "2+2?"
     text = {"type": "text", "text": "Hi"}
-    assert [message["role"] for message in record["messages"]] == [m["role"] for m in prompt]
-    assert record["messages"][1]["content"] == [{"type": "image"}, text]
-    assert record["messages"][0]["content"] == [{"type": "text", "text": "Be short."}]
-    assert record["images"][0].mode == "RGB"
+    assert [message["role"] for message in record.messages] == [m["role"] for m in prompt]
+    assert record.messages[1]["content"] == [{"type": "image"}, text]
+    assert record.messages[0]["content"] == [{"type": "text", "text": "Be short."}]
+    assert record.images[0].mode == "RGB"
 
 
 @pytest.mark.parametrize("form", ["problem", "prompt"])
@@ -108,27 +106,25 @@ def test_images_in_the_middle_of_a_question(form):
         "prompt": [{"role": "user", "content": parts}],
     }
     record = one({form: rows[form], "images": [Image.new("RGB", (1, 1))] * 2, "answer": 1})
-    assert record["problem"] == "From to"
-    assert record["messages"] == [{"role": "user", "content": parts}]
+    assert record.problem == "From to"
+    assert record.messages == [{"role": "user", "content": parts}]
 
 
 @pytest.mark.parametrize("problem", ["<image>\n<image> Same?", "Same?"])
 def test_images_before_the_question_need_no_messages(problem):
     record = one({"problem": problem, "images": [Image.new("RGB", (1, 1))] * 2, "answer": 1})
-    assert record["problem"] == "Same?"
-    assert "messages" not in record
+    assert record.problem == "Same?"
+    assert record.messages is None
 
 
 def test_without_images_the_placeholder_is_a_word():
-    assert (
-        one({"problem": "What is <image> in HTML?", "answer": 1})["problem"].count("<image>") == 1
-    )
+    assert one({"problem": "What is <image> in HTML?", "answer": 1}).problem.count("<image>") == 1
 
 
 def test_columns_of_other_names():
     row = {"question": "2+2?", "gold": 4, "answer": "not this"}
     record = one(row, columns={"problem": "question", "answer": "gold"})
-    assert (record["problem"], record["answer"]) == ("2+2?", "4")
+    assert (record.problem, record.answer) == ("2+2?", "4")
 
 
 @pytest.mark.parametrize(
@@ -142,27 +138,27 @@ def test_columns_of_other_names():
     ],
 )
 def test_answers_become_texts(answer, text):
-    assert one({"problem": "2+2?", "answer": answer})["answer"] == text
+    assert one({"problem": "2+2?", "answer": answer}).answer == text
 
 
 def test_an_answer_that_is_an_object_stays_one_as_text():
     answer = {"boxes": [1, 2, 3, 4]}
     record = one({"problem": "Where?", "answer": answer, "problem_type": "spatial grounding"})
-    assert json.loads(record["answer"]) == answer
-    assert score(record, '<answer>{"boxes": [1, 2, 3, 4]}</answer>').accuracy == 1
+    assert json.loads(record.answer) == answer
+    assert score(record.as_row(), '<answer>{"boxes": [1, 2, 3, 4]}</answer>').accuracy == 1
 
 
 def test_an_option_by_its_text_becomes_its_letter():
     row = {"problem": "Which?", "options": ["cat", "dog"], "answer": "dog"}
     record = one({**row, "problem_type": "multiple choice"})
-    assert (record["answer"], record["options"]) == ("B", ["A. cat", "B. dog"])
-    assert record["problem"] == "Which?\nA. cat\nB. dog"
+    assert (record.answer, record.options) == ("B", ["A. cat", "B. dog"])
+    assert record.problem == "Which?\nA. cat\nB. dog"
 
 
 @pytest.mark.parametrize(("answer", "letter"), [("2", "B"), ("B", "B"), (2, "B"), ("b", "b")])
 def test_a_letter_wins_over_an_option_of_one_character(answer, letter):
     row = {"problem": "Which?", "options": ["1", "2"], "answer": answer}
-    assert one({**row, "problem_type": "multiple choice"})["answer"] == letter
+    assert one({**row, "problem_type": "multiple choice"}).answer == letter
 
 
 def test_options_that_the_question_has_are_not_repeated():
@@ -175,7 +171,7 @@ def test_unicode_and_line_separators(write):
     text = "Straße\u2028💡\x85مرحبا\u0000?"
     rows = [*sums(1), {**QUESTION, "problem": text, "problem_type": "maths", "task_type": "sums"}]
     path = write([json.dumps(row, ensure_ascii=False) for row in rows], "ünï côdé.jsonl")
-    assert text in {record["problem"] for record in records_of(opened(path))}
+    assert text in {record.problem for record in records_of(opened(path))}
 
 
 MESSAGE = {"role": "user", "content": "2+2?"}
@@ -296,14 +292,15 @@ TYPE = st.sampled_from([*EXAMPLES, "user"])
 
 @given(st.dictionaries(st.sampled_from([*RECORD_COLUMNS, "image", "solution"]), JSON | TYPE))
 def test_whatever_a_row_holds_it_is_read_or_broken(values):
-    reading = Reading("rows", "open-ended", {}, check_record, Path(), Path())
+    reading = Reading("rows", "open-ended", {}, Path(), Path())
     for row in (values, {**QUESTION, **values}, {**values, **QUESTION}):
         try:
             read = read_row(row, reading)
+            read.check(reading, check_record)
         except BrokenRecord:
             continue
-        assert read.problem
-        assert read.answer
+        assert read.record.problem
+        assert read.record.answer
         assert 0 <= read.digest() < 2**64
 
 
@@ -313,12 +310,14 @@ def test_half_a_surrogate_pair(write):
         opened(path)
 
 
-def test_a_missing_library_is_no_fault_of_the_record(write):
-    def check(record):
-        raise ImportError('spelling needs abacus; pip install "g2rpo[rewards]"')
+def test_a_missing_library_is_no_fault_of_the_record(monkeypatch):
+    def without(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    with pytest.raises(RunError, match=r"^spelling needs abacus"):
-        open_source(Data(skip_broken=True), rows=sums(3), check=check)
+    monkeypatch.setattr("g2rpo.rewards.libraries.import_module", without)
+    rows = [{**row, "problem_type": "OCR"} for row in sums(3)]
+    with pytest.raises(RunError, match=r"needs rapidfuzz; pip install"):
+        open_source(Data(skip_broken=True), rows=rows)
 
 
 def test_numbers_of_places_and_images_differ():
@@ -346,8 +345,11 @@ def test_an_unknown_problem_type_has_a_near_one():
 
 def test_problem_types_of_ones_own():
     rows = [{**row, "problem_type": "colour"} for row in sums(3)]
-    source = open_source(rows=rows, check=lambda record: None)
+    source = open_source(rows=rows, functions={"colour": "operator:eq"})
     assert source.summary().tasks["sums"].problem_types == {"colour": 3}
+    assert source.reward_functions == {"colour": "operator:eq"}
+    with pytest.raises(RunError, match=r"^rewards\.functions: .* has no 'eqq'"):
+        open_source(rows=rows, functions={"colour": "operator:eqq"})
 
 
 def test_an_unknown_part_of_a_record(write):

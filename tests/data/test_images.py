@@ -7,9 +7,9 @@ from PIL import Image
 
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.images import fingerprint, locate, open_image
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import BrokenRecord
 
 from .conftest import opened, records_of, sums
 
@@ -27,8 +27,8 @@ def rows_with(*images):
 def test_paths_are_relative_to_the_file(write, picture):
     source = opened(write(rows_with(picture("pics/red.png")), "sub/../sums.jsonl"))
     for record in records_of(source):
-        assert record["images"][0].getpixel((0, 0)) == (255, 0, 0)
-        assert record["data_type"] == "image"
+        assert record.images[0].getpixel((0, 0)) == (255, 0, 0)
+        assert record.as_row()["data_type"] == "image"
 
 
 def test_paths_are_relative_to_image_dir(write, picture, tmp_path):
@@ -45,8 +45,8 @@ def test_images_of_each_kind():
     red = encoded()
     for image in (Image.new("RGB", (4, 3), "red"), red, {"bytes": red, "path": "/etc/passwd"}):
         for record in records_of(open_source(rows=rows_with(image))):
-            assert record["images"][0].getpixel((0, 0)) == (255, 0, 0)
-            assert record["images"][0].mode == "RGB"
+            assert record.images[0].getpixel((0, 0)) == (255, 0, 0)
+            assert record.images[0].mode == "RGB"
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -153,7 +153,7 @@ def test_a_damaged_image_is_found_when_it_is_used(damaged):
 def test_a_damaged_image_is_passed_over_if_the_user_allows_it(damaged):
     source, again = opened(damaged, skip_broken=True), opened(damaged, skip_broken=True)
     assert source.summary().skipped == 0
-    found = {record["problem"] for record in records_of(source)}
+    found = {record.problem for record in records_of(source)}
     assert found == {row["problem"] for row in sums(10) if row["problem"] != "What is 3 + 1?"}
     assert source.summary().skipped == 1
     assert source.summary().examples[0].startswith(f"{damaged}, line 4: image '3.png' cannot be")
@@ -162,7 +162,7 @@ def test_a_damaged_image_is_passed_over_if_the_user_allows_it(damaged):
         records = [
             s.training_records(seed=1, position=4 * step, prompts=4) for s in (again, source)
         ]
-        assert [r["place"] for r in records[0]] == [r["place"] for r in records[1]]
+        assert [r.place for r in records[0]] == [r.place for r in records[1]]
 
 
 def test_what_was_passed_over_is_counted_on_where_a_run_left_off(damaged, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from g2rpo_trainer.config import BUILTIN_TASKS, Data
 from g2rpo_trainer.data import open_source, schedule, shares
-from g2rpo_trainer.data.permutation import shuffled
+from g2rpo_trainer.data.mixing import shuffled
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS
 
@@ -77,15 +77,15 @@ def test_builtin_tasks_come_in_turn_and_are_those_of_the_tasks():
     assert source.tasks == BUILTIN_TASKS
     records = source.training_records(seed=3, position=10, prompts=5)
     names = [BUILTIN_TASKS[position % 6] for position in range(10, 15)]
-    assert [record["task_type"] for record in records] == names
+    assert [record.task for record in records] == names
     for position, record in zip(range(10, 15), records, strict=True):
-        item = TASKS[record["task_type"]].item(3, position, level=2).record
-        assert (item["problem"], item["answer"]) == (record["problem"], record["answer"])
-        assert record["place"] == f"{record['task_type']}, item {position} of seed 3"
+        item = TASKS[record.task].item(3, position, level=2).record
+        assert (item.problem, item.answer) == (record.problem, record.answer)
+        assert record.place == f"{record.task}, item {position} of seed 3"
     held = source.held_out_records("maths", 3)
     expected = [TASKS["maths"].item(0, n, split="heldout", level=2).record for n in range(3)]
-    assert [record["problem"] for record in held] == [record["problem"] for record in expected]
-    assert held[2]["place"] == "maths, held-out item 2"
+    assert [record.problem for record in held] == [record.problem for record in expected]
+    assert held[2].place == "maths, held-out item 2"
     with pytest.raises(TypeError, match="without end"):
         len(source)
 
@@ -100,7 +100,7 @@ def mixed(write):
 
 def problems(source, seed, step, prompts):
     found = source.training_records(seed=seed, position=step * prompts, prompts=prompts)
-    return [record["problem"] for record in found]
+    return [record.problem for record in found]
 
 
 def test_every_record_comes_once_an_epoch_of_its_task(mixed):
@@ -109,7 +109,7 @@ def test_every_record_comes_once_an_epoch_of_its_task(mixed):
     seen = {name: [] for name in sizes}
     for step in range(60):
         for record in source.training_records(seed=1, position=7 * step, prompts=7):
-            seen[record["task_type"]].append(record["problem"])
+            seen[record.task].append(record.problem)
     for name, size in sizes.items():
         epochs = [seen[name][start : start + size] for start in range(0, len(seen[name]), size)]
         whole = [epoch for epoch in epochs if len(epoch) == size]
@@ -133,30 +133,30 @@ def test_records_do_not_depend_on_the_process_or_the_order_in_the_file(mixed, tm
     code = (
         "from g2rpo_trainer.data import open_source; from g2rpo_trainer.config import Data;"
         f"source = open_source(Data(source={str(other)!r}));"
-        "print(*[r['problem'] for r in source.training_records(seed=0, position=27, prompts=9)],"
-        "*[r['problem'] for r in source.held_out_records('big', 99)], sep='\\n')"
+        "print(*[r.problem for r in source.training_records(seed=0, position=27, prompts=9)],"
+        "*[r.problem for r in source.held_out_records('big', 99)], sep='\\n')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     source = opened(mixed)
-    held = [record["problem"] for record in source.held_out_records("big", 99)]
+    held = [record.problem for record in source.held_out_records("big", 99)]
     assert run.stdout.splitlines() == problems(source, 0, 3, 9) + held
 
 
 def test_held_out_records_are_apart_and_stay_when_records_are_added(write):
     few, more = opened(write(sums(200), "a.jsonl")), opened(write(sums(400), "b.jsonl"))
-    held = {record["problem"] for record in few.held_out_records("sums", 999)}
+    held = {record.problem for record in few.held_out_records("sums", 999)}
     trained = set(problems(few, 0, 0, few.summary().tasks["sums"].training))
     assert len(held) + len(trained) == len(few) == 200
     assert not held & trained
     assert 10 < len(held) < 45  # an eighth
-    assert held <= {record["problem"] for record in more.held_out_records("sums", 999)}
+    assert held <= {record.problem for record in more.held_out_records("sums", 999)}
     assert few.held_out_records("sums", 3) == few.held_out_records("sums", 99)[:3]
 
 
 def test_equal_prompts_are_on_one_side(write):
     rows = [{**row, "answer": str(copy)} for row in sums(30) for copy in range(3)]
     source = opened(write(rows), eval_fraction=0.5)
-    held = {record["problem"] for record in source.held_out_records("sums", 999)}
+    held = {record.problem for record in source.held_out_records("sums", 999)}
     assert not held & set(problems(source, 0, 0, 90))
 
 
@@ -183,9 +183,9 @@ def test_weights_and_temperature_set_the_shares(mixed):
     assert share(mixing__temperature=1e9) == pytest.approx(0.5)
     assert share(mixing__weights={"big": 1, "small": 3}) == 0.25
     source = opened(mixed, mixing__weights={"big": 0, "small": 2})
-    assert {
-        record["task_type"] for record in source.training_records(seed=0, position=0, prompts=9)
-    } == {"small"}
+    assert {record.task for record in source.training_records(seed=0, position=0, prompts=9)} == {
+        "small"
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ IMAGE = {"bytes": encoded("blue"), "path": "blue.png"}
 
 
 def problems(source):
-    return sorted(record["problem"] for record in records_of(source))
+    return sorted(record.problem for record in records_of(source))
 
 
 EXPECTED = sorted(row["problem"] for row in sums(20))
@@ -29,7 +30,7 @@ EXPECTED = sorted(row["problem"] for row in sums(20))
 def test_json_lines(write):
     source = opened(write(["", *sums(20), " "]))
     assert (problems(source), source.tasks) == (EXPECTED, ("sums",))
-    places = {record["place"].rpartition(" ")[2] for record in records_of(source)}
+    places = {record.place.rpartition(" ")[2] for record in records_of(source)}
     assert places == {str(number) for number in range(2, 22)}  # the lines of the file
 
 
@@ -60,8 +61,8 @@ def test_parquet(tmp_path, monkeypatch, in_memory):
     source = opened(write_parquet(tmp_path / "a.parquet", rows))
     assert problems(source) == EXPECTED
     record = records_of(source)[0]
-    assert record["images"][0].getpixel((0, 0)) == (0, 0, 255)
-    assert ", record " in record["place"]
+    assert record.images[0].getpixel((0, 0)) == (0, 0, 255)
+    assert ", record " in record.place
 
 
 def test_large_parquet_is_mapped_and_its_file_goes_away(tmp_path, monkeypatch):
@@ -105,9 +106,47 @@ def test_a_folder_of_files(write, tmp_path):
     assert len(source) == 8
     expected = ["Read."] * 2 + [row["problem"] for row in sums(6)]
     assert problems(source) == sorted(expected)
-    assert {r["place"].rpartition("/")[2] for r in source.held_out_records("a", 9)} < {
+    assert {r.place.rpartition("/")[2] for r in source.held_out_records("a", 9)} < {
         "a.json, record 1", "a.json, record 2",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["b.csv", "B.TSV", "b.ndjson", "b.jsonl.gz", "b.csv.zip", "b.xlsx"]
+)
+def test_a_file_of_another_format_in_a_folder_is_not_left_out_in_silence(write, tmp_path, name):
+    write(sums(6), "d/a.jsonl")
+    write(["problem,answer", "2+2?,4"], f"d/{name}")
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path / "d")
+    assert str(caught.value) == (
+        f"{tmp_path / 'd'}: {name} cannot be read; save the records as .jsonl, .json or .parquet, "
+        "or move the file out of the folder"
+    )
+    (tmp_path / "d" / name).unlink()
+    for other in ("notes.txt", ".hidden.csv", "pictures.zip", "p.png"):
+        write(["no records"], f"d/{other}")
+    (tmp_path / "d" / "sub.csv").mkdir()
+    assert len(opened(tmp_path / "d")) == 6
+
+
+def test_a_file_is_read_once_when_it_is_opened(write, monkeypatch):
+    paths, open_file = [], tables._opened
+    monkeypatch.setattr(tables, "_opened", lambda path: paths.append(path) or open_file(path))
+    path = write(sums(20))
+    opened(path)
+    assert paths == [path]
+
+
+def test_an_answer_is_checked_once(write, monkeypatch):
+    checked = []
+    monkeypatch.setattr(
+        "g2rpo_trainer.data.source.check_record", lambda record, functions: checked.append(record)
+    )
+    source = opened(write(sums(20)), skip_broken=True)
+    assert len(checked) == 20
+    assert len(records_of(source)) == 20
+    assert len(checked) == 20
 
 
 @pytest.mark.parametrize(
@@ -177,8 +216,8 @@ def test_a_folder_saved_by_datasets(hub, tmp_path):
     assert problems(opened(tmp_path / "one")) == EXPECTED
     source = opened(tmp_path / "both")
     assert problems(source) == EXPECTED
-    assert records_of(source)[0]["images"][0].getpixel((0, 0)) == (0, 0, 255)
-    assert records_of(source)[0]["place"].startswith(f"{tmp_path / 'both'} (train), record ")
+    assert records_of(source)[0].images[0].getpixel((0, 0)) == (0, 0, 255)
+    assert records_of(source)[0].place.startswith(f"{tmp_path / 'both'} (train), record ")
     assert len(opened(tmp_path / "both", split="test")) == 5
     with pytest.raises(RunError, match=r"data\.split: unknown split 'tst'; did you mean 'test'"):
         opened(tmp_path / "both", split="tst")
@@ -205,7 +244,7 @@ def test_a_data_set_of_the_hub(hub, monkeypatch):
     # Nothing else: no code of the data set's own may run.
     assert asked == [("owner/name", {"name": "easy", "split": "test", "revision": "v1"})]
     assert (len(source), source.tasks) == (5, ("sums",))
-    assert records_of(source)[0]["place"].startswith("owner/name (test), record ")
+    assert records_of(source)[0].place.startswith("owner/name (test), record ")
 
 
 def test_a_data_set_that_the_hub_does_not_give(monkeypatch):
@@ -231,7 +270,7 @@ def test_a_format_keeps_the_columns_that_it_shows(hub):
     shown = [name for name in hub["train"].column_names if name != "images"]
     for form in ("numpy", "torch", None):
         record = records_of(open_source(rows=hub["train"].with_format(form, shown)))[0]
-        assert (record["images"], record["data_type"]) == ([], "text")
+        assert (record.images, record.as_row()["data_type"]) == ([], "text")
     assert problems(open_source(rows=hub["train"].with_format("torch"))) == EXPECTED
 
 
@@ -245,7 +284,7 @@ def test_a_transform_is_applied(hub):
             rows.set_transform(shout)
         source = open_source(rows=rows)
         assert problems(source) == loud
-        assert records_of(source)[0]["images"][0].getpixel((0, 0)) == (0, 0, 255)
+        assert records_of(source)[0].images[0].getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_a_transform_that_fails_is_told(hub):
@@ -295,8 +334,27 @@ def test_rows_of_arrays(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", rows)
     # pandas makes NumPy arrays and numbers of lists and numbers.
     records = pandas.read_parquet(path).to_dict("records")
-    assert type(records[0]["images"]).__name__ == "ndarray"
+    assert type(records[0].images).__name__ == "ndarray"
     assert problems(open_source(rows=records)) == EXPECTED
+
+
+def test_decimal_numbers_are_answers(tmp_path):
+    texts = ["3.00", "12.50", "-0.10", "123456789012345678901234567890.12"]
+    answers = pa.array([Decimal(text) for text in texts], pa.decimal128(38, 2))
+    box = [Decimal(edge) for edge in ("0.50", "2", "4.25", "8")]
+    boxes = pa.array([box] * 4, pa.list_(pa.decimal128(5, 2)))
+    columns = {"problem": pa.array([f"{n}?" for n in range(4)])}
+    for cells, kind, expected in (
+        (answers, "numerical", ["3", "12.5", "-0.1", texts[3]]),
+        (boxes, "spatial grounding", ["[0.5, 2, 4.25, 8]"] * 4),
+    ):
+        pq.write_table(pa.table({**columns, "answer": cells}), tmp_path / "a.parquet")
+        found = records_of(opened(tmp_path / "a.parquet", problem_type=kind))
+        assert [r.answer for r in sorted(found, key=lambda r: r.problem)] == expected
+    for text in ("NaN", "sNaN", "Infinity"):
+        rows = [{**row, "answer": Decimal(text)} for row in sums(2)]
+        with pytest.raises(RunError, match="must be a text or a finite number"):
+            open_source(rows=rows)
 
 
 BOX = [0, 0, 10, 10]
@@ -334,11 +392,11 @@ def test_keys_that_other_rows_have_are_absent(kind, form, tmp_path):
     else:
         table = datasets.Dataset.from_list(rows)
         source = open_source(rows=table if form == "rows" else table.to_list())
-    found = sorted(records_of(source), key=lambda record: record["problem"])
+    found = sorted(records_of(source), key=lambda record: record.problem)
     for record, answer in zip(found, OBJECTS[kind], strict=True):
-        assert json.loads(record["answer"]) == answer
+        assert json.loads(record.answer) == answer
         right = f"<think>x</think><answer>{json.dumps(answer)}</answer>"
-        assert components(record, right).accuracy == 1
+        assert components(record.as_row(), right).accuracy == 1
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.jsonl.gz", "a.tsv", "data", "sub/a.csv"])
@@ -359,7 +417,7 @@ def test_a_file_of_another_format(tmp_path, monkeypatch, name):
     ("source", "module"), [("o/n", "datasets"), ("reasoning-gym:x", "reasoning_gym")]
 )
 def test_a_missing_library(monkeypatch, source, module):
-    monkeypatch.setattr("g2rpo_trainer.data.opening.find_spec", lambda name: None)
+    monkeypatch.setattr("g2rpo_trainer.data.tables.find_spec", lambda name: None)
     with pytest.raises(RunError) as caught:
         open_source(Data(source=source))
     name = module.replace("_", "-")
@@ -387,14 +445,14 @@ def test_reasoning_gym():
     source = opened(GYM)
     assert source.tasks == ("chain_sum", "leg_counting")
     records = source.training_records(seed=0, position=6, prompts=6)
-    assert [record["task_type"] for record in records] == list(source.tasks) * 3
+    assert [record.task for record in records] == list(source.tasks) * 3
     assert records == opened(GYM).training_records(seed=0, position=6, prompts=6)
     assert records != source.training_records(seed=1, position=6, prompts=6)
     functions = with_own(source.reward_functions)
     for record in records:
-        right = f"<think>so</think><answer>{record['answer']['answer']}</answer>"
-        assert components(record, right, functions).accuracy == 1
-        assert components(record, "<answer>no</answer>", functions).accuracy < 0.1
+        right = f"<think>so</think><answer>{record.answer['answer']}</answer>"
+        assert components(record.as_row(), right, functions).accuracy == 1
+        assert components(record.as_row(), "<answer>no</answer>", functions).accuracy < 0.1
 
 
 def test_reasoning_gym_holds_out_by_the_question():
@@ -402,15 +460,15 @@ def test_reasoning_gym_holds_out_by_the_question():
     held = source.held_out_records("leg_counting", 40)
     assert held == source.held_out_records("leg_counting", 40)
     trained = source.training_records(seed=0, position=0, prompts=40)
-    assert not {r["problem"] for r in held} & {r["problem"] for r in trained}
+    assert not {r.problem for r in held} & {r.problem for r in trained}
 
 
 def test_reasoning_gym_with_too_few_questions(monkeypatch):
-    from g2rpo_trainer.data import reasoning
+    from g2rpo_trainer.data import streams
 
     same = {"question": "2+2?", "answer": "4", "metadata": {}}
-    monkeypatch.setattr(reasoning, "_dataset", lambda name: defaultdict(lambda: same))
-    stream = reasoning.ReasoningStream("x", 0.5)
+    monkeypatch.setattr(streams, "_dataset", lambda name: defaultdict(lambda: same))
+    stream = streams.ReasoningStream("x", 0.5)
     sides = []
     for draw in (lambda: stream.held_out(1), lambda: stream.training(0, 0, 0)):
         try:

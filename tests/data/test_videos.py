@@ -4,9 +4,9 @@ from PIL import Image
 
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.videos import Frames, open_video
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import BrokenRecord
 
 from ..films import film, numbers_of
 from .conftest import opened, records_of, sums
@@ -32,9 +32,9 @@ def saved(tmp_path):
 def test_paths_are_relative_to_the_file(write, saved):
     source = opened(write(rows_with(saved("films/a.mp4"), data_type="video")), video_frames=4)
     for record in records_of(source):
-        (video,) = record["videos"]
+        (video,) = record.videos
         assert (video.width, video.height, video.duration) == (32, 24, 2.0)
-        assert (record["data_type"], record["images"]) == ("video", [])
+        assert (record.as_row()["data_type"], record.images) == ("video", [])
         clip = video.read()
         assert clip.frames.shape == (4, 24, 32, 3)
         assert numbers_of(clip.frames) == [0, 4, 8, 12]
@@ -157,7 +157,7 @@ def test_videos_of_each_kind(saved, tmp_path):
     for kind in (*kinds, frames, {**frames, "bytes": None}):
         rows = rows_with(kind)
         (record, *_) = records_of(open_source(Data(video_dir=str(tmp_path)), rows=rows))
-        clip = record["videos"][0].read()
+        clip = record.videos[0].read()
         if isinstance(kind, dict) and "frames" in kind:
             assert (numbers_of(clip.frames), clip.duration) == (list(range(6)), 1.5)
         else:
@@ -194,7 +194,7 @@ def test_a_damaged_video_is_told_by_its_record(damaged):
 
 def test_a_damaged_video_is_passed_over_if_the_user_allows_it(damaged):
     source = opened(damaged, skip_broken=True)
-    assert len({record["problem"] for record in records_of(source)}) == 9
+    assert len({record.problem for record in records_of(source)}) == 9
     assert source.summary().skipped == 1
     assert source.summary().examples[0].startswith(f"{damaged}, line 4: video '3.mp4' cannot be")
 
@@ -216,7 +216,7 @@ def test_sound_is_no_video():
 
 
 def test_a_bomb_is_refused(monkeypatch):
-    monkeypatch.setattr("g2rpo_trainer.data.video_files._MOST_PIXELS", 700)
+    monkeypatch.setattr("g2rpo_trainer.data.videos._MOST_PIXELS", 700)
     with pytest.raises(BrokenRecord, match="has 32 × 24 pixels, which exceeds the limit"):
         open_video(film(1), None, 4)
 
@@ -235,8 +235,8 @@ def test_videos_and_images_in_the_middle_of_a_question(form):
         for n, image in enumerate([Image.new("RGB", (1, 1)), Image.new("RGB", (2, 1))])
     ]
     (record, _) = records_of(open_source(rows=rows))
-    assert record["problem"] == "Is in ?"
-    assert record["messages"] == [{"role": "user", "content": parts}]
+    assert record.problem == "Is in ?"
+    assert record.messages == [{"role": "user", "content": parts}]
 
 
 @pytest.mark.parametrize("problem", ["<image><video> Same?", "<video>Same?", "Same?"])
@@ -244,15 +244,15 @@ def test_images_then_videos_before_the_question_need_no_messages(problem):
     rows = rows_with({"bytes": film(2)}, images=Image.new("RGB", (1, 1)), problem=problem)
     rows = [{**row, "options": [str(n)]} for n, row in enumerate(rows)]
     record = records_of(open_source(rows=rows))[0]
-    assert record["problem"] == "Same?"
-    assert "messages" not in record
+    assert record.problem == "Same?"
+    assert record.messages is None
 
 
 def test_the_video_decides_the_side(saved, tmp_path):
     """Equal questions about different videos are different records."""
     rows = [{**sums(1)[0], "videos": saved(f"{n}.mp4", film(2))} for n in range(12)]
     source = open_source(Data(video_dir=str(tmp_path), eval_fraction=0.5), rows=rows)
-    found = {record["videos"][0].source for record in records_of(source)}
+    found = {record.videos[0].source for record in records_of(source)}
     assert found == {f"{n}.mp4" for n in range(12)}
     rows = [{**row, "videos": {"bytes": film(1 + n)}} for n, row in enumerate(rows)]
     assert len(records_of(open_source(Data(eval_fraction=0.5), rows=rows))) == 12
@@ -260,7 +260,7 @@ def test_the_video_decides_the_side(saved, tmp_path):
 
 def test_a_missing_library_is_named(write, saved, monkeypatch):
     path = write(rows_with(saved()))
-    monkeypatch.setattr("g2rpo_trainer.data.opening.find_spec", lambda module: None)
+    monkeypatch.setattr("g2rpo_trainer.data.tables.find_spec", lambda module: None)
     with pytest.raises(RunError) as caught:
         opened(path)
     assert str(caught.value) == ('a record with a video needs av; run: pip install "g2rpo[video]"')
@@ -274,7 +274,7 @@ def test_a_column_of_parquet(tmp_path, saved):
     rows = rows_with({"bytes": None, "path": "films/a.mp4"})
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "sums.parquet")
     (record, *_) = records_of(opened(tmp_path / "sums.parquet"))
-    assert numbers_of(record["videos"][0].read().frames) == list(range(16))
+    assert numbers_of(record.videos[0].read().frames) == list(range(16))
 
 
 def test_the_command_shows_videos(write, saved, monkeypatch, capsys):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from g2rpo_trainer.config import Data, Length, TrainConfig, load_config
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run.controllers import EntropyControl, LengthControl, TaskWeightControl
-from g2rpo_trainer.run.records import with_tasks
 
 TASKS = "data.tasks=[maths, ocr]"
 
@@ -156,9 +156,9 @@ def test_decoupled_needs_an_estimator_that_can():
 
 
 def test_a_target_for_a_task_that_there_is_not_is_refused():
-    assert with_tasks(describe("length.targets.vqa=direct")).data.tasks == ["maths", "ocr"]
+    assert open_run(describe("length.targets.vqa=direct"))[0].data.tasks == ["maths", "ocr"]
     with pytest.raises(RunError, match=r"length.targets: unknown task 'math'.*'maths'"):
-        with_tasks(describe("length.targets.math=direct"))
+        open_run(describe("length.targets.math=direct"))
 
 
 def test_fixed_task_weights_stay():
@@ -187,4 +187,4 @@ def test_task_weights_follow_the_norms_in_the_steps_that_are_due():
 
 def test_a_weight_for_no_task_is_told():
     with pytest.raises(RunError, match=r"task_weights\.weights: .*'orc'"):
-        with_tasks(load_config(settings=["task_weights.weights={orc: 2}"]))
+        open_run(load_config(settings=["task_weights.weights={orc: 2}"]))

@@ -13,7 +13,6 @@ from g2rpo_trainer.run.folder import RunFolder
 from g2rpo_trainer.run.interrupt import Interrupted
 from g2rpo_trainer.run.loop import Run
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.records import _opened, source_of, training_records
 
 
 class Noted(Run):
@@ -225,13 +224,11 @@ class Drawing(Noted):
 
     def load(self, checkpoint):
         super().load(checkpoint)
-        source_of(self.config.data).refuse(
-            lambda record: "is too long" if len(record["problem"]) > 10 else None
-        )
+        self.source.refuse(lambda record: "is too long" if len(record.problem) > 10 else None)
 
     def take_step(self):
         position = 2 * self.progress.step
-        training_records(self.config.data, seed=0, position=position, prompts=2)
+        self.source.training_records(seed=0, position=position, prompts=2)
         return super().take_step()
 
 
@@ -272,7 +269,6 @@ def test_records_left_out_are_counted_in_every_step_and_named_at_the_end(
     stop = {"step 1": lambda: signal.raise_signal(signal.SIGTERM)}
     with pytest.raises(Interrupted):
         Drawing(described(*own_records, folder), during=stop).train()
-    _opened.clear()
     resumed = Drawing(described(*own_records, folder))
     resumed.train(resume=True)
     assert skipped_counts(resumed.config) == counts

@@ -4,6 +4,7 @@ import math
 from rich.console import Console
 
 from g2rpo_trainer.config import load_config
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.run.report import before_after_table, results_table, start_table
 from g2rpo_trainer.tasks import TASKS
 
@@ -109,12 +110,14 @@ def test_a_task_without_items_has_a_dash_and_no_part_in_the_mean():
 
 def test_start_table_says_what_is_trained_and_how_it_is_shaped():
     settings = ["data.tasks=[ocr, vqa]", "length.targets={ocr: [0, 0, 10, 20]}", "entropy.high=2"]
-    text = text_of(start_table(load_config(settings=settings)))
+    text = text_of(start_table(*open_run(load_config(settings=settings))))
     rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
     (ocr, vqa) = ([cell.strip() for cell in row] for row in rows)
     assert ocr == ["ocr", "character OCR", "∞", "∞", "50.0%", "0–10", "0.05–2"]
     assert vqa[-2:] == ["–", "0.05–2"]
     calibrated = load_config(settings=[*settings, "length.calibrate=true"])
-    assert all(part in text_of(start_table(calibrated)) for part in ("from 0–10", "calibrated"))
+    assert all(
+        part in text_of(start_table(*open_run(calibrated))) for part in ("from 0–10", "calibrated")
+    )
     plain = load_config(settings=[*settings, "length.mode=off", "entropy.weight=0"])
-    assert "tokens" not in text_of(start_table(plain))
+    assert "tokens" not in text_of(start_table(*open_run(plain)))

@@ -5,8 +5,8 @@ import pytest
 
 from g2rpo.rewards import ACCURACY, score
 from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, contact_sheet
-from g2rpo_trainer.tasks.base import Record
 
+COLUMNS = {"problem", "images", "answer", "problem_type", "data_type", "task_type", "options"}
 ALL = pytest.mark.parametrize("name", list(TASKS))
 
 
@@ -15,8 +15,8 @@ ALL = pytest.mark.parametrize("name", list(TASKS))
 def test_an_item_follows_from_its_seed(name, level):
     first, again, other = (TASKS[name].item(seed, 5, level=level) for seed in (3, 3, 4))
     assert first.scene == again.scene
-    assert first.record["problem"] == again.record["problem"]
-    assert np.array_equal(*(np.asarray(item.record["images"][0]) for item in (first, again)))
+    assert first.record.problem == again.record.problem
+    assert np.array_equal(*(np.asarray(item.record.images[0]) for item in (first, again)))
     assert first.scene != other.scene
 
 
@@ -50,24 +50,24 @@ def test_an_eighth_is_held_out(name):
 def test_the_right_answer_scores_one(name):
     for index in range(30):
         item = TASKS[name].item(1, index)
-        response = f"<think>{item.worked}</think><answer>{item.record['answer']}</answer>"
-        assert score(item.record, response).reward == pytest.approx(1.0)
+        response = f"<think>{item.worked}</think><answer>{item.record.answer}</answer>"
+        assert score(item.record.as_row(), response).reward == pytest.approx(1.0)
 
 
 @ALL
 def test_records_have_the_papers_columns(name):
     record = TASKS[name].item(0, 0).record
-    assert set(record) == set(Record.__annotations__)
-    assert record["problem_type"] in ACCURACY
-    assert record["task_type"] == name
-    assert record["data_type"] == "image"
-    assert record["images"][0].mode == "RGB"
+    assert set(record.as_row()) == COLUMNS
+    assert record.problem_type in ACCURACY
+    assert record.task == name
+    assert record.as_row()["data_type"] == "image"
+    assert record.images[0].mode == "RGB"
 
 
 @ALL
 def test_pictures_differ_where_scenes_do(name):
     items = [TASKS[name].item(0, index) for index in range(40)]
-    pictures = {item.record["images"][0].tobytes() for item in items}
+    pictures = {item.record.images[0].tobytes() for item in items}
     assert len(pictures) > 35
 
 
@@ -77,7 +77,7 @@ def test_grounding_asks_for_a_box_that_holds_the_shapes_colour():
     for index in range(20):
         item = TASKS["grounding"].item(0, index)
         shape = item.scene.shapes[0]
-        pixels = np.asarray(item.record["images"][0])
+        pixels = np.asarray(item.record.images[0])
         ys, xs = np.nonzero((pixels == COLOURS[shape.colour]).all(-1))
         left, top, right, bottom = shape.box
         inside = (xs >= left) & (xs < right) & (ys >= top) & (ys < bottom)
@@ -92,7 +92,7 @@ def test_spatial_options_are_shuffled_and_right():
         dx, dy = scene.first.x - scene.second.x, scene.first.y - scene.second.y
         truth = {"left": -dx, "right": dx, "above": -dy, "below": dy}
         assert max(truth, key=truth.get) == scene.relation
-        chosen = item.record["options"]["ABCD".index(item.record["answer"])]
+        chosen = item.record.options["ABCD".index(item.record.answer)]
         assert chosen.endswith(scene.relation)
         orders.add(scene.order)
     assert len(orders) > 12
@@ -116,7 +116,7 @@ def test_worked_arithmetic_is_true():
         for step in item.worked.split(": ")[-1].split(","):
             left, right = step.split("=")
             assert _value(left) == int(right)
-        assert item.worked.endswith(f"={item.record['answer']}")
+        assert item.worked.endswith(f"={item.record.answer}")
 
 
 def _value(expression: str) -> int:

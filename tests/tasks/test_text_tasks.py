@@ -9,8 +9,8 @@ from g2rpo.rewards import ACCURACY, score
 from g2rpo.rewards.boxes import box_iou
 from g2rpo_trainer.config import BUILTIN_SOURCES
 from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, TASKS_BY_SOURCE, TEXT_TASKS
-from g2rpo_trainer.tasks.base import Record
 
+COLUMNS = {"problem", "images", "answer", "problem_type", "data_type", "task_type", "options"}
 ALL = pytest.mark.parametrize("name", list(TEXT_TASKS))
 
 
@@ -46,22 +46,20 @@ def test_the_right_answer_scores_one_and_records_are_text(name):
     for index in range(50):
         item = TEXT_TASKS[name].item(1, index)
         record = item.record
-        response = f"<think>{item.worked}</think><answer>{record['answer']}</answer>"
-        assert score(record, response).reward == pytest.approx(1.0)
-        assert set(record) == set(Record.__annotations__)
-        assert record["problem_type"] in ACCURACY
-        assert (record["task_type"], record["data_type"]) == (name, "text")
-        assert record["images"] == []
+        response = f"<think>{item.worked}</think><answer>{record.answer}</answer>"
+        assert score(record.as_row(), response).reward == pytest.approx(1.0)
+        assert set(record.as_row()) == COLUMNS
+        assert record.problem_type in ACCURACY
+        assert (record.task, record.as_row()["data_type"]) == (name, "text")
+        assert record.images == []
 
 
 def test_arithmetic_asks_what_it_answers():
     for index in range(60):
         item = TEXT_TASKS["arithmetic"].item(0, index)
-        a, operator, b = re.fullmatch(
-            r"What is (\d+)([+-])(\d+)\?", item.record["problem"]
-        ).groups()
-        assert int(item.record["answer"]) == int(a) + int(operator + b)
-        assert item.worked.endswith(f"={item.record['answer']}")
+        a, operator, b = re.fullmatch(r"What is (\d+)([+-])(\d+)\?", item.record.problem).groups()
+        assert int(item.record.answer) == int(a) + int(operator + b)
+        assert item.worked.endswith(f"={item.record.answer}")
 
 
 def test_the_box_is_that_of_the_shape_that_is_asked_for():
@@ -71,13 +69,13 @@ def test_the_box_is_that_of_the_shape_that_is_asked_for():
         shapes = {
             name: tuple(map(int, numbers))
             for name, *numbers in re.findall(
-                r"(\w+ \w+) at (\d+),(\d+) size (\d+)", item.record["problem"]
+                r"(\w+ \w+) at (\d+),(\d+) size (\d+)", item.record.problem
             )
         }
-        asked = re.search(r"box of the (\w+ \w+) as", item.record["problem"])[1]
+        asked = re.search(r"box of the (\w+ \w+) as", item.record.problem)[1]
         x, y, size = shapes[asked]
         answer = f"[{x},{y},{x + size},{y + size}]"
-        assert box_iou(answer, item.record["answer"]) == 1
+        assert box_iou(answer, item.record.answer) == 1
         assert item.worked == f"{x}+{size}={x + size},{y}+{size}={y + size}"
         places.add(list(shapes).index(asked))
     assert places == {0, 1, 2}
@@ -86,15 +84,15 @@ def test_the_box_is_that_of_the_shape_that_is_asked_for():
 def test_bars_differ_by_the_answer_which_is_above_zero():
     for index in range(60):
         item = TEXT_TASKS["bars"].item(0, index)
-        values = [int(value) for value in re.findall(r"\w+ (\d+)", item.record["problem"])]
-        assert int(item.record["answer"]) == max(values) - min(values) > 0
+        values = [int(value) for value in re.findall(r"\w+ (\d+)", item.record.problem)]
+        assert int(item.record.answer) == max(values) - min(values) > 0
 
 
 def test_sorting_gives_the_same_letters_in_order():
     for index in range(60):
         item = TEXT_TASKS["sorting"].item(0, index)
-        given = item.record["problem"].removeprefix("Sort the letters: ")
-        assert item.record["answer"] == "".join(sorted(given))
+        given = item.record.problem.removeprefix("Sort the letters: ")
+        assert item.record.answer == "".join(sorted(given))
         halves = item.worked.split(",")
         assert sorted("".join(halves)) == sorted(given)
         assert all(list(half) == sorted(half) for half in halves)

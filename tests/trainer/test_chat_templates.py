@@ -19,6 +19,7 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_described
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.rollout.sampling import sample
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save
@@ -78,16 +79,8 @@ def completions(folder):
 
 def record(*messages):
     turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages]
-    return {
-        "problem": messages[-1][1],
-        "images": [],
-        "answer": "4",
-        "problem_type": "numerical",
-        "data_type": "text",
-        "task_type": "sums",
-        "options": [],
-        **({"messages": turns} if len(turns) > 1 else {}),
-    }
+    several = turns if len(turns) > 1 else None
+    return Record(messages[-1][1], "4", "numerical", "sums", messages=several)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

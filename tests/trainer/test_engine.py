@@ -11,6 +11,7 @@ import torch
 
 import g2rpo
 from g2rpo_trainer.config import Model, Rollout
+from g2rpo_trainer.data import open_source
 from g2rpo_trainer.distributed.processes import Share
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
@@ -117,7 +118,7 @@ def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     flat = torch.tensor([value for response in responses for value in response.logprobs])
     torch.testing.assert_close(found.logprobs[found.mask], flat, rtol=0, atol=2e-5)
     assert found.ended.tolist() == [response.ended for response in responses]
-    limits = [3 if record["task_type"] == "ocr" else 8 for record in records for _ in range(2)]
+    limits = [3 if record.task == "ocr" else 8 for record in records for _ in range(2)]
     assert all(length <= limit for length, limit in zip(found.lengths, limits, strict=True))
     assert (found.entropies[found.mask] > 0).all()
     expected = expected_ratios(found)
@@ -188,10 +189,11 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
     sampler = EngineSampler(engine, config)
     optimizer = make_optimizer(policy, config.optimization)
     shaping, progress = Shaping(config), Progress()
-    with Scorer(config) as scorer:
+    source = open_source(config.data)
+    with Scorer(config, source) as scorer:
         for step in (1, 2):
             result = training_step(
-                policy, optimizer, shaping, config, progress, scorer, sampler=sampler
+                policy, optimizer, shaping, config, source, progress, scorer, sampler=sampler
             )
             assert engine.loads == step
             # With weights from before the update other ratios would come out.
@@ -341,9 +343,9 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     engine.close()
     assert llm.calls[-1] == "shutdown"
     limits = [parameters["max_tokens"] for _, parameters in llm.asked]
-    assert limits == [3 if record["task_type"] == "ocr" else 8 for record in records]
+    assert limits == [3 if record.task == "ocr" else 8 for record in records]
     prompt, parameters = llm.asked[0]
-    assert prompt["multi_modal_data"]["image"] == records[0]["images"]
+    assert prompt["multi_modal_data"]["image"] == records[0].images
     image = policy.tokenizer.convert_tokens_to_ids("<image>")
     assert prompt["prompt_token_ids"].count(image) == 1 < requests[0].tokens.count(image)
     assert parameters["stop"] == ["</a>"]
@@ -365,7 +367,7 @@ def test_a_prompt_that_is_read_otherwise_is_an_error():
 
 
 def test_a_video_is_refused(policy, prompts, records, tiny_run):
-    asked = [{**record, "videos": ["a.mp4"]} for record in records]
+    asked = [replace(record, videos=["a.mp4"]) for record in records]
     with pytest.raises(RunError, match="takes no videos"):
         make_requests(policy, prompts, asked, tiny_run().rollout, range(6))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from g2rpo_trainer import evaluate, train
+from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.evaluation import evaluate_policy
-from g2rpo_trainer.run.records import source_of, with_tasks
 from g2rpo_trainer.run.scorer import Rewards, Scorer
 
 
@@ -28,7 +28,7 @@ def config(tiny_run):
 
 
 def test_means_intervals_and_bests(random_policy, config):
-    evaluation = evaluate_policy(random_policy, config, Graded())
+    evaluation = evaluate_policy(random_policy, config, open_source(config.data), Graded())
     ocr = evaluation.detail["ocr"]
     # Items have the means 1, 1.1 and 1.2, and Student's quantile for two degrees is 4.303.
     # No closer in single precision than 1e-8, and then JSON would hold many digits of noise.
@@ -55,7 +55,9 @@ def test_every_response_is_handed_over_once(random_policy, config):
     small = config.model_copy(
         update={"data": config.data.model_copy(update={"eval_batch_size": 2})}
     )
-    evaluation = evaluate_policy(random_policy, small, Graded(), on_samples=keep)
+    evaluation = evaluate_policy(
+        random_policy, small, open_source(small.data), Graded(), on_samples=keep
+    )
     assert batches == [6, 3, 6, 3]
     assert [(each["task"], each["item"]) for each in samples[::3]] == [
         (task, item) for task in ("ocr", "maths") for item in range(3)
@@ -72,7 +74,9 @@ def test_a_temperature_of_0_takes_the_likeliest_tokens(random_policy, config):
         texts = []
         data = config.data.model_copy(update={"eval_temperature": temperature})
         cold = config.model_copy(update={"data": data})
-        evaluate_policy(random_policy, cold, Graded(), on_samples=texts.extend)
+        evaluate_policy(
+            random_policy, cold, open_source(cold.data), Graded(), on_samples=texts.extend
+        )
         return [each["response"] for each in texts]
 
     greedy, drawn = responses(0.0), responses(None)
@@ -84,9 +88,9 @@ def test_evaluation_leaves_the_random_numbers_alone(random_policy, config):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = evaluate_policy(random_policy, config, Graded())
+    first = evaluate_policy(random_policy, config, open_source(config.data), Graded())
     assert torch.equal(torch.rand(3), expected)
-    assert evaluate_policy(random_policy, config, Graded()) == first
+    assert evaluate_policy(random_policy, config, open_source(config.data), Graded()) == first
 
 
 @pytest.fixture
@@ -96,10 +100,10 @@ def few(tmp_path, tiny_run):
 
     rows = []
     for index in range(24):
-        record = dict(TASKS["ocr"].item(5, index).record)
-        record["images"][0].save(tmp_path / f"{index}.png")
+        record = TASKS["ocr"].item(5, index).record
+        record.images[0].save(tmp_path / f"{index}.png")
         name = "rare" if index < 3 else "common"
-        rows.append({**record, "images": [f"{index}.png"], "task_type": name})
+        rows.append({**record.as_row(), "images": [f"{index}.png"], "task_type": name})
     path = tmp_path / "own.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return tiny_run(
@@ -112,7 +116,7 @@ def few(tmp_path, tiny_run):
 
 def test_a_task_with_few_records_is_reported_with_their_number(few):
     result = evaluate(few.model.name, few)
-    sizes = source_of(with_tasks(few).data).summary().tasks
+    sizes = open_run(few)[1].summary().tasks
     rare, common = sizes["rare"].held_out, sizes["common"].held_out
     assert rare == 1 < common < 21
     items = {task: detail["items"] for task, detail in result["detail"].items()}
@@ -123,16 +127,13 @@ def test_a_task_with_few_records_is_reported_with_their_number(few):
 def test_a_task_without_held_out_records_is_no_number_and_in_no_mean(
     few, random_policy, monkeypatch
 ):
-    from g2rpo_trainer import evaluation
-    from g2rpo_trainer.run import records
-
-    def none_of_rare(data, task):
-        return [] if task == "rare" else records.heldout_records(data, task)
-
-    monkeypatch.setattr(evaluation, "heldout_records", none_of_rare)
-    config = with_tasks(few)
-    with Scorer(config) as scorer:
-        result = evaluate_policy(random_policy, config, scorer)
+    config, source = open_run(few)
+    held_out = source.held_out_records
+    monkeypatch.setattr(
+        source, "held_out_records", lambda task, n: [] if task == "rare" else held_out(task, n)
+    )
+    with Scorer(config, source) as scorer:
+        result = evaluate_policy(random_policy, config, source, scorer)
     assert math.isnan(result.reward["rare"])
     assert math.isnan(result.length["rare"])
     assert result.detail["rare"]["items"] == 0

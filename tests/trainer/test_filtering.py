@@ -12,11 +12,11 @@ import torch
 import g2rpo_trainer.run.loop
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
+from g2rpo_trainer.data import open_source
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.rollout.filtering import draw_rollouts, prompts_to_keep
 from g2rpo_trainer.rollout.sampling import sample_as_described
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards, Scorer
 from g2rpo_trainer.run.shaping import Shaping
 from g2rpo_trainer.step import training_step
@@ -34,7 +34,7 @@ class Judge:
     def __call__(self, records, texts):
         each = len(texts) // len(records)
         rewards = [
-            float(number % 2 and record["task_type"] not in self.dull)
+            float(number % 2 and record.task not in self.dull)
             for record in records
             for number in range(each)
         ]
@@ -72,7 +72,8 @@ def test_what_is_kept():
 
 def drawn(policy, config, judge, position=0):
     torch.manual_seed(0)
-    return draw_rollouts(policy, sample_as_described, judge, config, position, Stopwatch())
+    source = open_source(config.data)
+    return draw_rollouts(policy, sample_as_described, judge, config, source, position, Stopwatch())
 
 
 def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
@@ -82,8 +83,8 @@ def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
     assert found.tries == 2
     assert len(found.records) == 8
     assert found.keeps.tolist() == [True, True, True, False, False, True, True, True]
-    expected = training_records(config.data, seed=0, position=12, prompts=8)
-    assert [r["problem"] for r in found.records] == [r["problem"] for r in expected]
+    expected = open_source(config.data).training_records(seed=0, position=12, prompts=8)
+    assert [r.problem for r in found.records] == [r.problem for r in expected]
     assert len(found.prompts["input_ids"]) == 6
     assert len(found.completions.texts) == len(found.rewards.reward) == 16
     assert found.kept.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
@@ -106,7 +107,8 @@ def test_tries_are_bounded(random_policy, tiny_run):
 def one_step(policy, config, judge, progress):
     optimizer = make_optimizer(policy, config.optimization)
     shaping = Shaping(config)
-    return training_step(policy, optimizer, shaping, config, progress, judge)
+    source = open_source(config.data)
+    return training_step(policy, optimizer, shaping, config, source, progress, judge)
 
 
 @pytest.fixture

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import transformers
 
 from g2rpo_trainer.config import Model, load_config
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, conversation
-from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
 from g2rpo_trainer.model import loading
 from g2rpo_trainer.model.device import memory_advice
 from g2rpo_trainer.model.freezing import count_parameters, vision_tower
 from g2rpo_trainer.model.loading import load_described, load_policy
-from g2rpo_trainer.run.records import source_of, with_tasks
 
 from .one_update import learn_once
 from .tiny_models import (
@@ -141,7 +143,7 @@ def test_the_instruction_opens_every_prompt(family, folders):
     text = chat_text(policy, record)
     start = f"<bos><system>{FORMAT_INSTRUCTION}<user>"
     assert text.startswith(start)
-    assert text.endswith(f"{record['problem']}<assistant>")
+    assert text.endswith(f"{record.problem}<assistant>")
     if family in IMAGE_FAMILIES:
         assert text.removeprefix(start).startswith(2 * PLACEHOLDERS[family])
     ids = encode_prompts(policy, [record])["input_ids"][0].tolist()
@@ -160,7 +162,7 @@ def test_a_template_without_system_messages(family, folders):
     assert [turn["role"] for turn in conversation(record)] == ["system", "user"]
     policy.processor.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(RunError, match=r"batch \(task ocr\).*refuses the conversation \(never\)"):
-        encode_prompts(policy, [record | {"task_type": "ocr"}])
+        encode_prompts(policy, [replace(record, task="ocr")])
 
 
 def test_a_beginning_is_left_to_the_tokenizer_where_the_template_has_none(folders):
@@ -185,7 +187,7 @@ def test_a_beginning_is_left_to_the_tokenizer_where_the_template_has_none(folder
 
 def test_images_for_a_text_model_are_named(folders):
     policy = load(folders("llama"))
-    record = {**make_records("llava")[0], "place": "own.jsonl, line 7"}
+    record = replace(make_records("llava")[0], place="own.jsonl, line 7")
     with pytest.raises(RunError, match=r"^own\.jsonl, line 7: has 2 images, but .* text only"):
         encode_prompts(policy, [record])
 
@@ -226,19 +228,18 @@ def test_records_that_do_not_fit_are_left_out_if_allowed(mixed_records, folders)
         "length.mode=off",
     ]
     drawn = {"seed": 0, "position": 0, "prompts": 40}
-    strict = with_tasks(load_config(settings=settings))
+    strict, source = open_run(load_config(settings=settings))
     policy = load_described(strict)
-    records = source_of(strict.data).training_records(**drawn)
+    records = source.training_records(**drawn)
     with pytest.raises(RunError, match=r"own\.jsonl, line \d+: its prompt has .*skip_broken"):
         encode_prompts(policy, records)
 
-    lenient = with_tasks(load_config(settings=[*settings, "data.skip_broken=true"]))
-    policy = load_described(lenient)
-    source = source_of(lenient.data)
+    lenient, source = open_run(load_config(settings=[*settings, "data.skip_broken=true"]))
+    source.refuse(partial(prompt_fault, load_described(lenient)))
     records = source.training_records(**drawn)
     assert len(records) == 40
     assert encode_prompts(policy, records)["input_ids"].shape[1] <= 160
-    assert not any("Really" in record["problem"] for record in source.held_out_records("sums", 9))
+    assert not any("Really" in record.problem for record in source.held_out_records("sums", 9))
     summary = source.summary()
     assert summary.skipped > 0
     assert "its prompt has" in summary.examples[0]
@@ -255,7 +256,7 @@ def test_a_task_that_a_text_model_cannot_see_is_told_how_to_leave_out(folders, t
         }
         for n in range(20)
     ]
-    (image, *_) = make_records("llava")[2]["images"]
+    (image, *_) = make_records("llava")[2].images
     for n in range(20):
         image.save(tmp_path / f"{n}.png")
     path = tmp_path / "own.jsonl"
@@ -268,20 +269,20 @@ def test_a_task_that_a_text_model_cannot_see_is_told_how_to_leave_out(folders, t
         "rollout.max_prompt_length=300",
         "length.mode=off",
     ]
-    config = with_tasks(load_config(settings=settings))
-    load_described(config)
+    config, source = open_run(load_config(settings=settings))
+    source.refuse(partial(prompt_fault, load_described(config)))
     with pytest.raises(RunError) as raised:
-        source_of(config.data).training_records(seed=0, position=0, prompts=8)
+        source.training_records(seed=0, position=0, prompts=8)
     first, reason, advice = str(raised.value).splitlines()
     assert first.startswith("task 'dots': none of its ")
     assert "own.jsonl, line " in reason
     assert "has 1 image, but" in reason
     assert advice.endswith("leave the task out: name the others in data.tasks")
     # The advice works.
-    config = load_config(settings=[*settings, "data.tasks=[sums]"])
-    load_described(config)
-    records = source_of(config.data).training_records(seed=0, position=0, prompts=8)
-    assert {record["task_type"] for record in records} == {"sums"}
+    config, source = open_run(load_config(settings=[*settings, "data.tasks=[sums]"]))
+    source.refuse(partial(prompt_fault, load_described(config)))
+    records = source.training_records(seed=0, position=0, prompts=8)
+    assert {record.task for record in records} == {"sums"}
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])

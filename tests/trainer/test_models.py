@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -71,8 +73,8 @@ def test_prompts_are_the_same_alone_and_in_a_batch(family, folders):
 def test_pixels_matter_in_the_prompt_that_they_belong_to(family, folders):
     policy = load_policy(str(folders(family)), device="cpu")
     records = make_records(family)
-    first, second = records[0]["images"]
-    swapped = [{**records[0], "images": [second, first]}, *records[1:]]
+    first, second = records[0].images
+    swapped = [replace(records[0], images=[second, first]), *records[1:]]
     with torch.no_grad():
         as_is, other = (
             policy.model(**encode_prompts(policy, each)).logits[:, -1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
-from g2rpo_trainer.run.records import own_functions, reward_kinds, training_records, with_tasks
 from g2rpo_trainer.tasks import TASKS
 
 
@@ -19,10 +20,10 @@ def records(tmp_path):
     rows = []
     for index in range(40):
         task, name = (("ocr", "signs"), ("maths", "sums"))[index % 2]
-        record = dict(TASKS[task].item(5, index).record)
-        (image,) = record["images"]
+        record = TASKS[task].item(5, index).record
+        (image,) = record.images
         image.save(tmp_path / f"{index}.png")
-        rows.append({**record, "images": [f"{index}.png"], "task_type": name})
+        rows.append({**record.as_row(), "images": [f"{index}.png"], "task_type": name})
     path = tmp_path / "own.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
@@ -44,15 +45,16 @@ def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
     summary = train(config)
     assert set(summary["after"]) == {"signs", "sums", "mean"}
     assert summary["steps"] == 2
-    resolved = with_tasks(config).data
-    assert sorted(resolved.tasks) == ["signs", "sums"]
-    assert reward_kinds(resolved) == {"signs": "character OCR", "sums": "numerical"}
-    assert load_config(tmp_path / "run" / "config.yaml").data.tasks == resolved.tasks
+    named, source = open_run(config)
+    assert sorted(named.data.tasks) == ["signs", "sums"]
+    kinds = {name: task.reward_kind for name, task in source.summary().tasks.items()}
+    assert kinds == {"signs": "character OCR", "sums": "numerical"}
+    assert load_config(tmp_path / "run" / "config.yaml").data.tasks == named.data.tasks
 
 
 @pytest.mark.parametrize("model", ["llava", "builtin"])
 def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path):
-    images = (TASKS["ocr"].item(5, index).record["images"][0] for index in range(24))
+    images = (TASKS["ocr"].item(5, index).record.images[0] for index in range(24))
     rows = []
     for index in range(24):
         names = [f"{index}-{number}.png" for number in range(index % 3)]
@@ -80,10 +82,10 @@ def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path
             "output.dir": str(tmp_path / "run"),
         }
     )
-    data = with_tasks(config).data
+    source = open_run(config)[1]
     for position in (0, 9):
-        records = training_records(data, seed=0, position=position, prompts=9)
-        assert {len(record["images"]) for record in records} == {0, 1, 2}
+        records = source.training_records(seed=0, position=position, prompts=9)
+        assert {len(record.images) for record in records} == {0, 1, 2}
     train(config)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["grad_norm"] > 0 for line in lines)
@@ -95,19 +97,19 @@ def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
 
     record, system = TASKS["ocr"].item(5, 0).record, message("system", "be kind")
     turns = [message("user", "7+5="), message("assistant", "13"), message("user", "No.")]
-    bare = conversation({**record, "messages": turns})
-    kind = conversation({**record, "messages": [system, *turns]})
+    bare = conversation(replace(record, messages=turns))
+    kind = conversation(replace(record, messages=[system, *turns]))
     assert bare[1:] == kind[1:] == turns
     assert [part["text"] for part in bare[0]["content"]] == [FORMAT_INSTRUCTION]
     assert [part["text"] for part in kind[0]["content"]] == ["be kind", FORMAT_INSTRUCTION]
     assert len(system["content"]) == 1  # the record is as it was
     (_, question) = conversation(record)
-    assert question["content"] == [{"type": "image"}, {"type": "text", "text": record["problem"]}]
+    assert question["content"] == [{"type": "image"}, {"type": "text", "text": record.problem}]
 
 
 def test_rewards_of_reasoning_gym_are_its_own():
     config = load_config(overrides={"data.source": "reasoning-gym:chain_sum"})
-    assert "reasoning-gym" in own_functions(config)
+    assert "reasoning-gym" in open_run(config)[1].reward_functions
 
 
 def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):

@@ -23,7 +23,7 @@ def test_tokenizer_gives_every_task_back(random_policy, name):
     tokenizer = random_policy.tokenizer
     for index in range(20):
         item = TASKS[name].item(0, index)
-        for text in (item.record["problem"], item.worked, item.record["answer"]):
+        for text in (item.record.problem, item.worked, item.record.answer):
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids) == text
@@ -40,7 +40,7 @@ def test_saved_policy_loads_with_equal_logits(random_policy, random_policy_folde
 def test_processor_keeps_the_pixels(random_policy, records):
     import numpy as np
 
-    image = records[0]["images"][0]
+    image = records[0].images[0]
     pixels = random_policy.processor.image_processor([image], return_tensors="pt")["pixel_values"]
     expected = torch.as_tensor(np.array(image)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(pixels[0], expected, atol=1e-6)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_trainer.config import Model
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.distributed.processes import Processes
 from g2rpo_trainer.distributed.sharding import shall_shard
 from g2rpo_trainer.errors import RunError
@@ -147,7 +148,7 @@ def test_a_share_is_sampled_like_the_whole(random_policy, prompts):
 
 
 def test_no_response_has_no_reward(tiny_run):
-    with Scorer(tiny_run()) as scorer:
+    with Scorer(*open_run(tiny_run())) as scorer:
         assert all(column.shape == (0,) for column in scorer([], []))
 
 
@@ -203,8 +204,8 @@ def test_workers_are_divided(launched, tiny_run, monkeypatch):
     scoring = g2rpo_trainer.run.scoring
     monkeypatch.setattr(scoring, "RewardPool", lambda workers, **_: made.append(workers))
     for workers in (5, 1, 0):
-        open_pool(tiny_run(f"rewards.workers={workers}"))
+        open_pool(*open_run(tiny_run(f"rewards.workers={workers}")))
     launched(LOCAL_WORLD_SIZE="2")
     for workers in (5, 1, 0):
-        open_pool(tiny_run(f"rewards.workers={workers}"))
+        open_pool(*open_run(tiny_run(f"rewards.workers={workers}")))
     assert made == [5, 1, 0, 2, 1, 0]

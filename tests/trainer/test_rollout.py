@@ -1,6 +1,7 @@
 """Sampling: what is recorded on the way is what a forward pass would have said."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -255,7 +256,7 @@ def test_tokens_after_the_last_end_are_cut_off(random_policy, prompts, monkeypat
 
 def test_a_text_of_the_prompt_does_not_count(random_policy, records):
     """The instruction itself names the closing tag."""
-    record = {**records[0], "problem": "say </answer>"}
+    record = replace(records[0], problem="say </answer>")
     encoded = encode_prompts(random_policy, [record])
     assert "</answer>" in random_policy.tokenizer.decode(encoded["input_ids"][0])
     torch.manual_seed(0)

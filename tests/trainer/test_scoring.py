@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from g2rpo.rewards import RewardPool
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.answers import Answers
 from g2rpo_trainer.run.evaluation import evaluated
-from g2rpo_trainer.run.records import heldout_records, training_records, with_tasks
 from g2rpo_trainer.run.scorer import Scorer
 from g2rpo_trainer.tasks import TASKS
 
@@ -33,7 +35,7 @@ def own_data(tmp_path):
         path = tmp_path / "own.jsonl"
         rows = []
         for index in range(count):
-            image = TASKS["ocr"].item(5, index).record["images"][0]
+            image = TASKS["ocr"].item(5, index).record.images[0]
             image.save(tmp_path / f"{index}.png")
             rows.append({"problem": f"number {index}?", "images": [f"{index}.png"]})
         lines = [
@@ -46,13 +48,14 @@ def own_data(tmp_path):
     return describe
 
 
-BOX = {"problem_type": "spatial grounding", "answer": "[0, 0, 10, 10]", "task_type": "t"}
+BOX = Record("Where?", "[0, 0, 10, 10]", "spatial grounding", "t")
+RED = Record("Which?", "red", "colour", "t")
 HALF = '<think>a</think><answer>{"boxes": [0, 0, 10, 5]}</answer>'
 LOOSE = "<think>a</think><answer>it is at [0, 0, 10, 10]</answer>"
 
 
 def test_components_and_their_sum():
-    with Scorer(load_config()) as scorer:
+    with Scorer(*open_run(load_config())) as scorer:
         rewards = scorer([BOX], [HALF, LOOSE, "nothing"])
     assert rewards.accuracy.tolist() == [0.5, 1, 0]
     assert rewards.format.tolist() == [1, 1, 0]
@@ -62,7 +65,7 @@ def test_components_and_their_sum():
 
 
 def test_an_evaluation_has_no_noise_of_single_precision():
-    with Scorer(load_config()) as scorer:
+    with Scorer(*open_run(load_config())) as scorer:
         single = scorer([BOX], [HALF, LOOSE])
         double = scorer([BOX], [HALF, LOOSE], dtype=np.float64)
     assert {column.dtype for column in single} == {np.dtype(np.float32)}
@@ -78,10 +81,10 @@ def test_an_evaluation_has_no_noise_of_single_precision():
 
 
 def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):
-    with Scorer(with_tasks(own_data("spatial grounding", answer="[0, 0, 10, 10]"))) as scorer:
+    with Scorer(*open_run(own_data("spatial grounding", answer="[0, 0, 10, 10]"))) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.45 + 0.1 + 0.5])
     weights = "rewards.weights={accuracy: 1, format: 0, structure: 0.25}"
-    with Scorer(load_config(settings=[weights])) as scorer:
+    with Scorer(*open_run(load_config(settings=[weights]))) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.75])
 
 
@@ -107,7 +110,7 @@ def test_processes_start_only_where_scoring_can_take_long(
             super().__init__(0, **options)
 
     monkeypatch.setattr("g2rpo_trainer.run.scoring.RewardPool", Pool)
-    with Scorer(with_tasks(own_data(problem_type, *settings, answer="1"))):
+    with Scorer(*open_run(own_data(problem_type, *settings, answer="1"))):
         assert seen == [workers]
 
 
@@ -118,10 +121,9 @@ def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
         "rewards.workers=1",
         "rewards.timeout=0.5",
     )
-    record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
     texts = [f"<think></think><answer>{answer}</answer>" for answer in ("a", "hang", "b")]
-    with Scorer(with_tasks(config)) as scorer:
-        assert scorer([record], texts).accuracy.tolist() == [1, 0, 1]
+    with Scorer(*open_run(config)) as scorer:
+        assert scorer([RED], texts).accuracy.tolist() == [1, 0, 1]
         expected = {"rewards/timeouts": 1, "rewards/crashes": 0, "rewards/errors": 0}
         assert scorer.metrics() == expected
         assert scorer.metrics() == dict.fromkeys(expected, 0)
@@ -163,21 +165,14 @@ TINY = (
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, function, reason, workers):
-    config = with_tasks(
-        own_data(
-            "colour",
-            f"rewards.functions.colour=own_scores:{function}",
-            f"rewards.workers={workers}",
-        )
+    config = own_data(
+        "colour",
+        f"rewards.functions.colour=own_scores:{function}",
+        f"rewards.workers={workers}",
     )
-    record = {
-        "problem_type": "colour",
-        "answer": "red",
-        "task_type": "t",
-        "place": "a.jsonl, line 7",
-    }
+    record = replace(RED, place="a.jsonl, line 7")
     texts = ["<think></think><answer>a</answer>", "no answer"]
-    with Scorer(config) as scorer, pytest.raises(RunError) as raised:
+    with Scorer(*open_run(config)) as scorer, pytest.raises(RunError) as raised:
         scorer([record], texts)
     text = str(raised.value)
     assert text.startswith("a.jsonl, line 7: reward function own_scores:")
@@ -194,13 +189,13 @@ def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
             "rewards.workers=0",
         ]
     )
-    data = config.data
-    (drawn,) = training_records(data, seed=4, position=12, prompts=1)
-    held = heldout_records(data, "maths")[2]
+    config, source = open_run(config)
+    (drawn,) = source.training_records(seed=4, position=12, prompts=1)
+    held = source.held_out_records("maths", 3)[2]
     bare = TASKS["maths"].item(4, 12).record
     texts = ["<think></think><answer>3</answer>"]
     expected = ("maths, item 12 of seed 4", "maths, held-out item 2", "record of task 'maths'")
-    with Scorer(config) as scorer:
+    with Scorer(config, source) as scorer:
         for record, place in zip((drawn, held, bare), expected, strict=True):
             with pytest.raises(RunError) as raised:
                 scorer([record], texts)
@@ -214,9 +209,8 @@ def test_errors_are_skipped_and_counted_only_if_that_is_allowed(own_data):
         "rewards.workers=0",
         "rewards.skip_errors=true",
     )
-    record = {"problem_type": "colour", "answer": "red", "task_type": "t"}
-    with Scorer(with_tasks(config)) as scorer:
-        rewards = scorer([record], ["<think></think><answer>a</answer>", "no answer"])
+    with Scorer(*open_run(config)) as scorer:
+        rewards = scorer([RED], ["<think></think><answer>a</answer>", "no answer"])
         assert scorer.metrics()["rewards/errors"] == 1
     assert np.isnan(rewards.reward).tolist() == [True, False]
     assert rewards.format.tolist() == [1, 0]
@@ -258,7 +252,7 @@ def test_records_that_cannot_be_scored_are_found_before_training(
     own_data, tmp_path, problem_type, answer, reason
 ):
     with pytest.raises(RunError) as raised:
-        with_tasks(own_data(problem_type, answer=answer))
+        open_run(own_data(problem_type, answer=answer))
     text = str(raised.value)
     assert "12 of 12 records cannot be used" in text
     assert f"{tmp_path / 'own.jsonl'}, line 1: " in text
@@ -266,24 +260,20 @@ def test_records_that_cannot_be_scored_are_found_before_training(
 
 
 def test_a_broken_record_is_skipped_and_counted_only_if_that_is_allowed(own_data, tmp_path):
-    from g2rpo_trainer.run.records import source_of
-
     config = own_data("numerical", answer="3")
     with (tmp_path / "own.jsonl").open("a") as file:
         file.write('\n{"problem": "?", "answer": "many", "problem_type": "numerical"}\n')
     with pytest.raises(RunError, match=r"own.jsonl, line 13: .*'many'.*finite number"):
-        with_tasks(config)
-    allowed = with_tasks(
-        load_config(None, {"data.source": config.data.source}, ["data.skip_broken=true"])
-    )
-    assert source_of(allowed.data).summary().skipped == 1
+        open_run(config)
+    allowed = load_config(None, {"data.source": config.data.source}, ["data.skip_broken=true"])
+    assert open_run(allowed)[1].summary().skipped == 1
 
 
 def test_the_same_data_are_checked_again_with_other_functions(own_data):
     known = own_data("colour", "rewards.functions.colour=own_scores:length_of")
-    assert with_tasks(known).data.tasks == ["t"]
+    assert open_run(known)[0].data.tasks == ["t"]
     with pytest.raises(RunError, match="'colour'"):
-        with_tasks(load_config(None, {"data.source": known.data.source}))
+        open_run(load_config(None, {"data.source": known.data.source}))
 
 
 @pytest.mark.parametrize(
@@ -298,4 +288,4 @@ def test_the_same_data_are_checked_again_with_other_functions(own_data):
 def test_shaping_of_a_task_that_the_source_lacks_is_refused(own_data, setting):
     key = setting.partition(".tt")[0]
     with pytest.raises(RunError, match=rf"{key}: unknown task 'tt'.*did you mean 't'"):
-        with_tasks(own_data("numerical", setting, answer="3"))
+        open_run(own_data("numerical", setting, answer="3"))

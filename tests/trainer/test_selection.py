@@ -11,6 +11,7 @@ import torch
 
 import g2rpo
 from g2rpo_trainer import train
+from g2rpo_trainer.data import open_source
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.learning.selection import high_entropy_tokens
@@ -66,7 +67,8 @@ class Judge:
 def one_step(policy, config, sampler):
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
     shaping = Shaping(config)
-    result = training_step(policy, optimizer, shaping, config, progress, Judge(), sampler=sampler)
+    given = (shaping, config, open_source(config.data), progress, Judge())
+    result = training_step(policy, optimizer, *given, sampler=sampler)
     return result, progress
 
 
@@ -128,7 +130,8 @@ def test_prompts_whose_signal_was_truncated_are_drawn_anew(policy, tiny_run):
     for mode, dropped in (("loss", 0), ("all", 6)):
         described = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR, *dynamic)
         optimizer = make_optimizer(policy, described.optimization)
-        given = (Shaping(described), described, Progress(), Alternating())
+        source = open_source(described.data)
+        given = (Shaping(described), described, source, Progress(), Alternating())
         result = training_step(policy, optimizer, *given, sampler=Cut(every=2))
         assert result.metrics["sampling/dropped"] == dropped
 

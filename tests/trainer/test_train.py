@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
+from g2rpo_trainer.data import open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.device import resolve_device
-from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards
 from g2rpo_trainer.run.shaping import Shaping
 
@@ -154,10 +154,12 @@ def test_micro_batches_change_a_step_by_rounding_only(tiny_run):
 
 def test_data_follow_from_seed_and_position(tiny_run):
     data = tiny_run().data
-    draw = [training_records(data, seed=0, position=place, prompts=6) for place in (0, 6, 6)]
-    problems = [[record["images"][0].tobytes() for record in records] for records in draw]
+    draw = [
+        open_source(data).training_records(seed=0, position=place, prompts=6) for place in (0, 6, 6)
+    ]
+    problems = [[record.images[0].tobytes() for record in records] for records in draw]
     assert problems[1] == problems[2] != problems[0]
-    assert [record["task_type"] for record in draw[0]] == data.tasks
+    assert [record.task for record in draw[0]] == data.tasks
 
 
 def test_length_ranks_only_right_responses(tiny_run):

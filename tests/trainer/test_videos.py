@@ -14,7 +14,7 @@ from transformers.utils import is_torchvision_available
 
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.data import open_source
+from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.batching import Prompts, first_with_images, select_rows
 from g2rpo_trainer.inputs.media import takes_videos
@@ -29,7 +29,6 @@ from g2rpo_trainer.passes.forward import (
 )
 from g2rpo_trainer.passes.positions import prompt_positions
 from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run.records import source_of, with_tasks
 
 from ..films import film, numbers_of
 from .one_update import learn_from, rollouts_to
@@ -120,7 +119,7 @@ def test_the_model_is_told_when_frames_are_shown(policies):
     encoded = encode_prompts(policy, [record])
     text = policy.tokenizer.decode(encoded["input_ids"][0])
     assert re.findall(r"<([\d.]+) seconds>", text) == ["2.7", "13.6"]
-    assert numbers_of(record["videos"][0].read().frames) == [0, 3, 4, 6]
+    assert numbers_of(record.videos[0].read().frames) == [0, 3, 4, 6]
 
 
 def test_time_moves_the_positions_of_qwen2_5(policies):
@@ -186,7 +185,7 @@ def test_a_missing_torchvision_is_named(folders, monkeypatch):
 
 def test_images_and_videos_in_a_prompt_of_smolvlm_are_refused(policies):
     policy, _ = policies("smolvlm")
-    record = {**video_of(film(2)), "images": [Image.new("RGB", (8, 8))]}
+    record = replace(video_of(film(2)), images=[Image.new("RGB", (8, 8))])
     assert "takes one kind a prompt" in prompt_fault(policy, record)
 
 
@@ -210,7 +209,7 @@ def test_a_saved_folder_takes_videos_where_torchvision_is(family, policies, tmp_
     assert takes_videos(again) == is_torchvision_available()
     if takes_videos(again):
         # Without its image: torchvision and Pillow resize those differently.
-        record = {**make_records(family)[3], "images": []}
+        record = replace(make_records(family)[3], images=[])
         found, expected = (encode_prompts(one, [record]) for one in (again, policy))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -253,9 +252,10 @@ def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
             "output.dir": str(tmp_path / "run"),
         }
     )
-    summary = train(config)
+    config, source = open_run(config)
+    summary = train(config, source=source)
     assert summary["steps"] == 2
     assert set(summary["after"]) == {"when", "mean"}
     lines = Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert "loss/total" in json.loads(lines[-1])
-    assert source_of(with_tasks(config).data).summary().skipped > 0
+    assert source.summary().skipped > 0

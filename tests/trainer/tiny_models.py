@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 
 from g2rpo_trainer.model.processors import without_videos
+from g2rpo_trainer.record import Record
 
 IMAGE_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "gemma3")
 TEXT_FAMILIES = ("llama", "qwen3")
@@ -226,20 +227,18 @@ def save(family: str, folder: Any, *, seed: int = 0) -> None:
     processor.save_pretrained(folder)
 
 
-def make_records(family: str) -> list[dict[str, Any]]:
+def make_records(family: str) -> list[Record]:
     """Return four questions: two images of different sizes, none, one, and none."""
     images = [_image(24, 40, 0), _image(48, 32, 1), _image(32, 32, 2)]
     each = [images[:2], [], images[2:], []] if family in IMAGE_FAMILIES else [[]] * 4
     return [
-        {
-            "problem": f"What is {number} + 1?" + " Hurry!" * number,
-            "images": shown,
-            "answer": str(number + 1),
-            "problem_type": "numerical",
-            "data_type": "image" if shown else "text",
-            "task_type": "maths" if number % 2 else "ocr",
-            "options": [],
-        }
+        Record(
+            problem=f"What is {number} + 1?" + " Hurry!" * number,
+            answer=str(number + 1),
+            problem_type="numerical",
+            task="maths" if number % 2 else "ocr",
+            images=shown,
+        )
         for number, shown in enumerate(each)
     ]
 

@@ -18,6 +18,7 @@ from g2rpo_trainer.config import Data
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.model.processors import without_videos
+from g2rpo_trainer.record import Record
 
 from ..films import film
 from . import tiny_models
@@ -66,13 +67,13 @@ def build_processor(family: str) -> Any:
     return processor
 
 
-def make_records(family: str) -> list[dict[str, Any]]:
+def make_records(family: str) -> list[Record]:
     """Return four records as a source gives them: a video, none, an image, and two videos or one.
 
     Of SmolVLM a prompt holds images or videos, and of several videos all must have as many frames.
     """
     long, short = {"bytes": film(12, 4)}, {"bytes": film(3, 2, size=(40, 24))}
-    image = tiny_models.make_records(family)[2]["images"][0]
+    image = tiny_models.make_records(family)[2].images[0]
     last = {"videos": [short]} if family == "smolvlm" else {"videos": [short, long], "image": image}
     rows = [
         {"problem": f"What is {number} + 1?", "answer": number + 1, **shown}
@@ -83,7 +84,7 @@ def make_records(family: str) -> list[dict[str, Any]]:
     source = open_source(data, rows=rows)
     found = source.training_records(seed=0, position=0, prompts=8)
     found += [record for task in source.tasks for record in source.held_out_records(task, 8)]
-    by_place = {record["place"]: record for record in found}
+    by_place = {record.place: record for record in found}
     return [by_place[place] for place in sorted(by_place)]
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.data import Source, open_run
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.answers import Answers, Sample
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
-from g2rpo_trainer.run.records import heldout_records, with_tasks
 from g2rpo_trainer.run.scorer import Rewards, Scorer
-from g2rpo_trainer.tasks import Record
 
 from .distributed.processes import Processes, joined
 from .inputs.chat import opened_text, whole_responses
-from .inputs.prompts import encode_prompts
+from .inputs.prompts import encode_prompts, prompt_fault
 from .model.loading import load_described
 from .model.policy_model import Policy
 from .passes.shortcuts import find_shortcuts
@@ -31,6 +32,7 @@ def evaluate(
     config: TrainConfig,
     display: Display | None = None,
     *,
+    source: Source | None = None,
     on_samples: Callable[[list[Sample]], None] | None = None,
 ) -> dict[str, Any]:
     """Load a model and evaluate it on the held-out items.
@@ -43,6 +45,8 @@ def evaluate(
         Its model, data, rollout and rewards sections.
     display : Display, optional
         Shows the progress.
+    source : Source, optional
+        Of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
     on_samples : callable, optional
         As in :func:`evaluate_policy`.
 
@@ -52,14 +56,16 @@ def evaluate(
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, as
         :class:`~g2rpo_trainer.run.evaluation.Evaluation` says.
     """
-    config = with_tasks(config)
+    config, source = open_run(config, source)
     data = config.data
     display = display or Display(0, data.tasks)
-    with joined(), Scorer(config) as scorer:
+    with joined(), Scorer(config, source) as scorer:
         policy = load_described(config, model)
+        if data.skip_broken:
+            source.refuse(partial(prompt_fault, policy))
         with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
             evaluation = evaluate_policy(
-                policy, config, scorer, advance=advance, on_samples=on_samples
+                policy, config, source, scorer, advance=advance, on_samples=on_samples
             )
     return evaluation._asdict()
 
@@ -67,6 +73,7 @@ def evaluate(
 def evaluate_policy(
     policy: Policy,
     config: TrainConfig,
+    source: Source,
     scorer: Scorer,
     *,
     advance: Callable[[int], None] = lambda items: None,
@@ -80,6 +87,8 @@ def evaluate_policy(
         Whose model is sampled, at ``data.eval_temperature``, by default that of the rollouts.
     config : TrainConfig
         Its data and rollout sections.
+    source : Source
+        Of the held-out items.
     scorer : Scorer
         Says what responses are worth.
     advance : callable
@@ -94,13 +103,17 @@ def evaluate_policy(
     """
     is_main = Processes.current().is_main
     with _own_random_numbers(policy.device):
-        answers = {task: _answers(policy, config, scorer, task) for task in config.data.tasks}
+        answers = {
+            task: _answers(policy, config, source, scorer, task) for task in config.data.tasks
+        }
         return evaluated(answers, advance, on_samples if is_main else None)
 
 
-def _answers(policy: Policy, config: TrainConfig, scorer: Scorer, task: str) -> Iterator[Answers]:
+def _answers(
+    policy: Policy, config: TrainConfig, source: Source, scorer: Scorer, task: str
+) -> Iterator[Answers]:
     with Processes.current().together():
-        records = heldout_records(config.data, task)
+        records = source.held_out_records(task, config.data.eval_items)
     # Each process has as many at once as a single one would have.
     size = config.data.eval_batch_size * Processes.current().size
     for start in range(0, len(records), size):
@@ -127,7 +140,7 @@ def _answered(
         num_generations=data.eval_generations,
         max_completion_length=rollout.max_completion_length,
         temperature=sampling_temperature(config),
-        limits=[rollout.limit_of(record["task_type"]) for record in asked],
+        limits=[rollout.limit_of(record.task) for record in asked],
         stop=rollout.stop,
         batch_size=rollout.batch_size,
         share=share,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.data import Source
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import Evaluation
 from g2rpo_trainer.run.loop import Completions, Metrics, Run
@@ -16,6 +18,7 @@ from g2rpo_trainer.run.shaping import Shaping
 
 from .distributed.processes import joined
 from .evaluation import evaluate_policy
+from .inputs.prompts import prompt_fault
 from .learning.optimizer import make_optimizer
 from .model.checkpoint import gather_whole, restore_checkpoint, save_checkpoint
 from .model.export import export_merged
@@ -27,7 +30,11 @@ from .step import training_step
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, display: Display | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Train a policy as described, and return the summary.
 
@@ -39,6 +46,8 @@ def train(
         Go on from the newest checkpoint in the folder.
     display : Display, optional
         Shows the progress.
+    source : Source, optional
+        Of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
 
     Returns
     -------
@@ -55,7 +64,7 @@ def train(
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     with joined() as processes:
-        return _Run(config, processes).train(resume=resume, display=display)
+        return _Run(config, processes, source).train(resume=resume, display=display)
 
 
 class _Run(Run):
@@ -63,6 +72,8 @@ class _Run(Run):
         config, options = self.config, self.config.optimization
         start = str(checkpoint) if checkpoint else config.model.name
         self.policy = load_described(config, start)
+        if config.data.skip_broken:
+            self.source.refuse(partial(prompt_fault, self.policy))
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
         self.shaping = Shaping(config)
@@ -92,6 +103,7 @@ class _Run(Run):
             self.optimizer,
             self.shaping,
             self.config,
+            self.source,
             self.progress,
             self.scorer,
             self.reference,
@@ -99,7 +111,7 @@ class _Run(Run):
         )
 
     def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
-        return evaluate_policy(self.policy, self.config, self.scorer, advance=advance)
+        return evaluate_policy(self.policy, self.config, self.source, self.scorer, advance=advance)
 
     def checkpoint(self) -> Callable[[Path], None]:
         state = {

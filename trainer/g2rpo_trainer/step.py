@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.data import Source
 from g2rpo_trainer.run.metrics import equity_metrics, rollout_metrics
 from g2rpo_trainer.run.progress import Progress
 from g2rpo_trainer.run.scorer import Floats, Rewards, Scorer
@@ -48,6 +49,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     shaping: Shaping,
     config: TrainConfig,
+    source: Source,
     progress: Progress,
     scorer: Scorer,
     reference: Policy | None = None,
@@ -65,6 +67,8 @@ def training_step(
         Turns rewards into advantages.
     config : TrainConfig
         The run.
+    source : Source
+        Of the prompts.
     progress : Progress
         Where the run stands; moved on. Data and random numbers follow from it and the seed, so a
         resumed run repeats them.
@@ -82,7 +86,7 @@ def training_step(
     watch = Stopwatch()
     set_learning_rate(optimizer, config.optimization, progress.step)
     torch.manual_seed(_step_seed(config.seed, progress.step))
-    drawn = draw_rollouts(policy, sampler, scorer, config, progress.position, watch)
+    drawn = draw_rollouts(policy, sampler, scorer, config, source, progress.position, watch)
     # Of a step that keeps no prompt.
     advantages, batch = Advantages(np.zeros(0, np.float32), None), None
     learned: Metrics = {}
@@ -216,8 +220,8 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
     return [
         {
             "record": position + group,
-            "task": drawn.records[group]["task_type"],
-            "prompt": drawn.records[group]["problem"],
+            "task": drawn.records[group].task,
+            "prompt": drawn.records[group].problem,
             **({"opened": drawn.opened[group]} if drawn.opened[group] else {}),
             "response": text,
             **{name: column[row] for name, column in values.items()},

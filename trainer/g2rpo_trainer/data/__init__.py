@@ -5,29 +5,35 @@ step and the held-out ones. Which records a step trains on follows from the seed
 the step alone, so a run that is resumed needs no position. It needs what comes with the extra
 ``cli``; data sets of the hub and reasoning-gym come with the extra ``data``.
 
+A record passes through the modules in this order: ``opening`` (what a source names) and ``tables``
+(rows of files and data sets), ``columns`` with ``questions``, ``images`` and ``videos`` (from a row
+to a record), ``stored`` and ``streams`` (the records of each task, stored or drawn on the fly), in
+the order that ``mixing`` gives, and ``source`` (all tasks together), of which ``summary`` reports.
+
 Examples
 --------
 >>> from g2rpo_trainer.data import open_source
 >>> from g2rpo_trainer.config import Data
 >>> source = open_source(Data())
->>> source.training_records(seed=0, position=0, prompts=1)[0]["task_type"]
+>>> source.training_records(seed=0, position=0, prompts=1)[0].task
 'grounding'
 """
 
+from g2rpo_trainer.record import Record
+
 from .mixing import schedule, shares
-from .record import PromptRecord
-from .report import skipped_text, summary_table
-from .source import Source, open_source
-from .summary import Summary, TaskSummary
+from .source import Source, open_run, open_source
+from .summary import Summary, TaskSummary, skipped_text, summary_table
 from .videos import Clip, Video
 
 __all__ = [
     "Clip",
-    "PromptRecord",
+    "Record",
     "Source",
     "Summary",
     "TaskSummary",
     "Video",
+    "open_run",
     "open_source",
     "schedule",
     "shares",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,13 @@ from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import DATA_SUFFIXES, Data
 from g2rpo_trainer.errors import RunError
 
-from .tables import HubRows, Objects, Table, read_table
+from .tables import HubRows, Objects, Table, need_library, read_table
 
 _SAVED = ("dataset_dict.json", "state.json")
+
+# Beside files that are read, one of these would be left out without a word.
+_OTHER_TABLES = (".csv", ".tsv", ".ndjson", ".arrow", ".feather", ".orc", ".xls", ".xlsx")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def open_tables(data: Data) -> list[Table]:
@@ -30,7 +32,7 @@ def open_tables(data: Data) -> list[Table]:
     Returns
     -------
     list of Table
-        At least one; with a row at least.
+        At least one.
 
     Raises
     ------
@@ -39,15 +41,11 @@ def open_tables(data: Data) -> list[Table]:
     """
     path = Path(os.path.expanduser(data.source))
     if os.path.isdir(path):  # unlike pathlib, False for names too long
-        tables = _open_folder(path, data)
-    elif path.suffix.lower() in DATA_SUFFIXES:
+        return _open_folder(path, data)
+    if path.suffix.lower() in DATA_SUFFIXES:
         _refuse_hub_options(data)
-        tables = [read_table(path)]
-    else:
-        tables = [_load(data)]
-    if not any(len(table) for table in tables):
-        raise RunError(f"{data.source}: has no records")
-    return tables
+        return [read_table(path)]
+    return [_load(data)]
 
 
 def table_of(rows: Any) -> Table:
@@ -56,12 +54,10 @@ def table_of(rows: Any) -> Table:
     Raises
     ------
     RunError
-        If they are no sequence of records, or there are none.
+        If they are no sequence of records.
     """
     if remedy := _remedy(rows):
         raise RunError(f"rows is of type {type(rows).__name__}; {remedy}")
-    if not len(rows):
-        raise RunError("rows: has no records")
     form = getattr(rows, "format", None)
     # The library datasets. What a transform makes of a row, it makes when the row is asked for.
     if isinstance(form, dict) and form["type"] != "custom":
@@ -85,27 +81,30 @@ def _remedy(rows: Any) -> str | None:
     return None
 
 
-def need_library(module: str, purpose: str, extra: str = "data") -> Any:
-    """Return a module, or say which extra brings it."""
-    if find_spec(module) is None:
-        name = module.replace("_", "-")
-        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[{extra}]"')
-    return import_module(module)
-
-
 def _open_folder(path: Path, data: Data) -> list[Table]:
     if any((path / name).is_file() for name in _SAVED):
         return [_load_saved(path, data)]
     _refuse_hub_options(data)
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in DATA_SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
+    *first, last = DATA_SUFFIXES
+    formats = f"{', '.join(first)} or {last}"
+    found = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    files = [file for file in found if file.suffix.lower() in DATA_SUFFIXES and file.is_file()]
+    others = [file.name for file in found if _is_other_table(file)]
+    if others:
+        raise RunError(
+            f"{path}: {listed(others)} cannot be read; save the records as {formats}, or move the "
+            "file out of the folder"
+        )
     if not files:
-        *first, last = DATA_SUFFIXES
-        raise RunError(f"{path}: has no {', '.join(first)} or {last} file")
+        raise RunError(f"{path}: has no {formats} file")
     return [read_table(file) for file in files]
+
+
+def _is_other_table(file: Path) -> bool:
+    name = Path(file.name.lower())
+    if name.suffix in _COMPRESSED:
+        return Path(name.stem).suffix in (*DATA_SUFFIXES, *_OTHER_TABLES) and file.is_file()
+    return name.suffix in _OTHER_TABLES and file.is_file()
 
 
 def _load_saved(path: Path, data: Data) -> Table:

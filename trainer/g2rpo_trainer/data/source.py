@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from g2rpo._shown import listed
 from g2rpo._suggest import unknown_name
-from g2rpo.rewards import check_record
-from g2rpo_trainer.config import BUILTIN_SOURCES, Data
+from g2rpo.rewards import check_record, with_own
+from g2rpo_trainer.config import BUILTIN_SOURCES, Data, TrainConfig
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import Record
 
-from .library import Library, Skipped, SkippedState
 from .mixing import schedule, shares
 from .opening import open_tables, table_of
-from .reasoning import PREFIX, PROBLEM_TYPE, reasoning_streams
-from .record import PromptRecord
-from .streams import Stream, builtin_streams
+from .stored import Library, Skipped, SkippedState
+from .streams import PREFIX, PROBLEM_TYPE, Stream, builtin_streams, reasoning_streams
 from .summary import Summary, TaskSummary
 
 #: Problem types beyond those of :data:`g2rpo.rewards.ACCURACY` that sources bring with them.
-REWARD_FUNCTIONS = {PROBLEM_TYPE: "g2rpo_trainer.data.reasoning:score_answer"}
+REWARD_FUNCTIONS = {PROBLEM_TYPE: "g2rpo_trainer.data.streams:score_answer"}
 
 
 class Source:
@@ -34,15 +34,15 @@ class Source:
     known_tasks : list of str
         All that the source has, those that ``data.tasks`` leaves out included.
     reward_functions : dict of str to str
-        Problem type -> import path of its accuracy, for types that are not among
-        :data:`g2rpo.rewards.ACCURACY`; :func:`g2rpo.rewards.with_own` takes it.
+        Problem type -> import path of its accuracy, beside :data:`g2rpo.rewards.ACCURACY`: what the
+        source brings with it, and the user's own; :func:`g2rpo.rewards.with_own` takes it.
     """
 
     def __init__(
         self,
         streams: Sequence[Stream],
         data: Data,
-        skipped: Skipped,
+        functions: Mapping[str, str],
         library: Library | None = None,
         *,
         known_tasks: Iterable[str],
@@ -50,11 +50,10 @@ class Source:
         self.known_tasks = list(known_tasks)
         self.tasks = tuple(stream.name for stream in streams)
         types = {kind for stream in streams for kind in stream.problem_types}
-        self.reward_functions = {
-            kind: path for kind, path in REWARD_FUNCTIONS.items() if kind in types
-        }
+        brought = {kind: path for kind, path in REWARD_FUNCTIONS.items() if kind in types}
+        self.reward_functions = {**brought, **functions}
         self._streams = list(streams)
-        self._skipped = skipped
+        self._skipped = library.skipped if library else Skipped()
         self._library = library
         self._shares = _shares_of(streams, data)
 
@@ -65,7 +64,7 @@ class Source:
             raise TypeError("the records of this source are drawn without end; it has no len()")
         return sum(size or 0 for pair in sizes for size in pair)
 
-    def training_records(self, *, seed: int, position: int, prompts: int) -> list[PromptRecord]:
+    def training_records(self, *, seed: int, position: int, prompts: int) -> list[Record]:
         """Return the next records of a run; they follow from the arguments alone.
 
         Parameters
@@ -79,7 +78,7 @@ class Source:
 
         Returns
         -------
-        list of PromptRecord
+        list of Record
             Their images are open. Every record of a task comes once in each of its epochs.
 
         Raises
@@ -93,7 +92,7 @@ class Source:
         >>> from g2rpo_trainer.config import Data
         >>> source = open_source(Data(tasks=["maths", "ocr"]))
         >>> records = source.training_records(seed=0, position=7, prompts=3)
-        >>> [record["task_type"] for record in records]
+        >>> [record.task for record in records]
         ['ocr', 'maths', 'ocr']
         """
         return [
@@ -101,7 +100,7 @@ class Source:
             for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
         ]
 
-    def held_out_records(self, task: str, count: int) -> list[PromptRecord]:
+    def held_out_records(self, task: str, count: int) -> list[Record]:
         """Return held-out records of a task, the same in every run.
 
         Parameters
@@ -113,14 +112,14 @@ class Source:
 
         Returns
         -------
-        list of PromptRecord
+        list of Record
             Fewer where the task has no more.
         """
         if task not in self.tasks:
             raise RunError(unknown_name("task", task, self.tasks))
         return self._streams[self.tasks.index(task)].held_out(count)
 
-    def refuse(self, find_fault: Callable[[PromptRecord], str | None]) -> None:
+    def refuse(self, find_fault: Callable[[Record], str | None]) -> None:
         """Take records for broken that the caller cannot use, such as those too long for a model.
 
         Parameters
@@ -138,7 +137,11 @@ class Source:
         total = sum(self._shares)
         tasks = {
             stream.name: TaskSummary(
-                dict(stream.problem_types), stream.training_size, stream.held_out_size, part / total
+                problem_types=dict(stream.problem_types),
+                training=stream.training_size,
+                held_out=stream.held_out_size,
+                share=part / total,
+                reward_kind=stream.reward_kind,
             )
             for stream, part in zip(self._streams, self._shares, strict=True)
         }
@@ -166,7 +169,7 @@ def open_source(
     data: Data = Data(),  # noqa: B008 - it does not change
     *,
     rows: Sequence[Mapping[str, Any]] | None = None,
-    check: Callable[[Mapping[str, Any]], None] = check_record,
+    functions: Mapping[str, str] | None = None,
 ) -> Source:
     """Open the source of a run's prompts and check every record of it.
 
@@ -178,9 +181,9 @@ def open_source(
         Records in place of ``data.source``: a list of dictionaries, or a data set of datasets, with
         its transform if it has one. All of their tasks are taken; one that names none is of the
         task ``"rows"``.
-    check : callable
-        Raises ValueError if a record, of which it gets ``problem_type`` and ``answer``, cannot be
-        scored; by default :func:`g2rpo.rewards.check_record`.
+    functions : mapping of str to str, optional
+        Problem type -> import path ``module:function`` of a reward of the user's own, beside those
+        of :data:`g2rpo.rewards.ACCURACY`.
 
     Returns
     -------
@@ -191,8 +194,8 @@ def open_source(
     Raises
     ------
     RunError
-        If something is missing or cannot be read, or records are broken and ``data.skip_broken`` is
-        not set.
+        If something is missing or cannot be read, an import path leads nowhere, or records are
+        broken and ``data.skip_broken`` is not set.
 
     Examples
     --------
@@ -202,24 +205,59 @@ def open_source(
     >>> source.tasks, len(source)
     (('sums',), 20)
     """
+    functions = functions or {}
+    try:
+        check = partial(check_record, functions=with_own(functions))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"rewards.functions: {error}") from None
     if rows is None and data.source in BUILTIN_SOURCES:
         # A configuration may keep the length targets of one of them for the other.
         known = chain(*BUILTIN_SOURCES.values())
-        return Source(_chosen(builtin_streams(data), data), data, Skipped(), known_tasks=known)
+        return Source(_chosen(builtin_streams(data), data), data, functions, known_tasks=known)
     if rows is None and data.source.startswith(PREFIX):
         streams = reasoning_streams(data)
         names = [stream.name for stream in streams]
-        return Source(_chosen(streams, data), data, Skipped(), known_tasks=names)
+        return Source(_chosen(streams, data), data, functions, known_tasks=names)
     if rows is None:
-        tables = open_tables(data)
+        library = Library(open_tables(data), data, data.source, check)
     else:
         # The tasks of a configuration are those of its source, which is not looked at here.
         data = data.model_copy(update={"tasks": []})
-        tables = [table_of(rows)]
-    library = Library(tables, data, check)
-    return Source(
-        _chosen(library.streams(), data), data, library.skipped, library, known_tasks=library.tasks
-    )
+        library = Library([table_of(rows)], data, "rows", check)
+    chosen = _chosen(library.streams(), data)
+    return Source(chosen, data, functions, library, known_tasks=library.tasks)
+
+
+def open_run(config: TrainConfig, source: Source | None = None) -> tuple[TrainConfig, Source]:
+    """Open the source of a run, and name its tasks where the configuration names none.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The run.
+    source : Source, optional
+        What an earlier call returned for this run: nothing is opened again.
+
+    Returns
+    -------
+    config : TrainConfig
+        Its tasks are named.
+    source : Source
+        Its records are checked with the configuration's own rewards.
+
+    Raises
+    ------
+    RunError
+        If the source cannot be used, the configuration shapes a task that the source lacks, or in
+        a way that no response can meet.
+    """
+    if source is None:  # not by its truth, which is that of its length
+        source = open_source(config.data, functions=config.rewards.functions)
+    if not config.data.tasks:
+        data = config.data.model_copy(update={"tasks": list(source.tasks)})
+        config = config.model_copy(update={"data": data})
+    config.check_tasks(source.known_tasks)
+    return config, source
 
 
 def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:

@@ -1,28 +1,35 @@
-"""The records of one task in the order of a run: stored ones in epochs, drawn ones without end."""
+"""The records of one task in the order of a run; tasks whose records are drawn without end."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from hashlib import blake2b
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.tasks import TASKS_BY_SOURCE, Record, Task
+from g2rpo_trainer.record import Record
+from g2rpo_trainer.tasks import TASKS_BY_SOURCE, Task
 
-from .broken import BrokenRecord
-from .permutation import shuffled
-from .record import PromptRecord
+from .tables import need_library
 
 # Held-out items do not depend on the run's seed, so that all runs are compared on the same ones.
-HELDOUT_SEED = 0
+_HELDOUT_SEED = 0
 
-#: Number of a stored record -> the record with its images open, or the error of what is broken.
-Opener = Callable[[int], PromptRecord | BrokenRecord]
+PREFIX = "reasoning-gym:"
+
+PROBLEM_TYPE = "reasoning-gym"
+"""Problem type of records of reasoning-gym, whose ``answer`` is the entry that the scorer wants."""
+
+# Draws until one falls on the right side of the hash: more than ever happens by chance.
+_ATTEMPTS = 1000
+# Some data sets prepare as many items as they are told to have, so these are not more than needed.
+_ITEMS = 10_000
 
 
 class Stream(ABC):
@@ -34,17 +41,20 @@ class Stream(ABC):
         The task.
     problem_types : dict of str to int
         How many records it has of each problem type; 0 if they are drawn without end.
+    reward_kind : str
+        The shape of the reward, or the problem types, for people.
     training_size, held_out_size : int or None
         Numbers of records; None if they are drawn without end.
     """
 
     name: str
     problem_types: dict[str, int]
+    reward_kind: str
     training_size: int | None
     held_out_size: int | None
 
     @abstractmethod
-    def training(self, seed: int, turn: int, position: int) -> PromptRecord:
+    def training(self, seed: int, turn: int, position: int) -> Record:
         """Return a training record.
 
         Parameters
@@ -58,7 +68,7 @@ class Stream(ABC):
         """
 
     @abstractmethod
-    def held_out(self, count: int) -> list[PromptRecord]:
+    def held_out(self, count: int) -> list[Record]:
         """Return `count` held-out records, or all where there are fewer."""
 
 
@@ -70,85 +80,21 @@ class BuiltinStream(Stream):
     def __init__(self, task: Task[Any], level: int | None) -> None:
         self.name, self._task, self._level = task.name, task, level
         self.problem_types = {task.problem_type: 0}
+        self.reward_kind = task.reward_kind
 
-    def training(self, seed: int, turn: int, position: int) -> PromptRecord:
+    def training(self, seed: int, turn: int, position: int) -> Record:
         """Draw the item of this position of the run."""
         item = self._task.item(seed, position, level=self._level)
-        return _placed(item.record, f"{self.name}, item {position} of seed {seed}")
+        return replace(item.record, place=f"{self.name}, item {position} of seed {seed}")
 
-    def held_out(self, count: int) -> list[PromptRecord]:
+    def held_out(self, count: int) -> list[Record]:
         """Draw items that hash to the other side."""
         task, level = self._task, self._level
-        items = (task.item(HELDOUT_SEED, n, split="heldout", level=level) for n in range(count))
+        items = (task.item(_HELDOUT_SEED, n, split="heldout", level=level) for n in range(count))
         return [
-            _placed(item.record, f"{self.name}, held-out item {number}")
+            replace(item.record, place=f"{self.name}, held-out item {number}")
             for number, item in enumerate(items)
         ]
-
-
-class StoredStream(Stream):
-    """Records of files or libraries: each once an epoch, in an order of the seed's.
-
-    Records are put in the order of their digests first, so that the order in the file is without
-    influence.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        numbers: npt.NDArray[np.int64],
-        digests: npt.NDArray[np.uint64],
-        types: Sequence[str],
-        *,
-        fraction: float,
-        open_record: Opener,
-        skip_broken: bool,
-    ) -> None:
-        order = np.argsort(digests, kind="stable")
-        held = _held_out(name, digests[order], fraction)
-        self.name = name
-        self.problem_types = dict(Counter(types))
-        self._training = numbers[order][~held]
-        self._held_out = numbers[order][held]
-        self.training_size, self.held_out_size = len(self._training), len(self._held_out)
-        self._open, self._skip = open_record, skip_broken
-
-    def training(self, seed: int, turn: int, position: int) -> PromptRecord:
-        """Look the record up in the shuffled order of its epoch."""
-        size = len(self._training)
-        epoch, place = divmod(turn, size)
-        key = f"{seed}:{epoch}:{self.name}"
-        fault = ""
-        for offset in range(size):
-            number = self._training[shuffled((place + offset) % size, size, key)]
-            record = self._open(int(number))
-            if not isinstance(record, BrokenRecord):
-                return record
-            # The next of the epoch takes its place, which again follows from seed and position.
-            if not self._skip:
-                raise RunError(f"{record}; put it right, or set data.skip_broken: true")
-            fault = fault or str(record)
-        raise RunError(
-            f"task {self.name!r}: none of its {size} training records can be used, such as:\n"
-            f"{fault}\nput them right, or leave the task out: name the others in data.tasks"
-        )
-
-    def held_out(self, count: int) -> list[PromptRecord]:
-        """Open the first of the held-out records in the order of their digests."""
-        records: list[PromptRecord] = []
-        for number in self._held_out:
-            if len(records) == count:
-                break
-            record = self._open(int(number))
-            if not isinstance(record, BrokenRecord):
-                records.append(record)
-            elif not self._skip:
-                raise RunError(f"{record}; put it right, or set data.skip_broken: true")
-        return records
-
-
-def _placed(record: Record, place: str) -> PromptRecord:
-    return cast(PromptRecord, {**record, "place": place})
 
 
 def builtin_streams(data: Data) -> list[Stream]:
@@ -162,18 +108,96 @@ def is_held_out(digest: int, fraction: float) -> bool:
     return digest < fraction * 2**64
 
 
-def _held_out(name: str, digests: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Return which of the ascending digests are held out: some, but not all."""
-    if digests[0] == digests[-1]:
-        count = f"{len(digests)} equal records" if len(digests) > 1 else "1 record"
+class ReasoningStream(Stream):
+    """One data set of reasoning-gym with its default settings."""
+
+    training_size = held_out_size = None
+
+    def __init__(self, name: str, fraction: float) -> None:
+        self.name, self._fraction = name, fraction
+        self.problem_types = {PROBLEM_TYPE: 0}
+        self.reward_kind = PROBLEM_TYPE
+        self._dataset = _dataset(name)
+
+    def training(self, seed: int, turn: int, position: int) -> Record:
+        """Draw the item of this position of the run."""
+        return self._draw(seed, position, held_out=False)
+
+    def held_out(self, count: int) -> list[Record]:
+        """Draw items whose questions hash to the other side."""
+        return [self._draw(_HELDOUT_SEED, index, held_out=True) for index in range(count)]
+
+    def _draw(self, seed: int, position: int, *, held_out: bool) -> Record:
+        for attempt in range(_ATTEMPTS):
+            stream = f"{self.name}:{seed}:{held_out}:{position}:{attempt}"
+            index = _hash(stream) % _ITEMS
+            entry = self._dataset[index]
+            if is_held_out(_hash(entry["question"]), self._fraction) == held_out:
+                return _record(self.name, index, entry)
+        side = "held-out" if held_out else "training"
         raise RunError(
-            f"task {name!r} has {count}; it needs at least two different ones, "
-            "one to train on and one to hold out"
+            f"{PREFIX}{self.name} has too few different questions: "
+            f"{_ATTEMPTS} draws gave no {side} one"
         )
-    held = np.array([is_held_out(int(digest), fraction) for digest in digests])
-    # In a small task the hash may put all on one side; then the nearest to the border goes over.
-    if not held.any():
-        held = digests == digests[0]
-    elif held.all():
-        held = digests != digests[-1]
-    return held
+
+
+def reasoning_streams(data: Data) -> list[Stream]:
+    """Return the data sets that ``reasoning-gym:NAME,NAME`` names."""
+    names = [name.strip() for name in data.source.removeprefix(PREFIX).split(",")]
+    known_names = need_library("reasoning_gym", f"data.source {data.source!r}").factory.DATASETS
+    for name in names:
+        if name not in known_names:
+            known = unknown_name("data set of reasoning-gym", name, sorted(known_names))
+            raise RunError(f"data.source: {known}")
+    return [ReasoningStream(name, data.eval_fraction) for name in dict.fromkeys(names)]
+
+
+def score_answer(answer: str, truth: Mapping[str, Any]) -> float:
+    """Score an answer by reasoning-gym's own scorer.
+
+    Parameters
+    ----------
+    answer : str
+        What stands between the answer tags.
+    truth : mapping
+        The entry: ``dataset``, ``question``, ``answer``, ``metadata``.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Examples
+    --------
+    >>> entry = {"dataset": "chain_sum", "question": "2 + 2 =", "answer": "4", "metadata": {}}
+    >>> score_answer("4", entry), score_answer("5", entry)
+    (1.0, 0.0)
+    """
+    score = float(_dataset(truth["dataset"]).score_answer(answer=answer, entry=dict(truth)))
+    return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
+
+
+@cache
+def _dataset(name: str) -> Any:
+    reasoning_gym = need_library("reasoning_gym", f"data set {name!r}")
+    try:
+        # Its seed is ours, so that item `index` is the same in every run.
+        return reasoning_gym.create_dataset(name, seed=0, size=_ITEMS)
+    except (AssertionError, ValueError) as error:  # how they refuse settings, or the lack of them
+        text = " ".join(str(error).split())
+        raise RunError(f"data.source: {PREFIX}{name} cannot be made ({text})") from None
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _record(name: str, index: int, entry: Mapping[str, Any]) -> Record:
+    return Record(
+        problem=entry["question"],
+        # The scorers want the whole entry, so the entry is the truth that the reward is given.
+        answer={"dataset": name, **entry},
+        problem_type=PROBLEM_TYPE,
+        task=name,
+        place=f"{PREFIX}{name}, item {index}",
+    )

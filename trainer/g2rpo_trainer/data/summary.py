@@ -1,13 +1,19 @@
-"""What a source has, in numbers."""
+"""What a source has: in numbers, and as a table for people."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What a source has of one task.
+    """Records of one task.
 
     Attributes
     ----------
@@ -17,17 +23,20 @@ class TaskSummary:
         Numbers of records; None if they are drawn without end.
     share : float
         Of the prompts of a run.
+    reward_kind : str
+        For people: of a built-in task the shape of its reward, of others the problem types.
     """
 
     problem_types: dict[str, int]
     training: int | None
     held_out: int | None
     share: float
+    reward_kind: str
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a source has, for the table at the start of a run.
+    """Tasks of a source and the records that were left out.
 
     Attributes
     ----------
@@ -42,3 +51,66 @@ class Summary:
     tasks: dict[str, TaskSummary]
     skipped: int
     examples: list[str]
+
+
+def summary_table(
+    summary: Summary, more: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Table:
+    """Return the table that begins a run: one row a task.
+
+    Parameters
+    ----------
+    summary : Summary
+        From :meth:`Source.summary`.
+    more : mapping of str to mapping
+        Heading of a further column -> task -> what stands there.
+
+    Returns
+    -------
+    Table
+        Problem types with their numbers of records, records trained on and held out, share of the
+        prompts. Tasks that are drawn without end have ∞ records.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Data", title_justify="left")
+    table.add_column("task")
+    table.add_column("problem types", style="dim")
+    for heading in ("training", "held out", "share"):
+        table.add_column(heading, justify="right")
+    for heading in more:
+        table.add_column(heading)
+    for name, task in summary.tasks.items():
+        counts = task.problem_types.items()
+        # One type needs no number: it is all of the task's.
+        types = [kind if len(counts) == 1 else f"{kind} ({count:,})" for kind, count in counts]
+        table.add_row(
+            escape(name),
+            escape(", ".join(types)),
+            _number(task.training),
+            _number(task.held_out),
+            f"{task.share:.1%}",
+            *(column[name] for column in more.values()),
+        )
+    return table
+
+
+def skipped_text(summary: Summary) -> str:
+    """Return the lines about records that were left out, or an empty text.
+
+    Examples
+    --------
+    >>> print(skipped_text(Summary({}, 2, ["a.jsonl, line 3: is not JSON"])))
+    2 broken records are left out, such as:
+    a.jsonl, line 3: is not JSON
+    """
+    if not summary.skipped:
+        return ""
+    noun = "record is" if summary.skipped == 1 else "records are"
+    heading = f"{summary.skipped} broken {noun} left out, such as:"
+    return "\n".join([heading, *summary.examples])
+
+
+def _number(count: int | None) -> str:
+    return "∞" if count is None else f"{count:,}"

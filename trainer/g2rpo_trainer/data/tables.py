@@ -6,16 +6,16 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from g2rpo._json_lines import parse_object
 from g2rpo._shown import clipped, shown
-from g2rpo_cli.comparison.rows import need_pyarrow
 from g2rpo_trainer.errors import RunError
-
-from .broken import BrokenRecord
+from g2rpo_trainer.record import BrokenRecord
 
 # Parquet that unpacks to more than this is mapped from a temporary file in place of memory [bytes].
 _IN_MEMORY = 2**28
@@ -41,19 +41,12 @@ class Table(ABC):
         self.name, self.task, self.folder = name, task, folder
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def scan(self) -> Iterator[Found]:
+        """Yield all rows in order, and the error for what is none; it comes before all else."""
 
     @abstractmethod
     def row(self, index: int) -> Mapping[str, Any]:
         """Return one row; raise BrokenRecord if it is none."""
-
-    def scan(self) -> Iterator[Found]:
-        """Yield all rows in order, and the error for what is none."""
-        for index in range(len(self)):
-            try:
-                yield self.row(index)
-            except BrokenRecord as error:
-                yield error
 
     def place(self, index: int) -> str:
         """Return where a row stands, for errors."""
@@ -67,29 +60,24 @@ class JsonLines(Table):
         super().__init__(str(path), path.stem, path.parent)
         self._path = path
         self._starts, self._lines = array("q"), array("q")
+
+    def scan(self) -> Iterator[Found]:
+        """Read the file once, and note where its lines begin."""
+        self._starts, self._lines = array("q"), array("q")
         start = 0
-        with _opened(path) as file:
+        with _opened(self._path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     self._starts.append(start)
                     self._lines.append(number)
+                    yield _found(line)
                 start += len(line)
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Read one line."""
         with _opened(self._path) as file:
             file.seek(self._starts[index])
             return _record(file.readline())
-
-    def scan(self) -> Iterator[Found]:
-        """Read the file once."""
-        with _opened(self._path) as file:
-            for line in file:
-                if line.strip():
-                    yield _found(line)
 
     def place(self, index: int) -> str:
         """Return the line."""
@@ -105,8 +93,13 @@ class Objects(Table):
         super().__init__(name, task, folder)
         self._rows = rows
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def scan(self) -> Iterator[Found]:
+        """Look all of them up."""
+        for index in range(len(self._rows)):
+            try:
+                yield self.row(index)
+            except BrokenRecord as error:
+                yield error
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Return one of them."""
@@ -129,9 +122,6 @@ class ArrowRows(Table):
         self._table = table
         self._keep = keep  # the folder of a mapped file, which goes when the table does
 
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
     def row(self, index: int) -> Mapping[str, Any]:
         """Convert one row."""
         rows: list[dict[str, Any]] = self._table.slice(index, 1).to_pylist()
@@ -153,9 +143,6 @@ class HubRows(Table):
         own = dataset.format
         self._dataset = dataset.with_format("arrow", own["columns"], own["output_all_columns"])
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
     def row(self, index: int) -> Mapping[str, Any]:
         """Convert one row."""
         rows: list[dict[str, Any]] = self._dataset[index].to_pylist()
@@ -165,6 +152,14 @@ class HubRows(Table):
         """Convert a few rows at a time."""
         for part in self._dataset.iter(_ROWS_AT_ONCE):
             yield from part.to_pylist()
+
+
+def need_library(module: str, purpose: str, extra: str = "data") -> Any:
+    """Return a module, or say which extra brings it."""
+    if find_spec(module) is None:
+        name = module.replace("_", "-")
+        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[{extra}]"')
+    return import_module(module)
 
 
 def read_table(path: Path) -> Table:
@@ -212,7 +207,8 @@ def _read_array(path: Path) -> Objects:
 
 
 def _read_parquet(path: Path) -> ArrowRows:
-    pa = need_pyarrow()
+    pa = need_library("pyarrow", str(path), extra="cli")
+    import_module("pyarrow.parquet")
     try:
         # Opened by Python first, whose errors say what is wrong with a path.
         with _opened(path), pa.parquet.ParquetFile(path) as file:

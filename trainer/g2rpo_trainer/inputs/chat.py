@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
-from g2rpo_trainer.data import PromptRecord
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.policy.build import CHAT_TEMPLATE
-from g2rpo_trainer.tasks import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 
 from ..model.chat_template import ANSWER_TAG, Message, render, split_at, template_of
 from ..model.policy_model import Policy
@@ -38,13 +35,11 @@ def conversation(record: Record, *, instruct: bool = True) -> list[Message]:
         Contents as parts.
     """
     instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
-    # Records of some sources hold more, see :class:`g2rpo_trainer.data.PromptRecord`.
-    stored = cast(PromptRecord, record)
-    messages = stored.get("messages")
+    messages = record.messages
     if not messages:
-        images = [{"type": "image"} for _ in record["images"]]
-        videos = [{"type": "video"} for _ in stored.get("videos", [])]
-        question = {"type": "text", "text": record["problem"]}
+        images = [{"type": "image"} for _ in record.images]
+        videos = [{"type": "video"} for _ in record.videos]
+        question = {"type": "text", "text": record.problem}
         messages = [{"role": "user", "content": [*images, *videos, question]}]
     if not instruct:
         return list(messages)

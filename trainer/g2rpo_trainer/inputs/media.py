@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from g2rpo_trainer.data import PromptRecord
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.data.videos import Clip
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.tasks import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 
 from ..model.policy_model import Policy
 
@@ -32,7 +30,7 @@ def refuse_media(policy: Policy, record: Record) -> None:
     RunError
         If it takes videos, but a library is missing.
     """
-    images, videos = record["images"], _videos(record)
+    images, videos = record.images, record.videos
     if (images or videos) and not policy.takes_images:
         count = _count(len(images), "image") if images else _count(len(videos), "video")
         raise BrokenRecord(
@@ -71,9 +69,9 @@ def processor_media(record: Record) -> dict[str, Any]:
         If a video cannot be decoded.
     """
     media: dict[str, Any] = {}
-    if record["images"]:
-        media["images"] = [list(record["images"])]
-    clips = [video.read() for video in _videos(record)]
+    if record.images:
+        media["images"] = [list(record.images)]
+    clips = [video.read() for video in record.videos]
     if clips:
         # Channels first: that can be told from the shape, whatever the size.
         media["videos"] = [clip.frames.transpose(0, 3, 1, 2) for clip in clips]
@@ -85,16 +83,12 @@ def processor_media(record: Record) -> dict[str, Any]:
 def _refuse_clash(policy: Policy, record: Record) -> None:
     parts = (policy.processor.image_processor, policy.processor.video_processor)
     images, videos = (set(part.model_input_names) for part in parts)
-    if record["images"] and images & videos:
+    if record.images and images & videos:
         # Of tensors of the same name one would be lost.
         raise BrokenRecord(
             f"has images and videos, but the processor of {policy.name} takes one kind a prompt; "
             "leave out the others"
         )
-
-
-def _videos(record: Record) -> list[Any]:
-    return cast(PromptRecord, record).get("videos", [])
 
 
 def _metadata(clip: Clip) -> dict[str, Any]:

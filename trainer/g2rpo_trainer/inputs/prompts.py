@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
-from g2rpo_trainer.data import PromptRecord
-from g2rpo_trainer.data.broken import BrokenRecord
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.tasks import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 
 from ..model.policy_model import Policy
 from .batching import (
@@ -78,9 +75,8 @@ def _encode_or_name(policy: Policy, record: Record, number: int) -> Inputs:
     try:
         return _encode(policy, record)
     except BrokenRecord as error:
-        place = cast(PromptRecord, record).get("place")
-        name = place or f"prompt {number} of the batch (task {record['task_type']})"
-        advice = "; data.skip_broken: true leaves such records out" if place else ""
+        name = record.place or f"prompt {number} of the batch (task {record.task})"
+        advice = "; data.skip_broken: true leaves such records out" if record.place else ""
         raise RunError(f"{name}: {error}{advice}") from error
 
 

@@ -14,11 +14,9 @@ from g2rpo_trainer.config import Model, TrainConfig
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.policy import policy_path
 from g2rpo_trainer.run.failures import ran_out_of_memory
-from g2rpo_trainer.run.records import source_of
 
 from ..distributed.processes import Processes
 from ..distributed.sharding import shall_shard, shard
-from ..inputs.prompts import prompt_fault
 from . import checkpointed, lora
 from .chat_template import missing_opening
 from .device import memory_advice, resolve_device
@@ -57,10 +55,6 @@ def load_described(config: TrainConfig, name: str | None = None) -> Policy:
     ------
     RunError
         As :func:`load_policy`, or if nothing can end a response.
-
-    Notes
-    -----
-    Where ``data.skip_broken`` is set, the data leave out from now on what this policy cannot read.
     """
     rollout = config.rollout
     with Processes.current().together():
@@ -78,9 +72,6 @@ def load_described(config: TrainConfig, name: str | None = None) -> Policy:
     # The reference of a run is loaded without a name, and has the same template.
     if name is not None and Processes.current().is_main:
         _warn_of_missing_opening(policy)
-    if config.data.skip_broken:
-        with Processes.current().together():
-            source_of(config.data).refuse(lambda record: prompt_fault(policy, record))
     return policy
 
 

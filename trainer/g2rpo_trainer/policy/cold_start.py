@@ -82,7 +82,7 @@ def train_vision(policy: Policy, steps: int, seed: int) -> None:
 
     def loss(step: int) -> torch.Tensor:
         items = draw_items(seed, step)
-        images = [item.record["images"][0] for item in items]
+        images = [item.record.images[0] for item in items]
         pixels = policy.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         labels = [patch_labels(item.scene) for item in items]
         kinds = torch.as_tensor(np.stack([label.kinds for label in labels]))
@@ -105,7 +105,7 @@ def train_language(policy: Policy, steps: int, seed: int) -> None:
 
     def loss(step: int) -> torch.Tensor:
         items = draw_items(seed, step)
-        blind = [replace(item, record={**item.record, "images": []}) for item in items]
+        blind = [replace(item, record=replace(item.record, images=[])) for item in items]
         return imitation_loss(policy, blind, [response(item, thinks=True) for item in items])
 
     optimise("language", [policy.model], loss, steps)
@@ -130,7 +130,7 @@ def styles(policy: Policy, seed: int, thinks: dict[str, float]) -> Callable[[int
         rng = np.random.default_rng([seed, step])
         items = draw_items(seed, step)
         responses = [
-            response(item, thinks=rng.random() < thinks[item.record["task_type"]]) for item in items
+            response(item, thinks=rng.random() < thinks[item.record.task]) for item in items
         ]
         return imitation_loss(policy, items, responses)
 
@@ -200,7 +200,7 @@ def draw_items(seed: int, step: int) -> list[Item[Any]]:
 def response(item: Item[Any], *, thinks: bool) -> str:
     """Return the response to imitate, thinking aloud or answering at once."""
     thought = item.worked if thinks else ""
-    return f"<think>{thought}</think><answer>{item.record['answer']}</answer>"
+    return f"<think>{thought}</think><answer>{item.record.answer}</answer>"
 
 
 def imitation_loss(policy: Policy, items: list[Item[Any]], responses: list[str]) -> torch.Tensor:
@@ -224,7 +224,7 @@ def imitation_loss(policy: Policy, items: list[Item[Any]], responses: list[str])
     logits = policy.model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
     names = list(TASKS)
-    tasks = torch.tensor([names.index(item.record["task_type"]) for item in items])
+    tasks = torch.tensor([names.index(item.record.task) for item in items])
     means, _ = g2rpo.task_means(losses, mask, tasks, len(names))
     return means.mean()
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from g2rpo_trainer.tasks.canvas import COLOURS, PATCH, SHAPES, SIZE
-from g2rpo_trainer.tasks.chart import ChartScene
-from g2rpo_trainer.tasks.grounding import GroundingScene
-from g2rpo_trainer.tasks.maths import MathsScene
-from g2rpo_trainer.tasks.ocr import PRINTED, OcrScene
-from g2rpo_trainer.tasks.spatial import SpatialScene
-from g2rpo_trainer.tasks.vqa import CountingScene
+from g2rpo_trainer.tasks.images import (
+    PRINTED,
+    ChartScene,
+    CountingScene,
+    GroundingScene,
+    MathsScene,
+    OcrScene,
+    SpatialScene,
+)
 
 GRID = SIZE // PATCH
 Box = tuple[int, int, int, int]

@@ -16,7 +16,7 @@ import torch
 
 import g2rpo
 from g2rpo_trainer.config import Rollout, TrainConfig
-from g2rpo_trainer.tasks import Record
+from g2rpo_trainer.record import Record
 
 from ..distributed.processes import Processes, Share
 from ..inputs.prompts import Inputs

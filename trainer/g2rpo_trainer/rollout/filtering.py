@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from g2rpo_trainer.config import DynamicSampling, TrainConfig
+from g2rpo_trainer.data import Source
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.metrics import Outcomes
-from g2rpo_trainer.run.records import training_records
 from g2rpo_trainer.run.scorer import Rewards, Scorer
-from g2rpo_trainer.tasks import Record
 
 from ..distributed.processes import Processes
 from ..inputs.chat import opened_text, whole_responses
@@ -78,7 +78,7 @@ class Rollouts:
 
     def tasks(self, names: Sequence[str]) -> Labels:
         """Return the number of each response's task, (N,) int64."""
-        return np.asarray([names.index(one["task_type"]) for one in self.records])[self.groups]
+        return np.asarray([names.index(one.task) for one in self.records])[self.groups]
 
     @property
     def kept(self) -> Labels:
@@ -87,7 +87,7 @@ class Rollouts:
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """Return what dynamic sampling did, also task by task."""
-        dropped = [one["task_type"] for one in self.records]
+        dropped = [one.task for one in self.records]
         dropped = [task for task, keep in zip(dropped, self.keeps, strict=True) if not keep]
         return {
             "sampling/tries": float(self.tries),
@@ -102,6 +102,7 @@ def draw_rollouts(
     sampler: Sampler,
     scorer: Scorer,
     config: TrainConfig,
+    source: Source,
     position: int,
     watch: Stopwatch,
 ) -> Rollouts:
@@ -116,7 +117,9 @@ def draw_rollouts(
     scorer : Scorer
         Says what responses are worth.
     config : TrainConfig
-        Its data and rollout sections.
+        Its rollout section, and its seed.
+    source : Source
+        Of the prompts.
     position : int
         Prompts that the run has drawn before.
     watch : Stopwatch
@@ -136,11 +139,8 @@ def draw_rollouts(
     while missing and len(parts) < options.dynamic_sampling.max_tries:
         with watch.part("rollout"):
             with processes.together():
-                drawn = training_records(
-                    config.data,
-                    seed=config.seed,
-                    position=position + len(records),
-                    prompts=missing,
+                drawn = source.training_records(
+                    seed=config.seed, position=position + len(records), prompts=missing
                 )
                 share = processes.share(len(drawn))
                 asked = [drawn[number] for number in share.padded]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.tasks import Record
+from g2rpo_trainer.record import Record
 
 from ..inputs.chat import chat_text
 from ..inputs.prompts import Inputs
@@ -114,19 +114,19 @@ def make_requests(
     rows = zip(prompts["input_ids"], prompts["attention_mask"].bool(), records, seeds, strict=True)
     requests = []
     for ids, mask, record, seed in rows:
-        if record.get("videos"):
+        if record.videos:
             raise RunError(
-                f"rollout.engine is 'vllm', which takes no videos (task {record['task_type']}); "
+                f"rollout.engine is 'vllm', which takes no videos (task {record.task}); "
                 "name 'transformers', or leave these records out"
             )
-        images, tokens = list(record["images"]), ids[mask].tolist()
+        images, tokens = list(record.images), ids[mask].tolist()
         requests.append(
             Request(
                 prompt=_with_one_placeholder_each(policy, record) if images else tokens,
                 images=images,
                 tokens=tokens,
                 num_generations=options.num_generations,
-                max_tokens=options.limit_of(record["task_type"]),
+                max_tokens=options.limit_of(record.task),
                 temperature=options.temperature,
                 seed=seed,
                 stops=stop_texts(policy, options.stop),

@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from g2rpo_trainer.config import Rollout
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.metrics import Outcomes
-from g2rpo_trainer.tasks import Record
 
 from ..distributed.processes import Share
 from ..distributed.sharding import is_sharded
@@ -184,7 +184,7 @@ def sample_as_described(
         num_generations=options.num_generations,
         max_completion_length=options.max_completion_length,
         temperature=options.temperature,
-        limits=[options.limit_of(record["task_type"]) for record in records],
+        limits=[options.limit_of(record.task) for record in records],
         stop=options.stop,
         batch_size=options.batch_size,
         share=share,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.scorer import Rewards
-from g2rpo_trainer.tasks import Record
 
 Sample = dict[str, Any]
 
@@ -59,15 +59,15 @@ class Answers(NamedTuple):
         columns |= {"length": self.lengths.tolist(), "ended": self.ended.tolist()}
         samples = []
         for row, text in enumerate(self.texts):
-            record: Any = self.records[row // each]
+            record = self.records[row // each]
             opened = self.opened[row // each] if self.opened else ""
             samples.append(
                 {
                     "task": task,
                     "item": self.first + row // each,
-                    **({"place": record["place"]} if "place" in record else {}),
-                    "problem": record["problem"],
-                    "answer": record["answer"],
+                    **({"place": record.place} if record.place else {}),
+                    "problem": record.problem,
+                    "answer": record.answer,
                     **({"opened": opened} if opened else {}),
                     "response": text,
                     **{name: _or_none(column[row]) for name, column in columns.items()},

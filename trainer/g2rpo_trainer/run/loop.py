@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from g2rpo_trainer.config import TrainConfig
-from g2rpo_trainer.data import Source, skipped_text
+from g2rpo_trainer.data import Source, open_run, skipped_text
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import Evaluation
 from g2rpo_trainer.run.failures import resumable
@@ -26,7 +26,6 @@ from g2rpo_trainer.run.metrics import evaluation_metrics
 from g2rpo_trainer.run.plots import draw_plots
 from g2rpo_trainer.run.processes import OneProcess, Processes
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.records import source_of, with_tasks
 from g2rpo_trainer.run.scorer import Scorer
 
 # A launcher passes on the signal that its processes have got from the terminal already.
@@ -45,11 +44,15 @@ class Run(ABC):
         The run; ``output.dir`` is its folder.
     processes : Processes
         Those that train together, by default this one alone.
+    source : Source, optional
+        Of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
 
     Attributes
     ----------
     config : TrainConfig
         Its tasks are named when :meth:`load` is called.
+    source : Source
+        Of the records; there when :meth:`load` is called.
     progress : Progress
         Where the run stands; a step moves it on, and :meth:`load` takes it from a checkpoint.
     display : Display
@@ -62,12 +65,19 @@ class Run(ABC):
         What is closed when the run ends, however it ends; :meth:`load` may add to it.
     """
 
+    source: Source
     display: Display
     scorer: Scorer
     folder: RunFolder
 
-    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        processes: Processes | None = None,
+        source: Source | None = None,
+    ) -> None:
         self.config = config
+        self._opened = source
         self.processes: Processes = processes or OneProcess()
         self.progress = Progress()
         self.at_end = ExitStack()
@@ -123,15 +133,15 @@ class Run(ABC):
             if not resume:
                 RunFolder.refuse_existing(path)
             folder = RunFolder.open(path) if resume else None
-            self.config = with_tasks(self.config)
+            self.config, self.source = open_run(self.config, self._opened)
             checkpoint = folder.latest_checkpoint() if folder else None
         self.display = display or self._own_display()
         with self.at_end as at_end:
             self.load(checkpoint.path if checkpoint else None)
             # What other runs of this process left out is not this one's.
-            self._source.restore_skipped(self.progress.skipped_records)
+            self.source.restore_skipped(self.progress.skipped_records)
             with self.processes.together():
-                self.scorer = at_end.enter_context(Scorer(self.config))
+                self.scorer = at_end.enter_context(Scorer(self.config, self.source))
                 self.folder = self._own_folder(folder)
             at_end.enter_context(closing(self.folder))
             echo = _ECHO if self.processes.size > 1 else 0.0
@@ -166,7 +176,7 @@ class Run(ABC):
         self._note_time()
         summary = self._summary(self.progress.before, after)
         self._on_main(lambda: self._report(summary))
-        if skipped := skipped_text(self._source.summary()):
+        if skipped := skipped_text(self.source.summary()):
             self.display.message(skipped)
         return summary
 
@@ -190,7 +200,7 @@ class Run(ABC):
             evaluation = self._evaluate(f"held-out items after step {step}")
             metrics = metrics | evaluation_metrics(evaluation)
         if self.config.data.skip_broken:
-            metrics = metrics | {"data/skipped": float(self._source.skipped)}
+            metrics = metrics | {"data/skipped": float(self.source.skipped)}
         self._on_main(lambda: self.folder.log(step, metrics, completions))
         self.display.step(step, metrics)
         if self._is_due(output.show_completions_steps):
@@ -201,7 +211,7 @@ class Run(ABC):
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this step."""
-        self.progress.skipped_records = self._source.skipped_state()
+        self.progress.skipped_records = self.source.skipped_state()
         write = self.checkpoint()
         self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
 
@@ -237,10 +247,6 @@ class Run(ABC):
             "seed": self.config.seed,
             "estimator": self.config.estimator.name,
         }
-
-    @property
-    def _source(self) -> Source:
-        return source_of(self.config.data)
 
     def _on_main(self, action: Callable[[], object]) -> None:
         """Let the first process do what one does for all; the others wait, and fail if it fails."""

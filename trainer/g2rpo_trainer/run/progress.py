@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from g2rpo_trainer.run.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from g2rpo_trainer.data.library import SkippedState
+    from g2rpo_trainer.data.stored import SkippedState
 
 
 @dataclass

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from g2rpo_trainer.config import Length, TrainConfig
-from g2rpo_trainer.data import summary_table
-from g2rpo_trainer.run.records import source_of
+from g2rpo_trainer.data import Source, summary_table
 
 __all__ = ["before_after_table", "results_table", "start_table"]
 
@@ -19,13 +18,15 @@ __all__ = ["before_after_table", "results_table", "start_table"]
 _FEWEST_ITEMS = 5
 
 
-def start_table(config: TrainConfig) -> Table:
+def start_table(config: TrainConfig, source: Source) -> Table:
     """Return the table that begins a run: what each task has, and how it is shaped.
 
     Parameters
     ----------
     config : TrainConfig
         Its data, rollout, length and entropy sections; the tasks are named.
+    source : Source
+        Of the records.
     """
     length, entropy = config.length, config.entropy
     limit_of = config.rollout.limit_of
@@ -38,7 +39,7 @@ def start_table(config: TrainConfig) -> Table:
         more["entropy [nats]"] = {
             task: "{:g}–{:g}".format(*entropy.of(task)) for task in config.data.tasks
         }
-    return summary_table(source_of(config.data).summary(), more)
+    return summary_table(source.summary(), more)
 
 
 def _target_text(length: Length, task: str, longest: int) -> str:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from g2rpo.rewards import RewardError, TruthError, WorkerStartError
 from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.data import Source
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.scoring import open_pool, reward_weights
-from g2rpo_trainer.tasks import Record
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -45,7 +46,9 @@ class Scorer:
     Parameters
     ----------
     config : TrainConfig
-        Its data and rewards sections; the tasks are named.
+        Its data and rewards sections.
+    source : Source
+        Of the records.
 
     Raises
     ------
@@ -53,11 +56,11 @@ class Scorer:
         If an import path leads nowhere.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, source: Source) -> None:
         self._weights = reward_weights(config)
         self._reported: Counter[str] = Counter()
         try:
-            self._pool = open_pool(config)
+            self._pool = open_pool(config, source)
         except ValueError as error:
             raise RunError(f"rewards.functions: {error}") from None
 
@@ -108,9 +111,10 @@ class Scorer:
             says where the record stands.
         """
         each = len(texts) // max(len(records), 1)
-        rows = [record for record in records for _ in range(each)]
+        rows = [row for record in records for row in [record.as_row()] * each]
+        places = [place for record in records for place in [_place(record)] * each]
         try:
-            scored = self._pool.score(rows, texts, places=[_place(record) for record in rows])
+            scored = self._pool.score(rows, texts, places=places)
         except RewardError as error:
             advice = "put it right, or set rewards.skip_errors: true"
             raise RunError(f"{error}; {advice}") from error
@@ -123,5 +127,4 @@ class Scorer:
 
 def _place(record: Record) -> str:
     # Records of the user's own making need not know where they stand.
-    place = record.get("place")
-    return str(place) if place else f"record of task {record['task_type']!r}"
+    return record.place or f"record of task {record.task!r}"

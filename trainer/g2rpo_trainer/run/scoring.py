@@ -8,18 +8,19 @@ from g2rpo.rewards import RewardFunction, RewardPool, Weights, find_type, may_ta
 from g2rpo.rewards.pool import default_workers
 from g2rpo.rewards.score import STRUCTURE_WEIGHT
 from g2rpo_trainer.config import BUILTIN_SOURCES, TrainConfig
+from g2rpo_trainer.data import Source
 from g2rpo_trainer.launch import Launch
-from g2rpo_trainer.run.records import own_functions, source_of
 
 
-def open_pool(config: TrainConfig) -> RewardPool:
+def open_pool(config: TrainConfig, source: Source) -> RewardPool:
     """Return the pool that scores a run's responses; close it at the end of the run.
 
     Parameters
     ----------
     config : TrainConfig
-        Its data and rewards sections; the tasks are named, as by
-        :func:`~g2rpo_trainer.run.records.with_tasks`.
+        Its rewards section.
+    source : Source
+        Of the records, with the rewards that they need.
 
     Returns
     -------
@@ -32,9 +33,9 @@ def open_pool(config: TrainConfig) -> RewardPool:
     ValueError
         If an import path leads nowhere.
     """
-    options, functions = config.rewards, own_functions(config)
+    options, functions = config.rewards, source.reward_functions
     workers = options.workers
-    tasks = source_of(config.data).summary().tasks.values()
+    tasks = source.summary().tasks.values()
     types = {kind for task in tasks for kind in task.problem_types}
     if workers is None and not _any_takes_long(types, with_own(functions)):
         workers = 0

@@ -13,8 +13,8 @@ Examples
 >>> list(TEXT_TASKS)
 ['arithmetic', 'box', 'bars', 'sorting']
 >>> record = TASKS["vqa"].item(seed=0, index=0).record
->>> record["problem_type"], record["data_type"]
-('numerical', 'image')
+>>> record.problem_type, record.images[0].size
+('numerical', (56, 56))
 """
 
 from __future__ import annotations
@@ -22,23 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import LEVELS, SPLITS, ImageTask, Item, Record, Split, Task
-from .chart import Chart
-from .grounding import Grounding
-from .maths import Maths
-from .ocr import Ocr
+from .base import LEVELS, SPLITS, ImageTask, Item, Split, Task
+from .images import TASKS
 from .sheet import contact_sheet
-from .spatial import Spatial
 from .text import TEXT_TASKS
-from .vqa import Counting
-
-TASKS: dict[str, ImageTask[Any]] = {
-    task.name: task for task in (Grounding(), Counting(), Spatial(), Chart(), Ocr(), Maths())
-}
-"""Name -> task of images."""
 
 TASKS_BY_SOURCE: dict[str, Mapping[str, Task[Any]]] = {"builtin": TASKS, "builtin-text": TEXT_TASKS}
-"""What ``data.source`` of a run's configuration calls them -> name -> task."""
+"""``data.source`` of a run's configuration -> name -> task."""
 
 __all__ = [
     "LEVELS",
@@ -48,7 +38,6 @@ __all__ = [
     "TEXT_TASKS",
     "ImageTask",
     "Item",
-    "Record",
     "Split",
     "Task",
     "contact_sheet",

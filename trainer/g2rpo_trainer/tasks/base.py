@@ -11,9 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
+
+from g2rpo_trainer.record import Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,22 +28,6 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 _HELDOUT_BELOW = 256 // 8
 
 SceneT = TypeVar("SceneT")
-
-
-class Record(TypedDict):
-    """One item in the column format of the paper's released data.
-
-    ``images`` holds RGB Pillow images, and ``data_type`` is ``"image"`` if there is one, else
-    ``"text"``; ``options`` is empty unless ``problem_type`` is ``"multiple choice"``.
-    """
-
-    problem: str
-    images: list[Image]
-    answer: str
-    problem_type: str
-    data_type: str
-    task_type: str
-    options: list[str]
 
 
 @dataclass(frozen=True)
@@ -123,7 +109,7 @@ class Task(ABC, Generic[SceneT]):
         --------
         >>> from g2rpo_trainer.tasks import TASKS
         >>> item = TASKS["maths"].item(seed=0, index=3, level=1)
-        >>> item.record["task_type"], item.record["images"][0].size
+        >>> item.record.task, item.record.images[0].size
         ('maths', (56, 56))
         """
         if split not in SPLITS:
@@ -144,15 +130,13 @@ class Task(ABC, Generic[SceneT]):
         return "heldout" if digest[0] < _HELDOUT_BELOW else "train"
 
     def record(self, scene: SceneT) -> Record:
-        """Return the scene as a record in the paper's columns."""
-        images = self.images(scene)
+        """Return the scene as a record."""
         return Record(
             problem=self.problem(scene),
-            images=images,
             answer=self.answer(scene),
             problem_type=self.problem_type,
-            data_type="image" if images else "text",
-            task_type=self.name,
+            task=self.name,
+            images=self.images(scene),
             options=self.options(scene),
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .base import LEVELS, Split
 from .canvas import SIZE, font
+from .images import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +54,6 @@ def contact_sheet(
     """
     from PIL import Image, ImageDraw
 
-    from . import TASKS
-
     names = list(tasks or TASKS)
     sheet = Image.new("RGB", (_CELL_WIDTH * len(names), _CELL_HEIGHT * rows + 20), "#f4f4f2")
     board = ImageDraw.Draw(sheet)
@@ -66,9 +65,9 @@ def contact_sheet(
             item_level = level or LEVELS[row % len(LEVELS)]
             record = task.item(seed, row, split=split, level=item_level).record
             top = 20 + row * _CELL_HEIGHT + _MARGIN
-            picture = record["images"][0].resize((SIZE * _ZOOM,) * 2, Image.Resampling.NEAREST)
+            picture = record.images[0].resize((SIZE * _ZOOM,) * 2, Image.Resampling.NEAREST)
             sheet.paste(picture, (left, top))
-            lines = [*wrap(record["problem"], 27)[: _TEXT_LINES - 1], f"Answer: {record['answer']}"]
+            lines = [*wrap(record.problem, 27)[: _TEXT_LINES - 1], f"Answer: {record.answer}"]
             text = "\n".join(lines)
             board.multiline_text((left, top + SIZE * _ZOOM + 4), text, font=font(12), fill="black")
     target = Path(path)

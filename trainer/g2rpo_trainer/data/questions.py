@@ -1,4 +1,4 @@
-"""The text of a prompt, a question or a conversation, and the places of its images and videos."""
+"""The text of a prompt: a question or a conversation, places of images and videos, and options."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, TypeAlias
 
 from g2rpo._shown import shown
 from g2rpo.rewards.choice import option_texts, plain, read_label
-
-from .broken import BrokenRecord
+from g2rpo_trainer.record import BrokenRecord
 
 MEDIA = ("image", "video")
 """What may stand in a prompt beside text, in the order in which it stands before a question."""

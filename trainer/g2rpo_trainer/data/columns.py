@@ -1,11 +1,12 @@
-"""From a row of a table, in either of two formats, to one checked record."""
+"""From a row of a table, in either of two formats, to a record."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,12 @@ from typing import Any
 from g2rpo._shown import listed, shown
 from g2rpo.rewards.registry import plain_name, takes_texts
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.tasks.base import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 
-from .broken import BrokenRecord
 from .images import ImageSource, fingerprint, image_source, locate, open_image
-from .opening import need_library
-from .prompt import Message, from_messages, from_problem, lettered, right_option, with_options
-from .task_names import check_task_name
-from .videos import Frames, Video, VideoSource, open_video, paths_of, video_source
+from .questions import Message, from_messages, from_problem, lettered, right_option, with_options
+from .tables import need_library
+from .videos import Frames, VideoSource, open_video, paths_of, video_source
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
@@ -33,31 +32,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "task_type": ("task_type",),
     "options": ("options",),
 }
-"""What a record is made of -> the columns in which it may stand."""
+"""Part of a record -> the columns in which it may stand."""
 
 DATA_TYPES = ("text", "image", "video")
 
+LONGEST_NAME = 100
+"""Most characters of a task's name: it stands in tables and in the names of metrics."""
+
 # A column that holds one of these says nothing, and hides no other.
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-
-
-class PromptRecord(Record, total=False):
-    """A record with what some sources add to the paper's columns.
-
-    Attributes
-    ----------
-    messages : list of dict
-        The conversation, contents as parts, if a prompt is more than images, videos and one
-        question.
-    videos : list of Video
-        Looked at, and decoded when they are read; only if there are any.
-    place : str
-        Where the record stands, such as ``"train.jsonl, line 7"``, for errors and samples.
-    """
-
-    messages: list[Message]
-    videos: list[Video]
-    place: str
 
 
 @dataclass(frozen=True)
@@ -71,9 +54,7 @@ class Reading:
     problem_type : str, optional
         Problem type of rows that name none.
     columns : mapping
-        What a record is made of -> the column in which it stands, in place of the usual ones.
-    check : callable
-        Raises ValueError if a record cannot be scored.
+        Part of a record -> the column in which it stands, in place of the usual ones.
     image_dir, video_dir : Path, optional
         Folders of images and of videos.
     video_frames : int
@@ -83,7 +64,6 @@ class Reading:
     task: str
     problem_type: str | None
     columns: Mapping[str, str]
-    check: Callable[[Mapping[str, Any]], None]
     image_dir: Path | None = None
     video_dir: Path | None = None
     video_frames: int = 16
@@ -91,49 +71,79 @@ class Reading:
 
 @dataclass(frozen=True)
 class Row:
-    """A row that was checked, its images and videos found and not yet opened."""
+    """A record whose images and videos are not opened yet.
 
-    problem: str
-    messages: list[Message] | None
+    Attributes
+    ----------
+    record : Record
+        Without images, videos and place.
+    images : list of ImageSource
+        In their order.
+    videos : list of VideoSource
+        In their order.
+    """
+
+    record: Record
     images: list[ImageSource]
     videos: list[VideoSource]
-    answer: str | list[str]
-    problem_type: str
-    data_type: str
-    task: str
-    options: list[str]
 
     def digest(self) -> int:
         """Return 64 bits that follow from what is asked, so that equal prompts have equal ones."""
         videos = [
             fingerprint(video) if isinstance(video, bytes) else video for video in self.videos
         ]
-        asked = [self.messages or self.problem, self.options, videos]
+        asked = [self.record.messages or self.record.problem, self.record.options, videos]
         text = json.dumps([asked, [fingerprint(image) for image in self.images]])
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
-    def record(self, place: str, reading: Reading) -> PromptRecord:
+    def check(self, reading: Reading, check_record: Callable[[Mapping[str, Any]], None]) -> None:
+        """Raise BrokenRecord if files are missing, or the record cannot be tokenised or scored.
+
+        Parameters
+        ----------
+        reading : Reading
+            Names the folders.
+        check_record : callable
+            Raises ValueError if a record cannot be scored, as :func:`g2rpo.rewards.check_record`.
+        """
+        for image in self.images:
+            if isinstance(image, str):
+                locate(image, reading.image_dir)
+        for video in self.videos:
+            if not isinstance(video, Frames):
+                need_library("av", "a record with a video", extra="video")
+            for path in paths_of(video):
+                locate(path, reading.video_dir, "video")
+        self._check_unicode()
+        try:
+            check_record(self.record.as_row())
+        except ValueError as error:
+            raise BrokenRecord(str(error)) from None
+        except ImportError as error:  # no fault of the record's: a reward lacks its library
+            raise RunError(str(error)) from None
+
+    def open(self, place: str, reading: Reading) -> Record:
         """Return the record, its images opened and its videos looked at."""
-        record = PromptRecord(
-            problem=self.problem,
+        folder, most = reading.video_dir, reading.video_frames
+        return replace(
+            self.record,
             images=[open_image(image, reading.image_dir) for image in self.images],
-            answer=self.answer,  # type: ignore[typeddict-item]
-            problem_type=self.problem_type,
-            data_type=self.data_type,
-            task_type=self.task,
-            options=self.options,
+            videos=[open_video(video, folder, most) for video in self.videos],
             place=place,
         )
-        if self.messages is not None:
-            record["messages"] = self.messages
-        if self.videos:
-            folder, most = reading.video_dir, reading.video_frames
-            record["videos"] = [open_video(video, folder, most) for video in self.videos]
-        return record
+
+    def _check_unicode(self) -> None:
+        # JSON can write half of a surrogate pair, at which a tokenizer would fail in mid-run.
+        one = self.record
+        texts = [one.problem, one.messages, one.answer, one.task, one.problem_type, one.options]
+        try:
+            json.dumps(texts, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BrokenRecord("holds half of a surrogate pair, which is no Unicode text") from None
 
 
 def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
-    """Check a row and return what it says.
+    """Return the record that the columns of a row hold; files and answers are not checked.
 
     Parameters
     ----------
@@ -142,69 +152,43 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
     reading : Reading
         How to read it.
 
-    Returns
-    -------
-    Row
-
     Raises
     ------
     BrokenRecord
-        If anything about it is wrong.
+        If a column is missing or holds something else than it must.
 
     Examples
     --------
-    >>> reading = Reading("sums", "numerical", {}, lambda record: None)
+    >>> reading = Reading("sums", "numerical", {})
     >>> row = read_row({"prompt": [{"role": "user", "content": "2+2?"}], "solution": 4}, reading)
-    >>> row.problem, row.answer, row.task
+    >>> row.record.problem, row.record.answer, row.record.task
     ('2+2?', '4', 'sums')
     """
     try:
-        row = _row(values, reading)
+        return _row(values, reading)
     except RecursionError:
         raise BrokenRecord("holds lists or objects that lie too deep in each other") from None
-    _check_unicode(row)
-    try:
-        reading.check(
-            {"problem_type": row.problem_type, "answer": row.answer, "options": row.options}
-        )
-    except ValueError as error:
-        raise BrokenRecord(str(error)) from None
-    except ImportError as error:  # no fault of the record's: a reward lacks its library
-        raise RunError(str(error)) from None
-    return row
 
 
 def _row(values: Mapping[str, Any], reading: Reading) -> Row:
     images = [image_source(image) for image in _list(_cell(values, "images", reading))]
-    for image in images:
-        if isinstance(image, str):
-            locate(image, reading.image_dir)
-    videos = _videos(values, reading)
+    videos = [video_source(video) for video in _list(_cell(values, "videos", reading))]
     problem, messages = _question(values, len(images), len(videos), reading)
     options = _options(values, reading)
     problem_type = _named(values, "problem_type", reading.problem_type, reading)
     task = _named(values, "task_type", reading.task, reading)
     check_task_name(task)
-    return Row(
-        problem=_offer(problem, options, problem_type) if messages is None else problem,
-        messages=messages,
-        images=images,
-        videos=videos,
-        answer=_answer(values, options, problem_type, reading),
+    _check_data_type(values, images, videos, reading)
+    is_choice = plain_name(problem_type) == "multiple choice"
+    record = Record(
+        problem=with_options(problem, options) if is_choice and messages is None else problem,
+        answer=_answer(values, options if is_choice else [], problem_type, reading),
         problem_type=problem_type,
-        data_type=_data_type(values, images, videos, reading),
         task=task,
         options=lettered(options),
+        messages=messages,
     )
-
-
-def _check_unicode(row: Row) -> None:
-    # JSON can write half of a surrogate pair, at which a tokenizer would fail in mid-run.
-    texts = [row.problem, row.messages, row.answer, row.task, row.problem_type, row.options]
-    try:
-        json.dumps(texts, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BrokenRecord("holds half of a surrogate pair, which is no Unicode text") from None
+    return Row(record, images, videos)
 
 
 def _cell(values: Mapping[str, Any], name: str, reading: Reading) -> Any:
@@ -246,7 +230,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(part) for key, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return value
+    return _number(value) if isinstance(value, Decimal) else value
+
+
+def _number(value: Decimal) -> int | float | Decimal:
+    """Return a decimal number of Parquet as JSON would give it, unless it would lose digits."""
+    if not value.is_finite():
+        return math.nan if value.is_nan() else float(value)
+    if value == value.to_integral_value() and value.adjusted() < 100:
+        return int(value)
+    near = float(value)
+    return near if Decimal(repr(near)) == value else value
 
 
 def _list(value: Any) -> list[Any]:
@@ -285,14 +279,6 @@ def _asked(name: str, value: Any, images: int, videos: int) -> tuple[str, list[M
     return from_problem(value, images, videos)
 
 
-def _offer(problem: str, options: list[str], problem_type: str) -> str:
-    return with_options(problem, options) if _is_choice(problem_type) else problem
-
-
-def _is_choice(problem_type: str) -> bool:
-    return plain_name(problem_type) == "multiple choice"
-
-
 def _answer(
     values: Mapping[str, Any], options: list[str], problem_type: str, reading: Reading
 ) -> str | list[str]:
@@ -306,7 +292,7 @@ def _answer(
         if len(texts) > 1:
             return texts
         text = texts[0]
-    return right_option(text, options) if options and _is_choice(problem_type) else text
+    return right_option(text, options) if options else text
 
 
 def _answer_text(answer: Any) -> str:
@@ -315,11 +301,11 @@ def _answer_text(answer: Any) -> str:
             answer = json.dumps(answer, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError):
             raise BrokenRecord(f"answer is {shown(answer)}; it must be a text") from None
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | Decimal):
         raise BrokenRecord(f"answer is {shown(answer)}; it must be a text or a number")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise BrokenRecord(f"answer is {answer}; it must be a text or a finite number")
-    text = str(answer).strip()
+    text = (f"{answer:f}" if isinstance(answer, Decimal) else str(answer)).strip()
     if "<answer>" in text:
         from g2rpo.rewards import parse_response
 
@@ -357,26 +343,44 @@ def _named(values: Mapping[str, Any], name: str, default: str | None, reading: R
     return value.strip()
 
 
-def _videos(values: Mapping[str, Any], reading: Reading) -> list[VideoSource]:
-    videos = [video_source(video) for video in _list(_cell(values, "videos", reading))]
-    for video in videos:
-        if not isinstance(video, Frames):
-            need_library("av", "a record with a video", extra="video")
-        for path in paths_of(video):
-            locate(path, reading.video_dir, "video")
-    return videos
-
-
-def _data_type(
+def _check_data_type(
     values: Mapping[str, Any],
     images: list[ImageSource],
     videos: list[VideoSource],
     reading: Reading,
-) -> str:
+) -> None:
     found = "video" if videos else "image" if images else "text"
     stated = _cell(values, "data_type", reading)
     if stated is None or stated == found:
-        return found
+        return
     if stated not in DATA_TYPES:
         raise BrokenRecord(f"data_type is {shown(stated)}; it must be {', '.join(DATA_TYPES)}")
     raise BrokenRecord(f"data_type is {stated!r}, but by its columns the record is {found!r}")
+
+
+def check_task_name(name: str) -> None:
+    """Raise BrokenRecord if a task may not be called so.
+
+    Metrics put the task behind a slash, ``reward/ocr``, and reports name the mean over the tasks
+    ``mean``.
+
+    Examples
+    --------
+    >>> check_task_name("spatial grounding")
+    >>> check_task_name("mean")
+    Traceback (most recent call last):
+        ...
+    g2rpo_trainer.record.BrokenRecord: task 'mean' has the name of the mean over the tasks;
+    name it otherwise in the column task_type
+    """
+    if name == "mean":
+        fault = "has the name of the mean over the tasks"
+    elif "/" in name:
+        fault = "has a slash in its name, which divides the names of metrics"
+    elif not name.isprintable():
+        fault = "has characters in its name that cannot be printed"
+    elif len(name) > LONGEST_NAME:
+        fault = f"has a name of {len(name)} characters; there can be {LONGEST_NAME}"
+    else:
+        return
+    raise BrokenRecord(f"task {shown(name)} {fault}; name it otherwise in the column task_type")
