@@ -105,8 +105,8 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     from g2rpo_trainer.learning.optimizer import make_optimizer
     from g2rpo_trainer.model.loading import load_described
     from g2rpo_trainer.run.progress import Progress
-    from g2rpo_trainer.run.scorer import Rewards
     from g2rpo_trainer.run.shaping import Shaping
+    from g2rpo_trainer.scoring import Rewards
     from g2rpo_trainer.step import training_step
 
     data = folder / "data.jsonl"
@@ -139,7 +139,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
 
     class Scorer:
         def __call__(self, records: Any, texts: list[str]) -> Rewards:
-            return Rewards(*[np.asarray(rewards_of(texts), np.float32)] * len(Rewards._fields))
+            return Rewards(*[np.asarray(rewards_of(texts), np.float32)] * 4)
 
         def metrics(self) -> dict[str, float]:
             return {}

@@ -30,7 +30,7 @@ from g2rpo_trainer.model.policy_model import Policy, make_policy
 from g2rpo_trainer.model.trials import Trials
 from g2rpo_trainer.passes.forward import completion_logprobs
 from g2rpo_trainer.policy.build import build_tokenizer
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 GENERATIONS = 8
 VOCABULARY = 4096

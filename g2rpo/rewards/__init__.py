@@ -16,6 +16,7 @@ Score(reward=0.55, accuracy=0.5, format=1.0)
 
 from .boxes import box_iou
 from .choice import choice_match
+from .crew import WorkerStartError
 from .custom import load_function, with_own
 from .libraries import MissingLibraryError
 from .maths import maths_match
@@ -43,7 +44,6 @@ from .text import character_accuracy, word_accuracy
 from .times import span_iou
 from .truth import TruthError
 from .video import track_iou, tube_iou
-from .worker import WorkerStartError
 
 __all__ = [
     "ACCURACY",

@@ -1,29 +1,46 @@
-"""The processes of a reward pool: who works on what, and what happens to those that fail."""
+"""Worker processes of a reward pool: pebble's, with time limits that count only running time."""
 
 from __future__ import annotations
 
 import pickle
+import signal
 import time
+import weakref
 from collections import Counter, deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
 
-from .evaluate import Job, Outcome
-from .worker import Worker, WorkerStartError
+from .clock import leave_limits_to_pool
+from .custom import with_own
+from .evaluate import Job, Outcome, evaluate
+from .libraries import library
+from .registry import EXAMPLES, RewardFunction
+from .score import is_builtin
 
-# A process may die for reasons of the machine, so a response gets a second one before it is blamed.
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
+START_SECONDS = 120.0
+"""Most time for a worker to start, with the libraries of the built-in reward functions."""
+
+# A worker may die for reasons of the machine, so a response gets a second one before it is blamed.
 _ATTEMPTS = 2
 
-# Who wakes up so many seconds late was stopped, and the processes with it (a debugger, a scheduler
-# that takes the machine away, a closed lid): that time is not theirs.
-_FROZEN = 1.0
+# Seconds between two looks at the clock, and how late a look shows that everything stood still (a
+# debugger, a scheduler that takes the machine away, a closed lid): that time is nobody's. pebble's
+# own limits are by the wall clock and count it, so they are not used.
+_LOOK, _FROZEN = 0.05, 1.0
 
-# Seconds between two looks at the clock, so that a standstill is measured to that.
-_LOOK = 0.5
+
+class WorkerStartError(RuntimeError):
+    """A process of the reward pool does not start."""
 
 
 class Crew:
-    """Processes that score jobs; one that hangs or dies is replaced.
+    """Worker processes that score jobs; one that hangs or dies is replaced.
 
     Parameters
     ----------
@@ -36,15 +53,12 @@ class Crew:
     """
 
     def __init__(self, count: int, functions: bytes, seconds: float) -> None:
-        # Spawned, never forked: a fork copies the locks of PyTorch's and JAX's threads as they are.
-        self._context = get_context("spawn")
-        self._functions, self._seconds = functions, seconds
-        self._workers = [self._start() for _ in range(count)]
+        self._count, self._functions, self._seconds = count, functions, seconds
+        self._open()
 
     def close(self) -> None:
         """End all processes."""
-        while self._workers:
-            self._workers.pop().stop()
+        self._end()
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Return the outcome of every job, in order.
@@ -55,105 +69,160 @@ class Crew:
             If a process does not start.
         """
         batch = _Batch(jobs)
+        broke_at = -1
         try:
-            while not batch.done:
-                self._hand_out(batch)
-                if not batch.done:
-                    self._listen(batch)
+            while len(batch.outcomes) < len(jobs):
+                try:
+                    self._advance(batch)
+                except BrokenProcessPool:
+                    # pebble gives up when an idle process dies. If that happens again before
+                    # anything is scored, processes die when they start.
+                    if broke_at == len(batch.outcomes):
+                        raise WorkerStartError(
+                            "a process of the reward pool does not start; a script that makes a "
+                            'pool needs if __name__ == "__main__": around what it does'
+                        ) from None
+                    broke_at = len(batch.outcomes)
+                    self._reopen(batch)
         except BaseException:
-            # Ctrl-C, or a start that failed: what is under way belongs to no batch any more.
-            for place, worker in enumerate(self._workers):
-                if worker.row is not None:
-                    self._replace(place)
+            # Ctrl-C, or a start that failed: end what is under way.
+            for future in batch.running:
+                future.cancel()
             raise
         return [batch.outcomes[row] for row in range(len(jobs))]
 
-    def _hand_out(self, batch: _Batch) -> None:
-        for place, worker in enumerate(self._workers):
-            while worker.ready and worker.row is None and batch.waiting:
-                row = batch.waiting.popleft()
-                try:
-                    message = pickle.dumps(batch.jobs[row])
-                except Exception as error:
-                    text = f"its answer cannot be sent to a process: {error}"
-                    batch.outcomes[row] = Outcome(None, "error", text)
-                    continue
-                try:
-                    worker.give(row, message)
-                except OSError:
-                    batch.died(row, self._replace(place, grace=1.0))
+    def _open(self) -> None:
+        pebble = library("pebble", "scoring in worker processes")
+        self._pool: ProcessPool = pebble.ProcessPool(
+            self._count,
+            initializer=_start,
+            initargs=(self._functions,),
+            # Never forked: a fork copies the locks of PyTorch's and JAX's threads as they are.
+            context=get_context("spawn"),
+        )
+        self._end = weakref.finalize(self, _end, self._pool)
+        # Asking starts the processes.
+        assert self._pool.active
 
-    def _listen(self, batch: _Batch) -> None:
-        busy = {
-            worker.connection: place
-            for place, worker in enumerate(self._workers)
-            if worker.row is not None or not worker.ready
-        }
-        deadline = min(self._workers[place].deadline for place in busy.values())
+    def _reopen(self, batch: _Batch) -> None:
+        self._end()
+        batch.waiting.extendleft(task.row for task in batch.running.values())
+        batch.running.clear()
+        self._open()
+
+    def _advance(self, batch: _Batch) -> None:
+        """Hand out jobs, wait a moment for the workers, and collect what they have done."""
+        while batch.waiting and len(batch.running) < self._count:
+            self._hand_out(batch, batch.waiting[0])
+            del batch.waiting[0]
         asked = time.monotonic()
-        patience = min(max(deadline - asked, 0), _LOOK)
-        heard = wait(list(busy), timeout=patience)
-        late = time.monotonic() - asked - patience
-        if late > _FROZEN:
-            for place in busy.values():
-                self._workers[place].deadline += late
-        for connection, place in busy.items():
-            if connection in heard:
-                self._hear(place, batch)
-            elif time.monotonic() > self._workers[place].deadline:
-                self._time_out(place, batch)
+        wait(batch.running, _LOOK, FIRST_COMPLETED)
+        passed = time.monotonic() - asked
+        for future, task in list(batch.running.items()):
+            if future.done():
+                batch.collect(future)
+                continue
+            if passed < _LOOK + _FROZEN:
+                task.time_left -= passed
+            if not task.has_started and future.running():
+                task.has_started, task.time_left = True, self._seconds
+            # Cancelling ends the process; it fails if the outcome has come meanwhile.
+            if task.time_left < 0 and future.cancel():
+                del batch.running[future]
+                if not task.has_started:
+                    raise WorkerStartError("a process of the reward pool does not start in time")
+                text = f"scoring took more than {self._seconds:g} seconds"
+                batch.outcomes[task.row] = Outcome(None, "timeout", text)
 
-    def _hear(self, place: int, batch: _Batch) -> None:
-        worker = self._workers[place]
-        row = worker.row
+    def _hand_out(self, batch: _Batch, row: int) -> None:
         try:
-            outcome = worker.hear()
-        except (EOFError, OSError):
-            ending = self._replace(place, grace=1.0)
-            if row is None:
-                raise WorkerStartError(
-                    f"a process of the reward pool does not start ({ending}); a script that makes "
-                    'a pool needs if __name__ == "__main__": around what it does'
-                ) from None
-            batch.died(row, ending)
+            message = pickle.dumps(batch.jobs[row])
+        except Exception as error:
+            text = f"its answer cannot be sent to a process: {error}"
+            batch.outcomes[row] = Outcome(None, "error", text)
             return
-        if outcome is not None and row is not None:
-            batch.outcomes[row] = outcome
+        try:
+            future = self._pool.schedule(_score, [message])
+        except RuntimeError as error:
+            # It broke between two batches.
+            raise BrokenProcessPool from error
+        batch.running[future] = _Task(row, START_SECONDS)
 
-    def _time_out(self, place: int, batch: _Batch) -> None:
-        row = self._workers[place].row
-        self._replace(place)
-        if row is None:
-            raise WorkerStartError("a process of the reward pool does not start in time")
-        text = f"scoring took more than {self._seconds:g} seconds"
-        batch.outcomes[row] = Outcome(None, "timeout", text)
 
-    def _replace(self, place: int, grace: float = 0.0) -> str:
-        ending = self._workers[place].end(grace)
-        self._workers[place] = self._start()
-        return ending
+@dataclass
+class _Task:
+    """A job that a worker has, or is about to get, and the time that it has left in seconds."""
 
-    def _start(self) -> Worker:
-        return Worker(self._context, self._functions, self._seconds)
+    row: int
+    time_left: float
+    has_started: bool = False
 
 
 class _Batch:
-    """The jobs of one call: which wait, what came out, how often each cost a process."""
+    """The jobs of one call: which wait or run, what came out, how often each cost a process."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
         self.waiting = deque(range(len(jobs)))
+        self.running: dict[Future[Outcome | str], _Task] = {}
         self.outcomes: dict[int, Outcome] = {}
         self._deaths: Counter[int] = Counter()
 
-    @property
-    def done(self) -> bool:
-        return len(self.outcomes) == len(self.jobs)
+    def collect(self, future: Future[Outcome | str]) -> None:
+        """Take the outcome of a job, or give it to another process if its own died."""
+        from pebble import ProcessExpired
 
-    def died(self, row: int, ending: str) -> None:
-        self._deaths[row] += 1
-        if self._deaths[row] < _ATTEMPTS:
-            self.waiting.appendleft(row)
-        else:
-            text = f"scoring ended its process {_ATTEMPTS} times ({ending})"
-            self.outcomes[row] = Outcome(None, "died", text)
+        try:
+            outcome = future.result()
+        except ProcessExpired as error:
+            row = self.running.pop(future).row
+            self._deaths[row] += 1
+            if self._deaths[row] < _ATTEMPTS:
+                self.waiting.appendleft(row)
+            else:
+                text = f"scoring ended its process {_ATTEMPTS} times (exit code {error.exitcode})"
+                self.outcomes[row] = Outcome(None, "died", text)
+            return
+        row = self.running.pop(future).row
+        if isinstance(outcome, str):
+            raise WorkerStartError(f"a process of the reward pool does not start: {outcome}")
+        self.outcomes[row] = outcome
+
+
+def _end(pool: Any) -> None:
+    pool.stop()
+    pool.join()
+
+
+# What follows runs in a worker.
+
+_functions: dict[str, RewardFunction] = {}
+_start_error = ""
+
+
+def _start(pickled: bytes) -> None:
+    """Load the reward functions and the libraries of the built-in ones: no response's time."""
+    global _start_error
+    # The default, which also ends a process inside of one long call into C.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_limits_to_pool()
+    try:
+        _functions.update(with_own(pickle.loads(pickled)))
+    except Exception as error:
+        _start_error = f"{type(error).__name__}: {error}"
+        return
+    for problem_type, example in EXAMPLES.items():
+        if is_builtin(_functions[problem_type]):
+            evaluate(Job(problem_type, example, f"<answer>{example} </answer>"), _functions)
+
+
+def _score(message: bytes) -> Outcome | str:
+    """Return the outcome of a pickled job, or why this process could not start."""
+    if _start_error:
+        return _start_error
+    try:
+        job: Job = pickle.loads(message)
+    except Exception as error:
+        text = f"its answer cannot be sent to a process: {type(error).__name__}: {error}"
+        return Outcome(None, "error", text)
+    return evaluate(job, _functions)

@@ -51,6 +51,8 @@ class RewardPool:
         If an argument is out of its range, or an import path leads nowhere.
     TypeError
         If a function cannot be sent to a process.
+    ImportError
+        If processes are asked for and pebble is not installed.
 
     Notes
     -----

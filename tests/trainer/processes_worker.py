@@ -32,9 +32,9 @@ from g2rpo_trainer.learning.update import update_policy, with_reference
 from g2rpo_trainer.model import lora
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.passes import head
-from g2rpo_trainer.rollout.sampling import sample
 from g2rpo_trainer.run.metrics import equity_metrics
 from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.sampling import sample
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models

@@ -6,7 +6,7 @@ import torch
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.passes.forward import plain_predictions
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from .tiny_models import IMAGE_FAMILIES, make_records
 

@@ -20,7 +20,7 @@ from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_described
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save
 

@@ -14,22 +14,29 @@ from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.distributed.processes import Share
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.importance import importance_weights, sampler_metrics
 from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.learning.update import batch_loss
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import make_policy
-from g2rpo_trainer.rollout.engine import EngineSampler, importance_weights, sampler_metrics
-from g2rpo_trainer.rollout.opening import close_sampler, open_sampler
-from g2rpo_trainer.rollout.requests import Request, Sampled, make_requests
-from g2rpo_trainer.rollout.sampling import concatenated, sample_as_described
-from g2rpo_trainer.rollout.synchronised import save_whole, weights_of
-from g2rpo_trainer.rollout.vllm_engine import VLLMEngine, VLLMOptions, require_same_prompt
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.scorer import Scorer
 from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.sampling import concatenated, sample_with_policy
+from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.step import training_step
+from g2rpo_trainer.vllm import (
+    Request,
+    Sampled,
+    VLLMEngine,
+    VLLMSampler,
+    engine_arguments,
+    make_requests,
+    open_sampler,
+    require_same_prompt,
+)
+from g2rpo_trainer.vllm_weights import save_whole, weights_of
 
 from . import tiny_models
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
@@ -46,25 +53,20 @@ def stand_in(monkeypatch):
     sys.modules.pop("vllm", None)
 
 
-def options(model, **changes):
-    given = VLLMOptions(str(model), "float32", False, 0.3, None, 0, False, False)
-    return given._replace(**changes)
+class Skewed(VLLMEngine):
+    """An engine whose log-probability of every other token is much lower, or higher."""
 
-
-class Skewed:
-    """An engine that thinks of every other token that it is much less, or more, likely."""
-
-    def __init__(self, folder):
-        self.engine = VLLMEngine(options(folder))
+    def __init__(self, arguments):
+        super().__init__(arguments)
         self.loads, self.closed = 0, False
 
     def load(self, weights):
         self.loads += 1
-        self.engine.load(weights)
+        super().load(weights)
 
     def generate(self, requests):
         self.requests = list(requests)
-        self.exact = self.engine.generate(requests)
+        self.exact = super().generate(requests)
         return [[skewed(response) for response in group] for group in self.exact]
 
     def close(self):
@@ -84,15 +86,15 @@ def policy(random_policy):
 
 
 @pytest.fixture
-def engine(random_policy_folder, stand_in):
-    return Skewed(random_policy_folder)
+def engine(random_policy_folder, tiny_run, stand_in):
+    return Skewed(engine_arguments(tiny_run(), str(random_policy_folder), sleeps=False, ranks=1))
 
 
 @pytest.fixture
 def drawn(policy, prompts, records, tiny_run, engine):
     config = tiny_run("optimization.micro_batch_tokens=200", "rollout.limits={ocr: 3}")
     torch.manual_seed(0)
-    sampler = EngineSampler(engine, config)
+    sampler = VLLMSampler(engine, config)
     return sampler(policy, prompts, records, config.rollout), engine
 
 
@@ -133,7 +135,7 @@ def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     assert metrics["sampler/frac_low"] == metrics["sampler/frac_masked"] == 0
     k3 = expected - 1 - expected.log()
     assert metrics["sampler/kl"] == pytest.approx(float(k3.mean()), rel=1e-3)
-    assert sampler_metrics(found._replace(sampler_logprobs=None), options) == {}
+    assert sampler_metrics(replace(found, sampler_logprobs=None), options) == {}
     # Without weights the distance is reported all the same.
     off = correction("off", 2.0)
     assert importance_weights(found, off) is None
@@ -170,7 +172,18 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
     groups = torch.arange(len(found.tokens)) // 2
     advantages = torch.linspace(-1, 2, len(groups))
     weights = importance_weights(found, config.rollout)
-    batch = Batch(prompts, groups, *found[:4], advantages, None, groups, None, weights)
+    batch = Batch(
+        prompts=prompts,
+        groups=groups,
+        tokens=found.tokens,
+        mask=found.mask,
+        logprobs=found.logprobs,
+        entropies=found.entropies,
+        advantages=advantages,
+        length_advantages=None,
+        tasks=groups,
+        importance_weights=weights,
+    )
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
     terms, metrics = batch_loss(policy, batch, totals, config)
     weights = expected_ratios(found).clamp(max=cap)
@@ -186,7 +199,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
         "optimization.learning_rate=0.01",
         "rollout.vllm_importance_sampling_mode=token_truncate",
     )
-    sampler = EngineSampler(engine, config)
+    sampler = VLLMSampler(engine, config)
     optimizer = make_optimizer(policy, config.optimization)
     shaping, progress = Shaping(config), Progress()
     source = open_source(config.data)
@@ -202,7 +215,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
 
 def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run, engine):
     config = tiny_run()
-    sampler = EngineSampler(engine, config)
+    sampler = VLLMSampler(engine, config)
 
     def loads_after_sampling():
         sampler(policy, prompts, records, config.rollout)
@@ -212,16 +225,25 @@ def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records
     with torch.no_grad():
         next(policy.model.parameters()).mul_(1.5)
     assert [loads_after_sampling(), loads_after_sampling()] == [2, 2]
-    close_sampler(sampler)
-    assert engine.closed
-    close_sampler(sample_as_described)
+
+
+def test_vllm_is_closed_with_its_sampler(policy, tiny_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=dict))
+    made = []
+    monkeypatch.setattr(
+        "g2rpo_trainer.vllm.VLLMEngine", lambda a: made.append(VLLMEngine(a)) or made[-1]
+    )
+    with open_sampler(tiny_run("rollout.engine=vllm"), policy) as sampler:
+        assert isinstance(sampler, VLLMSampler)
+        assert "shutdown" not in made[0]._llm.calls
+    assert made[0]._llm.calls[-1] == "shutdown"
 
 
 def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
     policy, prompts, records, tiny_run, engine
 ):
     config = tiny_run()
-    sampler = EngineSampler(engine, config)
+    sampler = VLLMSampler(engine, config)
 
     def seeds(*share):
         torch.manual_seed(5)
@@ -232,7 +254,7 @@ def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
         found = sampler(policy, some, asked, config.rollout, share)
         # Repeats are left out.
         assert len(found.tokens) == 2 * len(share.own)
-        return [request.seed for request in engine.requests]
+        return [request.sampling["seed"] for request in engine.requests]
 
     whole = seeds(tuple(range(6)), tuple(range(6)))
     assert len(set(whole)) == 6
@@ -248,22 +270,40 @@ def test_parts_of_responses_keep_what_the_sampler_thought(drawn):
 
 
 def test_an_engine_that_is_missing_is_named(policy, tiny_run, monkeypatch):
-    assert open_sampler(tiny_run(), policy) is sample_as_described
+    with open_sampler(tiny_run(), policy) as sampler:
+        assert sampler is sample_with_policy
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(RunError, match=r"cannot be imported .*; pip install vllm"):
-        open_sampler(tiny_run("rollout.engine=vllm"), policy)
+    with (
+        pytest.raises(RunError, match=r"cannot be imported .*; pip install vllm"),
+        open_sampler(tiny_run("rollout.engine=vllm"), policy),
+    ):
+        pass
 
 
 def test_an_engine_that_cannot_start_says_what_to_change(policy, tiny_run, stand_in, monkeypatch):
     monkeypatch.setenv("STAND_IN", "refuse")
     message = r"\(No available memory .*\); change rollout.vllm_memory \(it is 0.3\)"
-    with pytest.raises(RunError, match=message):
-        open_sampler(tiny_run("rollout.engine=vllm"), policy)
+    with (
+        pytest.raises(RunError, match=message),
+        open_sampler(tiny_run("rollout.engine=vllm"), policy),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "setting", ["vllm=server", "vllm_devices=[1]", "vllm_start_seconds=60", "vllm_devices=[]"]
+)
+def test_keys_of_a_vllm_server_are_unknown(tiny_run, setting):
+    with pytest.raises(RunError, match=rf"rollout.{setting.partition('=')[0]}: unknown key"):
+        tiny_run(f"rollout.{setting}")
 
 
 def test_a_limit_for_no_task_is_an_error(policy, tiny_run):
-    with pytest.raises(RunError, match=r"rollout.limits: .*'orc'"):
-        open_sampler(tiny_run("rollout.limits={orc: 4}"), policy)
+    with (
+        pytest.raises(RunError, match=r"rollout.limits: .*'orc'"),
+        open_sampler(tiny_run("rollout.limits={orc: 4}"), policy),
+    ):
+        pass
 
 
 def test_random_numbers_of_the_run_stay_its_own(policy, records, prompts, tiny_run, engine):
@@ -319,9 +359,11 @@ class FakeLLM:
 def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    config = tiny_run("rollout.limits={ocr: 3}", "rollout.stop=</a>")
+    config = tiny_run(
+        "rollout.limits={ocr: 3}", "rollout.stop=</a>", "rollout.max_prompt_length=56"
+    )
     requests = make_requests(policy, prompts, records, config.rollout, range(6))
-    engine = VLLMEngine(options("folder", sleeps=True, max_model_len=64))
+    engine = VLLMEngine(engine_arguments(config, "folder", sleeps=True, ranks=1))
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
     assert llm.options["enable_sleep_mode"]
@@ -358,7 +400,11 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
 
 
 def test_a_prompt_that_is_read_otherwise_is_an_error():
-    request = Request([5, 9, 6], [], [5, 9, 9, 6], 1, 1, 1.0, 0, [], [2], [8, 9])
+    request = Request(
+        prompt={"prompt_token_ids": [5, 9, 6]},
+        sampling={"logit_bias": {8: -100.0, 9: -100.0}},
+        tokens=[5, 9, 9, 6],
+    )
     # The placeholder's own number means nothing.
     require_same_prompt(request, [5, 8, 9, 6])
     for other in ([5, 9, 6], [5, 9, 9, 9, 6], [5, 9, 9, 7], [1, 5, 9, 9, 6]):
@@ -370,16 +416,6 @@ def test_a_video_is_refused(policy, prompts, records, tiny_run):
     asked = [replace(record, videos=["a.mp4"]) for record in records]
     with pytest.raises(RunError, match="takes no videos"):
         make_requests(policy, prompts, asked, tiny_run().rollout, range(6))
-
-
-def test_a_request_travels_as_json(policy, prompts, records, tiny_run):
-    import json
-
-    for request in make_requests(policy, prompts, records, tiny_run().rollout, range(6)):
-        other = Request.from_json(json.loads(json.dumps(request.to_json())))
-        assert other._replace(images=[]) == request._replace(images=[])
-        for ours, theirs in zip(request.images, other.images, strict=True):
-            assert (ours.mode, ours.tobytes()) == (theirs.mode, theirs.tobytes())
 
 
 @needs_lora
@@ -395,10 +431,14 @@ def test_vllm_takes_over_all_of_an_adapter_or_is_refused(
     config = tiny_run(f"model.name={tmp_path / 'own'}", "rollout.engine=vllm")
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=dict))
     if is_tied or kind not in ("output", "embedding", "both"):
-        with pytest.raises(RunError, match=r"vllm.* cannot take over .*(lm_head|embed_tokens)"):
-            open_sampler(config, policy)
+        with (
+            pytest.raises(RunError, match=r"vllm.* cannot take over .*(lm_head|embed_tokens)"),
+            open_sampler(config, policy),
+        ):
+            pass
         return
-    open_sampler(config, policy)
+    with open_sampler(config, policy):
+        pass
     plain = load_policy(str(base), device="cpu")
     weights = dict(weights_of(policy))
     assert weights.keys() == dict(weights_of(plain)).keys()
@@ -449,15 +489,18 @@ def test_weights_have_the_names_of_the_files(folders, family):
 
 
 def test_the_built_in_policy_is_refused(random_policy, tiny_run):
-    with pytest.raises(RunError, match="the built-in policy by other names"):
-        open_sampler(tiny_run("model.name=builtin", "rollout.engine=vllm"), random_policy)
+    with (
+        pytest.raises(RunError, match="the built-in policy by other names"),
+        open_sampler(tiny_run("model.name=builtin", "rollout.engine=vllm"), random_policy),
+    ):
+        pass
 
 
 def test_a_gguf_is_given_as_a_folder(policy, prompts, records, tiny_run, stand_in):
     # The stand-in could not read this name: what it reads is what was written for it.
     described = tiny_run("model.name=nowhere", "model.gguf_file=a.gguf", "rollout.engine=vllm")
-    sampler = open_sampler(described, policy)
-    found = sampler(policy, prompts, records, described.rollout)
+    with open_sampler(described, policy) as sampler:
+        found = sampler(policy, prompts, records, described.rollout)
     ratios = importance_weights(found, correction("token_truncate", 3.0))[found.mask]
     torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0, atol=1e-4)
 

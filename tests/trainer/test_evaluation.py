@@ -10,7 +10,7 @@ import torch
 from g2rpo_trainer import evaluate, train
 from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.evaluation import evaluate_policy
-from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.scoring import Rewards, Scorer
 
 
 class Graded:

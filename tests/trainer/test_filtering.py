@@ -14,11 +14,11 @@ from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.learning.optimizer import make_optimizer
-from g2rpo_trainer.rollout.filtering import draw_rollouts, prompts_to_keep
-from g2rpo_trainer.rollout.sampling import sample_as_described
+from g2rpo_trainer.rollouts import draw_rollouts, prompts_to_keep
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.scorer import Rewards, Scorer
 from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.sampling import sample_with_policy
+from g2rpo_trainer.scoring import Rewards, Scorer
 from g2rpo_trainer.step import training_step
 from g2rpo_trainer.stopwatch import Stopwatch
 
@@ -38,7 +38,7 @@ class Judge:
             for record in records
             for number in range(each)
         ]
-        return Rewards(*[np.asarray(rewards, np.float32)] * len(Rewards._fields))
+        return Rewards(*[np.asarray(rewards, np.float32)] * 4)
 
     def metrics(self):
         return {}
@@ -46,7 +46,7 @@ class Judge:
 
 def rewards_of(*rows):
     column = np.asarray(rows, np.float32).reshape(-1)
-    return Rewards(*[column] * len(Rewards._fields))
+    return Rewards(*[column] * 4)
 
 
 def test_what_is_kept():
@@ -73,7 +73,7 @@ def test_what_is_kept():
 def drawn(policy, config, judge, position=0):
     torch.manual_seed(0)
     source = open_source(config.data)
-    return draw_rollouts(policy, sample_as_described, judge, config, source, position, Stopwatch())
+    return draw_rollouts(policy, sample_with_policy, judge, config, source, position, Stopwatch())
 
 
 def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
@@ -149,7 +149,7 @@ class Odd(Scorer):
 
     def __call__(self, records, texts, *, dtype=np.float32):
         rewards = np.asarray([len(text) % 2 for text in texts], dtype)
-        return Rewards(*[rewards] * len(Rewards._fields))
+        return Rewards(*[rewards] * 4)
 
 
 def test_a_resumed_run_goes_on_where_it_was(tiny_run, monkeypatch):

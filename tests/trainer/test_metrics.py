@@ -9,7 +9,7 @@ import pytest
 
 from g2rpo_trainer import train
 from g2rpo_trainer.run.metrics import Outcomes, rollout_metrics
-from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.scoring import Rewards
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _ROW = re.compile(r"\| (`.*?) \|.*\| (too|only|no) \|")

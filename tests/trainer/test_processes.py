@@ -19,9 +19,8 @@ from g2rpo_trainer.distributed.sharding import shall_shard
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.model.device import resolve_device
-from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.run.scorer import Scorer
-from g2rpo_trainer.run.scoring import open_pool
+from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.scoring import Scorer
 
 from .launched import free_port
 from .processes_worker import CASES, STEPS
@@ -149,7 +148,7 @@ def test_a_share_is_sampled_like_the_whole(random_policy, prompts):
 
 def test_no_response_has_no_reward(tiny_run):
     with Scorer(*open_run(tiny_run())) as scorer:
-        assert all(column.shape == (0,) for column in scorer([], []))
+        assert all(column.shape == (0,) for column in scorer([], []).columns().values())
 
 
 @pytest.fixture
@@ -198,14 +197,14 @@ def test_each_process_needs_a_gpu(launched, monkeypatch):
 
 
 def test_workers_are_divided(launched, tiny_run, monkeypatch):
-    import g2rpo_trainer.run.scoring
+    import g2rpo_trainer.scoring
 
     made = []
-    scoring = g2rpo_trainer.run.scoring
+    scoring = g2rpo_trainer.scoring
     monkeypatch.setattr(scoring, "RewardPool", lambda workers, **_: made.append(workers))
     for workers in (5, 1, 0):
-        open_pool(*open_run(tiny_run(f"rewards.workers={workers}")))
+        Scorer(*open_run(tiny_run(f"rewards.workers={workers}")))
     launched(LOCAL_WORLD_SIZE="2")
     for workers in (5, 1, 0):
-        open_pool(*open_run(tiny_run(f"rewards.workers={workers}")))
+        Scorer(*open_run(tiny_run(f"rewards.workers={workers}")))
     assert made == [5, 1, 0, 2, 1, 0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, StaticCache
 
-from g2rpo_trainer.rollout.prompt_cache import repeat_cache
+from g2rpo_trainer.prefill import repeat_cache
 
 from .shared_prompt_models import make
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_trainer import stopping
 from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_trainer.passes.forward import completion_logprobs
-from g2rpo_trainer.rollout import stopping
-from g2rpo_trainer.rollout.drawing import draw
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import draw, sample
 
 
 @pytest.fixture(scope="module")

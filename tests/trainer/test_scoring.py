@@ -10,13 +10,13 @@ import pytest
 
 from g2rpo.rewards import RewardPool
 from g2rpo_trainer import train
+from g2rpo_trainer.answers import Answers
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.answers import Answers
 from g2rpo_trainer.run.evaluation import evaluated
-from g2rpo_trainer.run.scorer import Scorer
+from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.tasks import TASKS
 
 
@@ -68,8 +68,8 @@ def test_an_evaluation_has_no_noise_of_single_precision():
     with Scorer(*open_run(load_config())) as scorer:
         single = scorer([BOX], [HALF, LOOSE])
         double = scorer([BOX], [HALF, LOOSE], dtype=np.float64)
-    assert {column.dtype for column in single} == {np.dtype(np.float32)}
-    assert {column.dtype for column in double} == {np.dtype(np.float64)}
+    assert {column.dtype for column in single.columns().values()} == {np.dtype(np.float32)}
+    assert {column.dtype for column in double.columns().values()} == {np.dtype(np.float64)}
     lengths = np.asarray([7, 8])
     found = [
         evaluated({"t": [Answers(0, [BOX], [HALF, LOOSE], rewards, lengths, lengths > 0)]})
@@ -109,7 +109,7 @@ def test_processes_start_only_where_scoring_can_take_long(
             seen.append(workers)
             super().__init__(0, **options)
 
-    monkeypatch.setattr("g2rpo_trainer.run.scoring.RewardPool", Pool)
+    monkeypatch.setattr("g2rpo_trainer.scoring.RewardPool", Pool)
     with Scorer(*open_run(own_data(problem_type, *settings, answer="1"))):
         assert seen == [workers]
 

@@ -16,10 +16,10 @@ from g2rpo_trainer.learning.batch import Batch
 from g2rpo_trainer.learning.optimizer import make_optimizer
 from g2rpo_trainer.learning.selection import high_entropy_tokens
 from g2rpo_trainer.learning.update import batch_loss, mini_batch_totals, update_policy
-from g2rpo_trainer.rollout.sampling import sample_as_described
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.scorer import Rewards
 from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.sampling import sample_with_policy
+from g2rpo_trainer.scoring import Rewards
 from g2rpo_trainer.step import training_step
 
 TASKS = ["grounding", "vqa", "spatial", "chart", "ocr", "maths"]
@@ -36,7 +36,17 @@ def batch(prompts, completions):
     groups = torch.arange(len(completions.tokens)) // 4
     generator = torch.Generator().manual_seed(0)
     advantages = torch.randn(len(groups), generator=generator)
-    return Batch(prompts, groups, *completions[:4], advantages, None, tasks=groups)
+    return Batch(
+        prompts,
+        groups,
+        completions.tokens,
+        completions.mask,
+        completions.logprobs,
+        completions.entropies,
+        advantages,
+        None,
+        tasks=groups,
+    )
 
 
 class Cut:
@@ -47,9 +57,9 @@ class Cut:
 
     def __call__(self, policy, prompts, records, options, share=None):
         self.prompts = prompts
-        found = sample_as_described(policy, prompts, records, options, share)
+        found = sample_with_policy(policy, prompts, records, options, share)
         ended = torch.arange(len(found.tokens)) % self.every > 0
-        self.found = found._replace(ended=ended)
+        self.found = replace(found, ended=ended)
         return self.found
 
 
@@ -58,7 +68,7 @@ class Judge:
 
     def __call__(self, records, texts):
         column = np.asarray([(7 * n) % 5 / 4 for n in range(len(texts))], np.float32)
-        return Rewards(*[column] * len(Rewards._fields))
+        return Rewards(*[column] * 4)
 
     def metrics(self):
         return {}
@@ -87,7 +97,17 @@ def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode)
     if mode == "all":
         rewards = np.where(found.ended, rewards, np.float32(np.nan))
     advantages = g2rpo.gaussian_advantages(rewards, groups.numpy(), groups.numpy())
-    batch = Batch(sampler.prompts, groups, *found[:4], torch.tensor(advantages), None, tasks=groups)
+    batch = Batch(
+        prompts=sampler.prompts,
+        groups=groups,
+        tokens=found.tokens,
+        mask=found.mask,
+        logprobs=found.logprobs,
+        entropies=found.entropies,
+        advantages=torch.tensor(advantages),
+        length_advantages=None,
+        tasks=groups,
+    )
     if mode != "off":
         batch = batch.rows(found.ended.nonzero()[:, 0])
     optimizer = make_optimizer(by_hand, config.optimization)
@@ -124,7 +144,7 @@ def test_prompts_whose_signal_was_truncated_are_drawn_anew(policy, tiny_run):
     class Alternating(Judge):
         def __call__(self, records, texts):
             column = np.arange(len(texts), dtype=np.float32) % 2
-            return Rewards(*[column] * len(Rewards._fields))
+            return Rewards(*[column] * 4)
 
     dynamic = ["rollout.dynamic_sampling.mode=signal", "rollout.dynamic_sampling.max_tries=1"]
     for mode, dropped in (("loss", 0), ("all", 6)):
@@ -161,7 +181,7 @@ def test_the_policy_term_is_over_the_tokens_of_high_entropy(policy, batch, tiny_
 
 def test_a_step_learns_from_tokens_of_high_entropy(policy, tiny_run):
     settings = ["optimization.top_entropy_quantile=0.25", *FOUR]
-    result, _ = one_step(policy, tiny_run(*settings), sample_as_described)
+    result, _ = one_step(policy, tiny_run(*settings), sample_with_policy)
     assert 0.2 < result.metrics["frac_high_entropy"] < 0.4
     for task in TASKS:
         assert 0 < result.metrics[f"frac_high_entropy/{task}"] < 0.5

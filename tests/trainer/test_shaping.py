@@ -8,8 +8,8 @@ import pytest
 import g2rpo
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.run.scorer import Rewards
 from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.scoring import Rewards
 
 GROUPS = np.arange(3).repeat(4)
 TASKS = np.zeros(12, np.int64)
@@ -42,7 +42,7 @@ def test_decoupled_components_go_to_the_estimator_with_their_weights(name):
     rewards = some_rewards()
     settings = ["length.mode=off", f"estimator.name={name}", "estimator.decoupled=true"]
     advantages = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS).policy
-    columns, weights = np.stack(rewards[1:], axis=1), [0.9, 0.1, 0.3]
+    columns, weights = np.stack(list(rewards.columns().values())[1:], axis=1), [0.9, 0.1, 0.3]
     if name == "gaussian":
         expected = g2rpo.gaussian_advantages(
             columns, GROUPS, TASKS, decoupled=True, component_weights=weights
@@ -63,7 +63,7 @@ def test_length_is_a_component_of_its_own_where_it_is_part_of_the_reward():
     length = g2rpo.length_reward(
         LENGTHS.astype(np.float32), g2rpo.LengthTarget(0, 2, 4, 9), right=right
     )
-    columns = np.stack([*rewards[1:], length], axis=1)
+    columns = np.stack([*list(rewards.columns().values())[1:], length], axis=1)
     expected = g2rpo.gaussian_advantages(
         columns, GROUPS, TASKS, decoupled=True, component_weights=[0.9, 0.1, 0.3, 0.4]
     )
@@ -110,7 +110,7 @@ def test_an_absent_response_enters_no_statistic(mode, only_right):
     absent[[5, 9]] = True
     there = ~absent
     found = shaping(*settings)(rewards, LENGTHS, GROUPS, TASKS, absent)
-    fewer = Rewards(*(column[there] for column in rewards))
+    fewer = rewards.rows(there)
     expected = shaping(*settings)(fewer, LENGTHS[there], GROUPS[there], TASKS[there])
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         assert (ours is None) == (theirs is None)

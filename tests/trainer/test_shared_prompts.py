@@ -17,7 +17,7 @@ from g2rpo_trainer.passes.forward import (
 )
 from g2rpo_trainer.passes.packed import packed_predictions
 from g2rpo_trainer.passes.packing import split_groups
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import (
     COVERED,
@@ -239,7 +239,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
         for setting in ("auto", "off")
     )
     train(shared)
-    for place in ("rollout.sampling.expanded_prompts", "passes.forward.packed_predictions"):
+    for place in ("sampling.expanded_prompts", "passes.forward.packed_predictions"):
         monkeypatch.setattr(f"g2rpo_trainer.{place}", None)
     train(plain)
     for ours, expected in zip(metrics_of(shared), metrics_of(plain), strict=True):

@@ -12,7 +12,7 @@ from g2rpo_trainer.passes.forward import (
     packing_trial,
     plain_predictions,
 )
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import GROUPS, MASK, make, make_prompts, make_responses, own_lines
 

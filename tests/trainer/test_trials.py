@@ -16,7 +16,7 @@ import torch
 from g2rpo_trainer.model.trials import Trials
 from g2rpo_trainer.passes import head, packed
 from g2rpo_trainer.passes.shortcuts import find_shortcuts
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import make, make_prompts
 

@@ -23,7 +23,7 @@ def batch(prompts, completions):
     rows = len(completions.tokens)
     advantages = torch.randn(rows, generator=torch.Generator().manual_seed(0))
     groups = torch.arange(rows) // 4
-    columns = completions[:4]
+    columns = completions.tokens, completions.mask, completions.logprobs, completions.entropies
     return Batch(prompts, groups, *columns, advantages, None, tasks=groups)
 
 

@@ -28,7 +28,7 @@ from g2rpo_trainer.passes.forward import (
     plain_predictions,
 )
 from g2rpo_trainer.passes.positions import prompt_positions
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 from ..films import film, numbers_of
 from .one_update import learn_from, rollouts_to

@@ -1,4 +1,4 @@
-"""vLLM itself, in this process and in a server, with tiny models on the CPU.
+"""vLLM itself, with tiny models on the CPU.
 
 It is not among what the project installs, and pins other versions of some of it, so it has an
 environment of its own:
@@ -19,7 +19,7 @@ import torch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.rollout.opening import close_sampler, open_sampler
+from g2rpo_trainer.vllm import open_sampler
 
 from . import tiny_models
 
@@ -77,9 +77,8 @@ def largest_difference(config, family, change=None):
     policy = load_policy(model.name, device="cpu", model=model)
     records = tiny_models.make_records(family)
     prompts = encode_prompts(policy, records)
-    sampler = open_sampler(config, policy)
     found = []
-    try:
+    with open_sampler(config, policy) as sampler:
         for _ in range(2):
             torch.manual_seed(0)
             drawn = sampler(policy, prompts, records, config.rollout)
@@ -90,8 +89,6 @@ def largest_difference(config, family, change=None):
                 for weight in policy.model.parameters():
                     if weight.requires_grad:
                         weight.add_(0.2 * torch.randn_like(weight))
-    finally:
-        close_sampler(sampler)
     (before, tokens), (after, others) = found
     # Other weights, other responses: the change has arrived.
     assert tokens.shape != others.shape or not torch.equal(tokens, others)
@@ -114,22 +111,12 @@ def test_an_adapter(folder, tmp_path):
     assert largest_difference(config, "llama") < FLOAT32
 
 
-def test_a_server(folder, tmp_path):
-    config = describe(
-        folder("idefics3"),
-        tmp_path / "run",
-        "rollout.vllm=server",
-        "rollout.vllm_start_seconds=1200",
-    )
-    assert largest_difference(config, "idefics3") < FLOAT32
-
-
 def test_a_text_that_ends_a_response(folder, tmp_path):
     config = describe(folder("llama"), tmp_path / "run", "rollout.stop=e")
     policy = load_policy(config.model.name, device="cpu", model=config.model)
     records = tiny_models.make_records("llama") * 8
-    sampler = open_sampler(config, policy)
-    drawn = sampler(policy, encode_prompts(policy, records), records, config.rollout)
+    with open_sampler(config, policy) as sampler:
+        drawn = sampler(policy, encode_prompts(policy, records), records, config.rollout)
     texts = [text for text in drawn.texts if "e" in text]
     assert texts
     assert all(text.index("e") == len(text) - 1 for text in texts)

@@ -1,4 +1,4 @@
-"""An engine for the rollouts of several processes: one in each, or a server for all.
+"""Rollouts of several processes with a vLLM in each.
 
 The stand-in computes as the policy does, so the ratio of the two is 1 if it has the weights of now,
 and responses do not depend on who has sampled them.
@@ -36,17 +36,14 @@ def sampled(launcher, folder, model, *more):
     return lines
 
 
-@pytest.mark.parametrize("placed", ["colocated", "server"])
 @pytest.mark.parametrize(
     "launcher", [launched.TORCHRUN, launched.SHARDS], ids=["replicas", "shards"]
 )
-def test_processes_sample_what_one_does(
-    launcher, placed, random_policy_folder, tmp_path, monkeypatch
-):
+def test_processes_sample_what_one_does(launcher, random_policy_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(STAND_IN))
     model = random_policy_folder
     alone = sampled((), tmp_path / "alone", model)
-    both = sampled(launcher, tmp_path / "both", model, f"rollout.vllm={placed}")
+    both = sampled(launcher, tmp_path / "both", model)
     assert len(both) == len(alone) == 2
     for name in ("reward", "completions/mean_length", "loss/total"):
         assert both[0][name] == pytest.approx(alone[0][name], rel=1e-4, abs=1e-5)
@@ -54,5 +51,4 @@ def test_processes_sample_what_one_does(
 
 def test_an_adapter_that_is_divided(random_policy_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(STAND_IN))
-    adapter = ["model.lora.rank=2", "rollout.vllm=colocated"]
-    sampled(launched.SHARDS, tmp_path, random_policy_folder, *adapter)
+    sampled(launched.SHARDS, tmp_path, random_policy_folder, "model.lora.rank=2")

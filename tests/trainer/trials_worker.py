@@ -26,7 +26,7 @@ from g2rpo_trainer.passes import head, packed
 from g2rpo_trainer.passes.forward import completion_logprobs
 from g2rpo_trainer.passes.shortcuts import find_shortcuts
 from g2rpo_trainer.policy.build import build_tokenizer
-from g2rpo_trainer.rollout.sampling import sample
+from g2rpo_trainer.sampling import sample
 
 VOCABULARY = 208
 

@@ -9,12 +9,11 @@
   ``checkpoint.py`` saves it, ``export.py`` merges an adapter into it.
 - ``inputs/``: records to conversations (``chat.py``), these to model inputs (``prompts.py``) and
   batches (``batching.py``).
-- ``rollout/``: sampling (``sampling.py``), with each prompt encoded once (``prefill.py``,
-  ``prompt_cache.py``), tokens from random numbers (``drawing.py``) and an end for each response
-  (``stopping.py``). Or another engine (``engine.py``, ``opening.py``), which is told what to do
-  (``requests.py``) and with which weights (``synchronised.py``): vLLM, here (``vllm_engine.py``)
-  or in a process of its own (``vllm_server.py``, ``vllm_child.py``, ``shared_weights.py``).
-  Prompts without signal are replaced by others (``filtering.py``).
+- ``rollouts.py``: prompts, responses and rewards of a step; prompts without signal are replaced.
+  Responses come from the policy itself (``sampling.py``), with each prompt encoded once
+  (``prefill.py``) and an end for each response (``stopping.py``), or from vLLM (``vllm.py``), which
+  gets the policy's weights (``vllm_weights.py``) and needs importance weights (``importance.py``).
+- ``scoring.py``: responses to rewards, in worker processes.
 - ``passes/``: the differentiable pass (``forward.py``), also over rows of one prompt and several
   responses (``packed.py``, ``packing.py``, ``masks.py``, ``positions.py``), and predictions without
   logits (``head.py``, ``predictions.py``). ``shortcuts.py`` tries all of this at once.
@@ -25,9 +24,8 @@
 - ``distributed/``: several processes (``processes.py``), a model that is divided over them
   (``sharding.py``), as many passes on each of them (``spare_passes.py``).
 
-What is the same in every engine is in ``g2rpo_trainer.run``: ``scorer.py`` (responses to rewards),
-``shaping.py`` (rewards and lengths to advantages), ``progress.py``, ``metrics.py``,
-``update_metrics.py`` and ``evaluation.py``.
+In ``g2rpo_trainer.run``: ``shaping.py`` (rewards and lengths to advantages), ``progress.py``,
+``metrics.py``, ``update_metrics.py`` and ``evaluation.py``.
 """
 
 from typing import TYPE_CHECKING, Any

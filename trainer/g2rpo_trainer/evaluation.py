@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from g2rpo_trainer.answers import Answers, Sample
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, open_run
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.answers import Answers, Sample
 from g2rpo_trainer.run.display import Display
 from g2rpo_trainer.run.evaluation import SAMPLING_SEED, Evaluation, evaluated, sampling_temperature
-from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.scoring import Rewards, Scorer
 
 from .distributed.processes import Processes, joined
 from .inputs.chat import opened_text, whole_responses
@@ -24,7 +24,7 @@ from .inputs.prompts import encode_prompts, prompt_fault
 from .model.loading import load_described
 from .model.policy_model import Policy
 from .passes.shortcuts import find_shortcuts
-from .rollout.sampling import sample
+from .sampling import sample
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate_policy(
     advance : callable
         Called with the number of items done since its last call.
     on_samples : callable, optional
-        Called with every batch of responses, as :meth:`g2rpo_trainer.run.answers.Answers.samples`
+        Called with every batch of responses, as :meth:`g2rpo_trainer.answers.Answers.samples`
         makes them.
 
     Returns
@@ -151,7 +151,8 @@ def _answered(
     with processes.together():
         own = scorer(own_records, whole, dtype=np.float64)
     numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
-    columns = (completions.lengths.cpu(), completions.ended.cpu(), *map(torch.from_numpy, own))
+    rewards_of_own = map(torch.from_numpy, own.columns().values())
+    columns = (completions.lengths.cpu(), completions.ended.cpu(), *rewards_of_own)
     gathered, _ = processes.gather(numbers, *columns)
     lengths, ended, *rewards = (column.numpy() for column in gathered)
     texts = processes.gather_rows(numbers.tolist(), whole)

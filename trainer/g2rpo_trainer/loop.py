@@ -25,8 +25,8 @@ from .model.export import export_merged
 from .model.freezing import trained_share
 from .model.loading import load_described
 from .model.policy_model import Policy
-from .rollout.opening import close_sampler, open_sampler
 from .step import training_step
+from .vllm import open_sampler
 
 
 def train(
@@ -78,8 +78,7 @@ class _Run(Run):
             self.display.message(shown)
         self.shaping = Shaping(config)
         self.optimizer = make_optimizer(self.policy, options)
-        self.sampler = open_sampler(config, self.policy)
-        self.at_end.callback(close_sampler, self.sampler)
+        self.sampler = self.at_end.enter_context(open_sampler(config, self.policy))
         self.reference: Policy | None = None
         if options.beta:
             # Of an adapter the base is the reference. What the one learns about sharing prompts

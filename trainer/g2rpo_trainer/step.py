@@ -11,19 +11,19 @@ from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.run.metrics import equity_metrics, rollout_metrics
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.scorer import Floats, Rewards, Scorer
 from g2rpo_trainer.run.shaping import Advantages, Shaping
+from g2rpo_trainer.scoring import Floats, Scorer
 
 from .distributed.processes import Processes
+from .importance import importance_weights, sampler_metrics
 from .learning.batch import Batch
 from .learning.equity import gradient_norms
 from .learning.optimizer import set_learning_rate
 from .learning.selection import high_entropy_tokens
 from .learning.update import Metrics, mini_batch_totals, update_policy, with_reference
 from .model.policy_model import Policy
-from .rollout.engine import Sampler, importance_weights, sampler_metrics
-from .rollout.filtering import Rollouts, draw_rollouts
-from .rollout.sampling import sample_as_described
+from .rollouts import Rollouts, draw_rollouts
+from .sampling import Sampler, sample_with_policy
 from .stopwatch import Stopwatch
 
 
@@ -53,7 +53,7 @@ def training_step(
     progress: Progress,
     scorer: Scorer,
     reference: Policy | None = None,
-    sampler: Sampler = sample_as_described,
+    sampler: Sampler = sample_with_policy,
 ) -> StepResult:
     """Sample, score and learn once.
 
@@ -130,7 +130,7 @@ def _shaped(
     without the responses that are masked as truncated; None if that leaves none to any process.
     """
     kept = drawn.kept
-    rewards = Rewards(*(column[kept] for column in drawn.rewards))
+    rewards = drawn.rewards.rows(kept)
     _, numbers = np.unique(drawn.groups[kept], return_inverse=True)
     tasks = drawn.tasks(config.data.tasks)[kept]
     masking = config.optimization.mask_truncated_completions
@@ -212,7 +212,7 @@ def _table(drawn: Rollouts, position: int, advantages: Advantages) -> list[dict[
         "ended": drawn.outcomes.ended,
         "kept": drawn.keeps[drawn.groups],
         "advantage": _of_all(drawn, advantages.policy, 0.0),
-        **drawn.rewards._asdict(),
+        **drawn.rewards.columns(),
     }
     if advantages.length_reward is not None:
         columns["length_reward"] = _of_all(drawn, advantages.length_reward, np.nan)

@@ -75,24 +75,8 @@ class Rollout(Section):
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers", description="engine that samples the training responses"
     )
-    vllm: Literal["colocated", "server"] = Field(
-        default="colocated",
-        description="vLLM on the GPUs that train, in turn with them, or in processes of its own on "
-        "others",
-    )
-    vllm_devices: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[],
-        description="numbers of the GPUs on which servers run, one each; none names all that "
-        "training leaves alone",
-    )
-    vllm_memory: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="share of a GPU's memory that vLLM takes; null is 0.3, and 0.9 on a server's",
-    )
-    vllm_start_seconds: float = Field(
-        default=600.0, gt=0, description="longest that servers may take to start [seconds]"
+    vllm_memory: float = Field(
+        default=0.3, gt=0, lt=1, description="share of a GPU's memory that vLLM takes"
     )
     vllm_importance_sampling_mode: Annotated[ImportanceMode, BeforeValidator(off_is_text)] = Field(
         default="sequence_mask",
@@ -120,10 +104,6 @@ class Rollout(Section):
                     f"limits.{task} is {limit}, but must be from 1 to rollout.max_completion_length"
                     f" {self.max_completion_length}"
                 )
-        if self.vllm_devices and self.vllm != "server":
-            raise ValueError(
-                f"vllm_devices is {self.vllm_devices}, but they are a server's; name vllm: server"
-            )
         least = self.vllm_importance_sampling_clip_min
         most = self.vllm_importance_sampling_clip_max
         if least is not None and most is not None and least >= most:

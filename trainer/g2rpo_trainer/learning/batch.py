@@ -22,7 +22,7 @@ class Batch:
     groups : Tensor (N,), int64
         Row of the prompt that each rollout answers.
     tokens, mask, logprobs, entropies : Tensor (N, T)
-        As sampled, see :class:`~g2rpo_trainer.rollout.sampling.Completions`.
+        As sampled, see :class:`~g2rpo_trainer.sampling.Completions`.
     advantages : Tensor (N,)
         Of the rewards.
     length_advantages : Tensor (N,) or None

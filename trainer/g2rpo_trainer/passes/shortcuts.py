@@ -6,7 +6,7 @@ import torch
 
 from ..inputs.prompts import Inputs, first_with_images, select_rows
 from ..model.policy_model import Policy
-from ..rollout.sampling import prefill_trial, trial_responses
+from ..sampling import prefill_trial, trial_responses
 from .forward import packing_trial
 from .head import has_large_vocabulary, head_trial
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
+from g2rpo_trainer.answers import Answers, Sample
 from g2rpo_trainer.config import TrainConfig
-from g2rpo_trainer.run.answers import Answers, Sample
-from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.scoring import Rewards
 
 SAMPLING_SEED = 260_408_539
 """Seed of the random numbers of every evaluation, so that models compare."""
@@ -132,7 +133,7 @@ class _Measured:
         empty = np.zeros(0)
         self._components = {
             name: np.concatenate([empty, *(getattr(part.rewards, name) for part in parts)])
-            for name in Rewards._fields
+            for name in (field.name for field in fields(Rewards))
         }
         rewards = self._components["reward"]
         lengths = np.concatenate([empty, *(part.lengths for part in parts)])

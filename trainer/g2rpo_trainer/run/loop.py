@@ -26,7 +26,7 @@ from g2rpo_trainer.run.metrics import evaluation_metrics
 from g2rpo_trainer.run.plots import draw_plots
 from g2rpo_trainer.run.processes import OneProcess, Processes
 from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.scorer import Scorer
+from g2rpo_trainer.scoring import Scorer
 
 # A launcher passes on the signal that its processes have got from the terminal already.
 _ECHO = 2.0

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from g2rpo.diagnostics import equity
 from g2rpo_trainer.run.evaluation import Evaluation
-from g2rpo_trainer.run.scorer import Floats, Rewards
+from g2rpo_trainer.scoring import Floats, Rewards
 
 Labels = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
@@ -67,7 +67,7 @@ def rollout_metrics(
     -------
     dict of str to float
     """
-    components = {name: column for name, column in rewards._asdict().items() if name != "reward"}
+    components = {name: column for name, column in rewards.columns().items() if name != "reward"}
     if length_reward is not None:
         components["length"] = length_reward
     spread, no_signal = _of_groups(rewards.reward, groups)

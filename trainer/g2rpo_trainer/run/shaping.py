@@ -12,8 +12,7 @@ import g2rpo
 from g2rpo.advantages import takes_lengths
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.run.controllers import EntropyControl, LengthControl, TaskWeightControl
-from g2rpo_trainer.run.scorer import Floats, Rewards
-from g2rpo_trainer.run.scoring import reward_weights
+from g2rpo_trainer.scoring import Floats, Rewards, reward_weights
 
 Flags = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]

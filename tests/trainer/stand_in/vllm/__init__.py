@@ -1,15 +1,12 @@
 """Stands in for vLLM: the calls that the trainer makes, answered by transformers.
 
 It begins with weights of zero, so that whatever it answers comes from those handed over to it.
-``STAND_IN`` in the environment names a fault: ``refuse`` or ``hang`` at the start, ``die`` in the
-second rollout, ``slow`` rollouts.
+``STAND_IN=refuse`` in the environment makes it fail at the start.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from types import SimpleNamespace
 
 import torch
@@ -17,22 +14,18 @@ import torch
 from g2rpo_trainer.config import Model
 from g2rpo_trainer.inputs.prompts import Prompts
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.rollout.sampling import sample
-from g2rpo_trainer.rollout.synchronised import weights_of
+from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.vllm_weights import weights_of
 
 SamplingParams = SimpleNamespace
 
 
 class LLM:
     def __init__(self, **options):
-        self.rollouts, self.stale = 0, set()
+        self.stale = set()
         self.llm_engine = self.engine_core = self
-        self.fault = os.environ.get("STAND_IN")
-        print("stand-in: starting", flush=True)
-        if self.fault == "refuse":
+        if os.environ.get("STAND_IN") == "refuse":
             raise ValueError("No available memory for the cache blocks")
-        if self.fault == "hang":
-            time.sleep(600)
         self.policy = load_policy(options["model"], device="cpu", model=Model(sharding="none"))
         for weight in self._weights().values():
             weight.zero_()
@@ -65,12 +58,6 @@ class LLM:
 
     def generate(self, prompts, parameters, use_tqdm):
         assert not self.stale
-        self.rollouts += 1
-        if self.fault == "die" and self.rollouts == 2:
-            print("stand-in: CUDA error: an illegal memory access", file=sys.stderr, flush=True)
-            os._exit(7)
-        if self.fault == "slow":
-            time.sleep(600)
         return [self._answer(*pair) for pair in zip(prompts, parameters, strict=True)]
 
     def _answer(self, prompt, parameters):

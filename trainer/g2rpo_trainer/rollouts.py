@@ -1,15 +1,14 @@
-"""Prompts, responses and rewards of a step; prompts that teach nothing are replaced by others.
+"""Rollouts of a step: prompts, sampled responses and their rewards, with dynamic sampling.
 
-Where every response to a prompt gets the same reward, none of them has an advantage: such a prompt
-costs a rollout and moves nothing. *Dynamic sampling* (DAPO, arXiv:2503.14476) draws further prompts
-in the place of these.
+Where all responses to a prompt get the same reward, none of them has an advantage, and the update
+learns nothing from the prompt. *Dynamic sampling* (DAPO, arXiv:2503.14476) replaces such prompts by
+others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,15 @@ from g2rpo_trainer.config import DynamicSampling, TrainConfig
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.run.metrics import Outcomes
-from g2rpo_trainer.run.scorer import Rewards, Scorer
+from g2rpo_trainer.scoring import Rewards, Scorer
 
-from ..distributed.processes import Processes
-from ..inputs.chat import opened_text, whole_responses
-from ..inputs.prompts import Inputs, encode_prompts, select_rows
-from ..model.policy_model import Policy
-from ..passes.shortcuts import find_shortcuts
-from ..stopwatch import Stopwatch
-from .engine import Sampler
-from .sampling import Completions, concatenated
+from .distributed.processes import Processes
+from .inputs.chat import opened_text, whole_responses
+from .inputs.prompts import Inputs, encode_prompts, select_rows
+from .model.policy_model import Policy
+from .passes.shortcuts import find_shortcuts
+from .sampling import Completions, Sampler, concatenated
+from .stopwatch import Stopwatch
 
 Labels = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -36,27 +34,31 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The P prompts that a step has drawn, with n scored responses to each.
+    """P prompts of a step, with n scored responses to each.
 
     Attributes
     ----------
     records : list of Record
         The prompts, in the order in which they were drawn.
-    texts, outcomes, rewards : list of str, Outcomes, Rewards
-        N = P · n responses, those of one prompt next to each other, with all that is reported. A
-        text begins with what its prompt has opened; lengths and entropies are of what was sampled.
+    texts : list of str
+        N = P · n responses of all ranks, those of one prompt next to each other. A text begins with
+        the part of the answer format that its prompt ends with.
     opened : list of str
-        The part of the answer format with which each prompt ends, P texts.
+        That part of each prompt, P texts.
+    outcomes : Outcomes
+        Lengths and entropies of what was sampled of the N responses, and whether they ended.
+    rewards : Rewards
+        Rewards of the N responses.
     keeps : array (P,), bool
-        Which prompts the step learns from.
+        True at the prompts that the step learns from.
     tries : int
-        How often prompts were drawn.
+        Number of times that prompts were drawn.
     own : array (M,), int64
-        Which of the responses this process has sampled: all of them, if it is alone.
+        Numbers of the responses that this rank has sampled.
     completions : Completions
-        These.
+        The M responses of this rank.
     prompts : dict of str to Tensor
-        Model inputs of their prompts, of those that are kept.
+        Model inputs of those of this rank's prompts that are kept.
     """
 
     records: list[Record]
@@ -86,7 +88,7 @@ class Rollouts:
         return np.flatnonzero(self.keeps[self.groups])
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
-        """Return what dynamic sampling did, also task by task."""
+        """Return the numbers of drawn and dropped prompts, the latter also by task."""
         dropped = [one.task for one in self.records]
         dropped = [task for task, keep in zip(dropped, self.keeps, strict=True) if not keep]
         return {
@@ -111,24 +113,24 @@ def draw_rollouts(
     Parameters
     ----------
     policy : Policy
-        Whose model is sampled.
+        Policy to sample.
     sampler : Sampler
-        Samples it.
+        Samples the responses.
     scorer : Scorer
-        Says what responses are worth.
+        Computes their rewards.
     config : TrainConfig
         Its rollout section, and its seed.
     source : Source
         Of the prompts.
     position : int
-        Prompts that the run has drawn before.
+        Number of prompts that the run has drawn before.
     watch : Stopwatch
-        Counts the time of ``rollout`` and ``scoring``.
+        Measures the times of ``rollout`` and ``scoring``.
 
     Returns
     -------
     Rollouts
-        Of all prompts drawn. Fewer than a step has are kept, or none, where
+        Rollouts of all prompts drawn. Fewer than a step's prompts are kept, or none, where
         ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
     options, processes = config.rollout, Processes.current()
@@ -150,7 +152,7 @@ def draw_rollouts(
             completions = sampler(policy, prompts, asked, options, share)
             starts = [opened_text(policy, record) for record in drawn]
             texts = whole_responses([starts[number] for number in share.own], completions.texts)
-            completions = completions._replace(texts=texts)
+            completions = replace(completions, texts=texts)
         with watch.part("scoring"), processes.together():
             rewards = scorer(own, completions.texts)
         counted = rewards
@@ -166,8 +168,9 @@ def draw_rollouts(
         return _joined(policy, records, opened, parts, options.num_generations)
 
 
-class _Part(NamedTuple):
-    """What this process has sampled in one try: its prompts are the first of ``prompts``."""
+@dataclass(frozen=True)
+class _Part:
+    """Rollouts of this rank in one try; its prompts are the first of ``prompts``."""
 
     numbers: list[int]
     prompts: Inputs
@@ -182,11 +185,11 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
     Parameters
     ----------
     rewards : Rewards
-        N scored responses, those of one prompt next to each other; a NaN is no reward.
+        Rewards of N responses, those of one prompt next to each other; NaN is no reward.
     prompts : int
-        How many there are.
+        Number of prompts.
     options : DynamicSampling
-        What is dropped.
+        Mode and band.
     """
     if options.mode == "off" or not prompts:
         return np.ones(prompts, dtype=bool)
@@ -211,7 +214,7 @@ def _joined(
     parts: Sequence[_Part],
     num_generations: int,
 ) -> Rollouts:
-    """Return all tries of all processes as one."""
+    """Return the rollouts of all tries, with what is reported of those of all ranks."""
     numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
     keeps = np.concatenate([part.keeps for part in parts])
     completions = concatenated([part.completions for part in parts])
@@ -219,19 +222,23 @@ def _joined(
     processes = Processes.current()
     with processes.together():
         prompts = _kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)])
+    rewards = zip(*(part.rewards.columns().values() for part in parts), strict=True)
     columns = [
-        keeps.repeat(num_generations),
-        *completions.outcomes(),
-        *map(np.concatenate, zip(*(part.rewards for part in parts), strict=True)),
+        torch.from_numpy(keeps.repeat(num_generations)),
+        completions.lengths.cpu(),
+        completions.ended.cpu(),
+        completions.entropies.sum(-1).cpu(),
+        *(torch.from_numpy(np.concatenate(column)) for column in rewards),
     ]
-    gathered, own = processes.gather(rows, *map(torch.from_numpy, columns))
-    keeps_rows, lengths, ended, entropies, *rewards = (column.numpy() for column in gathered)
+    # Every number of a rollout that other ranks need travels here, once.
+    gathered, own = processes.gather(rows, *columns)
+    keeps_rows, lengths, ended, entropies, *rewards_of_all = (each.numpy() for each in gathered)
     return Rollouts(
         records=records,
         texts=processes.gather_rows(rows.tolist(), completions.texts),
         opened=opened,
         outcomes=Outcomes(lengths, ended, entropies),
-        rewards=Rewards(*rewards),
+        rewards=Rewards(*rewards_of_all),
         keeps=keeps_rows[::num_generations],
         tries=len(parts),
         own=own.numpy(),

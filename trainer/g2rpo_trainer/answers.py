@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.scorer import Rewards
+from g2rpo_trainer.scoring import Rewards
 
 Sample = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Answers(NamedTuple):
     texts : sequence of str
         N = P · n responses, those to one item next to each other.
     rewards : Rewards
-        Theirs.
+        Rewards of the N responses.
     lengths : array (N,), integer
         Tokens.
     ended : array (N,), bool
@@ -55,7 +55,7 @@ class Answers(NamedTuple):
             response begins with a text of the prompt. A reward that is absent is None.
         """
         each = len(self.texts) // len(self.records)
-        columns = {name: column.tolist() for name, column in self.rewards._asdict().items()}
+        columns = {name: column.tolist() for name, column in self.rewards.columns().items()}
         columns |= {"length": self.lengths.tolist(), "ended": self.ended.tolist()}
         samples = []
         for row, text in enumerate(self.texts):

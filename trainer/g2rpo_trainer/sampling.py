@@ -1,8 +1,11 @@
-"""Sample responses, and keep what the update needs to know of the distribution they came from.
+"""Sample responses with the policy itself, and record the distribution of every token.
+
+The steps: the prompts of the records are prefilled once (:mod:`.prefill`), ``generate`` decodes,
+:class:`Draws` draws each token and records its log-probability and entropy, and
+:class:`~g2rpo_trainer.stopping.ResponseEnds` ends each response.
 
 The logits of generation already hold the old log-probabilities of the surrogate and the exact
-entropies, so no further forward pass is spent on either. A prompt is encoded once for all of its
-responses where the model allows it.
+entropies, so no further forward pass is spent on either.
 
 There is no top-k and no top-p: responses would come from another distribution than the one that
 the surrogate compares with.
@@ -12,29 +15,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
+import g2rpo
 from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.metrics import Outcomes
 
-from ..distributed.processes import Share
-from ..distributed.sharding import is_sharded
-from ..inputs.prompts import Inputs, first_with_images, select_rows, trim_padding
-from ..model.policy_model import Policy
-from ..model.trials import disagreement
-from ..passes.forward import plain_predictions
-from .drawing import Draws, wide_dtype
+from .distributed.processes import Share
+from .distributed.sharding import is_sharded
+from .inputs.prompts import Inputs, first_with_images, select_rows, trim_padding
+from .model.policy_model import Policy
+from .model.trials import disagreement
+from .passes.forward import plain_predictions
 from .prefill import expanded_prompts
 from .stopping import ResponseEnds, response_texts
 
 
-class Completions(NamedTuple):
+@dataclass(frozen=True)
+class Completions:
     """N sampled responses of at most T tokens.
 
     Attributes
@@ -42,7 +50,7 @@ class Completions(NamedTuple):
     tokens : Tensor (N, T), int64
         Padded on the right.
     mask : Tensor (N, T), bool
-        True at the response's tokens, its end token included.
+        True at the tokens of the response, its end token included.
     logprobs : Tensor (N, T), float32
         Log-probability in nats of each token under the distribution it came from; 0 at padding.
     entropies : Tensor (N, T), float32
@@ -52,7 +60,7 @@ class Completions(NamedTuple):
     ended : Tensor (N,), bool
         False where the response was cut off at its length limit.
     sampler_logprobs : Tensor (N, T) or None
-        Log-probability of each token where it was sampled, if that was not the policy itself.
+        Log-probability of each token under vLLM, if vLLM has sampled it.
     """
 
     tokens: torch.Tensor
@@ -68,11 +76,6 @@ class Completions(NamedTuple):
         """Response lengths in tokens, (N,) int64."""
         return self.mask.sum(-1)
 
-    def outcomes(self) -> Outcomes:
-        """Return what is reported of them."""
-        columns = (self.lengths, self.ended, self.entropies.sum(-1))
-        return Outcomes(*(column.cpu().numpy() for column in columns))
-
     def rows(self, rows: torch.Tensor) -> Completions:
         """Return some of the responses."""
         return Completions(
@@ -86,8 +89,29 @@ class Completions(NamedTuple):
         )
 
 
-class _Request(NamedTuple):
-    """What is asked of one call of ``generate`` with N rows beside their prompts."""
+class Sampler(Protocol):
+    """Samples the training responses: :func:`sample_with_policy`, or vLLM.
+
+    vLLM is :class:`g2rpo_trainer.vllm.VLLMSampler`.
+    """
+
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Inputs,
+        records: Sequence[Record],
+        options: Rollout,
+        share: Share | None = None,
+        /,
+    ) -> Completions:
+        """Return responses to the P prompts of records, those of one prompt next to each other.
+
+        With several processes each samples its share, as in :func:`sample`.
+        """
+
+
+class _Decoding(NamedTuple):
+    """Arguments of one call of ``generate`` with N rows, beside their prompts."""
 
     limits: torch.Tensor  # (N,) int64
     uniforms: torch.Tensor  # (N, T) float64
@@ -113,7 +137,7 @@ def sample(
     Parameters
     ----------
     policy : Policy
-        Whose model is sampled.
+        Policy to sample.
     prompts : dict of str to Tensor
         P prompts from :func:`~g2rpo_trainer.prompts.encode_prompts`.
     num_generations : int
@@ -121,17 +145,17 @@ def sample(
     max_completion_length : int
         Longest response in tokens.
     temperature : float
-        Of the sampling; 1 samples from the policy itself.
+        Sampling temperature; 1 samples from the policy itself.
     limits : sequence of int, optional
-        Longest response to each prompt, where it is shorter.
+        Longest response to each prompt in tokens, where it is shorter.
     stop : str, optional
         The token that completes this text is the last of its response.
     batch_size : int, optional
         Most rows of one call of ``generate``, in whole prompts; by default all at once.
     share : Share, optional
-        Which of a batch that several processes divide the prompts are, those of ``share.padded``:
-        they get the random numbers that they would have if one process had the batch. Repeats are
-        sampled like the others, and left out of what is returned.
+        This rank's part of a batch that several ranks divide; the prompts are those of
+        ``share.padded``. They get the random numbers that they would have on a single rank.
+        Responses to the repeated prompts, which pad the share, are not returned.
 
     Returns
     -------
@@ -162,22 +186,22 @@ def sample(
         rows = slice(start, start + each)
         some = trim_padding(select_rows(prompts, rows))
         drawn = uniforms[rows].flatten(0, 1)
-        request = _Request(longest[rows].flatten(), drawn, temperature, stop)
-        parts.append(_sample(policy, _repeated(policy, some, num_generations), request))
+        decoding = _Decoding(longest[rows].flatten(), drawn, temperature, stop)
+        parts.append(_sample(policy, _repeated(policy, some, num_generations), decoding))
     completions = concatenated(parts)
     if share is None or share.own == share.padded:
         return completions
     return completions.rows(torch.arange(len(share.own) * num_generations, device=policy.device))
 
 
-def sample_as_described(
+def sample_with_policy(
     policy: Policy,
     prompts: Inputs,
     records: Sequence[Record],
     options: Rollout,
     share: Share | None = None,
 ) -> Completions:
-    """Sample responses to the prompts of P records as a run's section ``rollout`` says."""
+    """Sample responses to the prompts of P records by the options of the section ``rollout``."""
     return sample(
         policy,
         prompts,
@@ -222,18 +246,18 @@ def _repeated(policy: Policy, prompts: Inputs, num_generations: int) -> dict[str
     return select_rows(prompts, rows)
 
 
-def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Completions:
-    """Sample one response to each of N rows, whose prompts are encoded already or not."""
+def _sample(policy: Policy, inputs: dict[str, Any], decoding: _Decoding) -> Completions:
+    """Sample one response to each of N rows; the prompts may be prefilled."""
     prompt_length = inputs["input_ids"].shape[1]
-    draws = Draws(policy, request.uniforms, request.temperature)
-    ends = ResponseEnds(policy, prompt_length, request.limits, request.stop)
-    with _plain_decoding(policy, max_new_tokens=int(request.limits.max())) as settings:
+    draws = Draws(policy, decoding.uniforms, decoding.temperature)
+    ends = ResponseEnds(policy, prompt_length, decoding.limits, decoding.stop)
+    with _plain_decoding(policy, max_new_tokens=int(decoding.limits.max())) as settings:
         generated = policy.model.generate(
             **inputs,
             generation_config=settings,
             logits_processor=LogitsProcessorList([draws]),
             stopping_criteria=StoppingCriteriaList([ends]),
-            # Processes that share the layers go through them until the last one has all its tokens.
+            # Ranks of a sharded model run the same number of forward passes.
             synced_gpus=is_sharded(policy.model),
         )
     tokens = generated[:, prompt_length:]
@@ -256,9 +280,9 @@ def _sample(policy: Policy, inputs: dict[str, Any], request: _Request) -> Comple
 
 @torch.no_grad()
 def prefill_trial(policy: Policy, prompts: Inputs) -> str | None:
-    """Sample from one prompt, shared, and compare with the plain pass over the responses.
+    """Sample from one prefilled prompt and compare with the plain pass over the responses.
 
-    Return what is in the way, or None.
+    Return how they disagree, or None.
     """
     first = first_with_images(prompts)
     prompt = select_rows(prompts, slice(first, first + 1))
@@ -270,10 +294,10 @@ def prefill_trial(policy: Policy, prompts: Inputs) -> str | None:
 
 @torch.no_grad()
 def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
-    """Sample four tokens to each of N rows, whose prompts are encoded already or not.
+    """Sample four tokens in each of N rows; the prompts may be prefilled.
 
-    Nothing ends a response here: a trained policy may end all of them at once, and processes that
-    share a model must take the same number of steps.
+    Nothing ends a response here: a trained policy may end all of them at once, and the ranks of a
+    sharded model must take the same number of steps.
     """
     count = len(inputs["input_ids"])
     limits = torch.full((count,), 4, device=policy.device)
@@ -281,7 +305,7 @@ def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
     uniforms = torch.linspace(0.1, 0.6, count, device=policy.device)[:, None].expand(-1, 4)
     no_token = policy.model.config.get_text_config().vocab_size
     endless = replace(policy, eos_ids=(no_token,), closing_text=None)
-    return _sample(endless, inputs, _Request(limits, uniforms, 1.0))
+    return _sample(endless, inputs, _Decoding(limits, uniforms, 1.0))
 
 
 @contextmanager
@@ -304,3 +328,72 @@ def _plain_decoding(policy: Policy, *, max_new_tokens: int) -> Iterator[Generati
         yield settings
     finally:
         policy.model.generation_config = own
+
+
+class Draws(LogitsProcessor):
+    """Draw the tokens, and record their log-probabilities and entropies.
+
+    ``generate`` then decodes greedily: the score of the token drawn is 1, that of all others 0.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy that is sampled.
+    uniforms : Tensor (N, T)
+        Random numbers from 0 to below 1, one for each token.
+    temperature : float
+        Sampling temperature.
+    """
+
+    def __init__(self, policy: Policy, uniforms: torch.Tensor, temperature: float) -> None:
+        self._policy, self._uniforms, self._temperature = policy, uniforms, temperature
+        self._logprobs: list[torch.Tensor] = []
+        self._entropies: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (N, V), uint8: 1 at the token of each row, else 0."""
+        logits = self._policy.masked_logits(scores, self._temperature)
+        logprobs = logits.log_softmax(-1)
+        # Some devices take one step more than there are tokens, and forget it.
+        place = min(len(self._logprobs), self._uniforms.shape[1] - 1)
+        tokens = draw(logprobs, self._uniforms[:, place])[:, None]
+        self._logprobs.append(logprobs.gather(-1, tokens)[:, 0])
+        self._entropies.append(g2rpo.entropy_from_logits(logits))
+        # The highest of bytes is found in half the time of the highest logit.
+        return torch.zeros_like(logits, dtype=torch.uint8).scatter_(-1, tokens, 1)
+
+    def values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities and entropies of all tokens drawn, (N, T)."""
+        return torch.stack(self._logprobs, dim=1), torch.stack(self._entropies, dim=1)
+
+
+def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw a token of each row by inversion: the first at which the summed probability passes u.
+
+    Parameters
+    ----------
+    logprobs : Tensor (N, V)
+        Log-probabilities in nats; −inf for a token that is never drawn.
+    uniforms : Tensor (N,)
+        From 0 to below 1.
+
+    Returns
+    -------
+    Tensor (N,), int64
+
+    Examples
+    --------
+    >>> logprobs = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(3, 4)
+    >>> draw(logprobs, torch.tensor([0.1, 0.25, 0.8]))
+    tensor([0, 2, 3])
+    """
+    # Summed in double precision, because the rare tokens of 150,000 are lost next to 1 in float32.
+    cumulative = logprobs.exp().cumsum(-1, dtype=wide_dtype(logprobs.device))
+    passed = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, passed, right=True)[:, 0]
+    return tokens.clamp(max=logprobs.shape[-1] - 1)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating dtype that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64

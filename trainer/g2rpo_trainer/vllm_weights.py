@@ -1,4 +1,4 @@
-"""The policy's weights as an engine takes them over: whole, merged, and named as on disk."""
+"""Weights of the policy in the form that vLLM loads: whole, merged, and named as on disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from g2rpo_trainer.errors import RunError
 
-from ..distributed.sharding import set_down, whole
-from ..model.lora import is_adapted, tied_layers
-from ..model.policy_model import Policy
+from .distributed.sharding import set_down, whole
+from .model.lora import is_adapted, tied_layers
+from .model.policy_model import Policy
 
 _LAYER = re.compile(r"^.*?\.\d+\.")
 
@@ -25,8 +25,7 @@ def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     Parameters
     ----------
     policy : Policy
-        Where its weights are divided over processes, every process must go through all of them,
-        and gets all of them.
+        If it is sharded, every rank must iterate over all weights, and gets all of them.
 
     Yields
     ------
@@ -47,9 +46,9 @@ def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def require_handover(policy: Policy) -> None:
-    """Raise `RunError` if an engine cannot take over the policy's weights.
+    """Raise `RunError` if vLLM cannot take over the policy's weights.
 
-    Its adapter must be matrices beside weights that no other layer uses.
+    Its adapter must consist of matrices beside weights that no other layer uses.
     """
     adapted = _adapted_layers(policy.model)
     faults = [f"the adapter of {name} (a tied weight)" for name in tied_layers(policy.model)]
@@ -66,7 +65,7 @@ def require_handover(policy: Policy) -> None:
 def save_whole(policy: Policy, folder: Path) -> None:
     """Write the policy with its adapter merged, as a model that loads from its folder.
 
-    Every process of a divided policy must call this; each writes its own copy.
+    Every rank of a sharded policy must call this; each writes its own copy.
     """
     from safetensors.torch import save_file
 

@@ -1,31 +1,52 @@
-"""Rewards of a batch of responses, component by component."""
+"""Rewards of a batch of responses: computed once, in worker processes where that can take long."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo.rewards import RewardError, TruthError, WorkerStartError
-from g2rpo_trainer.config import TrainConfig
+from g2rpo.rewards import (
+    RewardError,
+    RewardFunction,
+    RewardPool,
+    TruthError,
+    Weights,
+    WorkerStartError,
+    find_type,
+    may_take_long,
+    with_own,
+)
+from g2rpo.rewards.pool import default_workers
+from g2rpo.rewards.score import STRUCTURE_WEIGHT
+from g2rpo_trainer.config import BUILTIN_SOURCES, TrainConfig
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.scoring import open_pool, reward_weights
 
 Floats = npt.NDArray[np.floating[Any]]
 
 _FAULTS = {"timeout": "timeouts", "died": "crashes", "error": "errors"}
 
 
-class Rewards(NamedTuple):
-    """Reward and its components of N responses, each (N,) on the host.
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards of N responses and their components, on the host.
 
     Components are from 0 to 1; a user's own accuracy may leave that range. A response whose reward
     function failed has neither accuracy nor reward: both are NaN.
+
+    Attributes
+    ----------
+    reward : array (N,)
+        Weighted sum of the components, in reward units.
+    accuracy, format, structure : array (N,)
+        The components.
     """
 
     reward: Floats
@@ -33,13 +54,22 @@ class Rewards(NamedTuple):
     format: Floats
     structure: Floats
 
+    def columns(self) -> dict[str, Floats]:
+        """Return the reward and its components by their names."""
+        return dict(vars(self))
+
+    def rows(self, rows: npt.NDArray[Any]) -> Rewards:
+        """Return the rewards of some responses, given by their numbers or by a mask."""
+        return Rewards(*(column[rows] for column in self.columns().values()))
+
     def without(self, absent: npt.NDArray[np.bool_]) -> Rewards:
         """Return the rewards with NaN, which no statistic counts, where a response is absent."""
-        return Rewards(*(np.where(absent, np.asarray(np.nan, c.dtype), c) for c in self))
+        columns = self.columns().values()
+        return Rewards(*(np.where(absent, np.asarray(np.nan, c.dtype), c) for c in columns))
 
 
 class Scorer:
-    """Scores the responses of a run; it owns the processes in which that happens.
+    """Scores the responses of a run, and owns the worker processes in which that happens.
 
     A context manager: leaving it ends the processes.
 
@@ -59,10 +89,18 @@ class Scorer:
     def __init__(self, config: TrainConfig, source: Source) -> None:
         self._weights = reward_weights(config)
         self._reported: Counter[str] = Counter()
+        options, functions = config.rewards, source.reward_functions
         try:
-            self._pool = open_pool(config, source)
+            self._pool = RewardPool(
+                _workers(config, source, with_own(functions)),
+                functions=functions,
+                seconds=options.timeout,
+                skip_errors=options.skip_errors,
+            )
         except ValueError as error:
             raise RunError(f"rewards.functions: {error}") from None
+        except ImportError as error:
+            raise RunError(str(error)) from error
 
     def __enter__(self) -> Scorer:
         return self
@@ -123,6 +161,46 @@ class Scorer:
         totals = np.asarray(scored.totals(self._weights), dtype)
         components = np.asarray(scored.components, dtype).reshape(-1, len(self._weights))
         return Rewards(totals, *components.T)
+
+
+def reward_weights(config: TrainConfig) -> Weights:
+    """Return the weight of each component in the reward of a run.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> reward_weights(load_config())
+    Weights(accuracy=0.9, format=0.1, structure=0.0)
+    """
+    weights = config.rewards.weights
+    structure = weights.structure
+    if structure is None:
+        # Answers to the built-in tasks have no shape beyond the format that is rewarded already.
+        structure = 0.0 if config.data.source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
+    return Weights(weights.accuracy, weights.format, structure)
+
+
+def _workers(
+    config: TrainConfig, source: Source, functions: Mapping[str, RewardFunction]
+) -> int | None:
+    """Return the number of worker processes of this rank; None is the pool's own default.
+
+    By default there are none, unless the scoring of some problem type of the data may take long.
+    """
+    workers = config.rewards.workers
+    tasks = source.summary().tasks.values()
+    types = {kind for task in tasks for kind in task.problem_types}
+    if workers is None and not _any_takes_long(types, functions):
+        workers = 0
+    # Ranks of one machine divide its workers.
+    sharers = Launch.read().local_size
+    if sharers == 1 or workers == 0:
+        return workers
+    return max(1, (default_workers() if workers is None else workers) // sharers)
+
+
+def _any_takes_long(types: Iterable[str], functions: Mapping[str, RewardFunction]) -> bool:
+    return any(may_take_long(functions[find_type(kind, functions)]) for kind in types)
 
 
 def _place(record: Record) -> str:

@@ -1,7 +1,7 @@
-"""Where each response ends: at an end token, at its own limit, or where a text is complete.
+"""End each response: at an end token, at its own limit, or where a stop text is complete.
 
-Its text is all that was sampled but what ended it. Special tokens stay: some registered as special
-are tags of the answer format, or boxes and points of an answer.
+The text of a response leaves out the token or text that ended it. Special tokens stay: some are
+tags of the answer format, or boxes and points of an answer.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import NamedTuple
 import torch
 from transformers import StoppingCriteria
 
-from ..model.chat_template import tag_ids
-from ..model.policy_model import Policy
+from .model.chat_template import tag_ids
+from .model.policy_model import Policy
 
-# To look at tokens the host waits for the device, which then has nothing to do. A few tokens too
-# many at the end of a rollout cost less than that after each; they are cut off.
+# To look at tokens the host waits for the device. A few tokens too many at the end of a rollout,
+# which are cut off, cost less than a wait after each token.
 _TOKENS_A_LOOK = 8
 
 
 class Ends(NamedTuple):
-    """Where N responses end.
+    """Ends of N responses.
 
     Attributes
     ----------
     lengths : Tensor (N,), int64
-        Tokens of each response, the one that ends it included.
+        Length of each response in tokens, the end token included.
     ended : Tensor (N,), bool
         False where the response was cut off at its limit.
     """
@@ -36,19 +36,19 @@ class Ends(NamedTuple):
 
 
 class ResponseEnds(StoppingCriteria):
-    """Ends each of N responses by itself, while ``generate`` goes on with the others.
+    """End each of N responses by itself, while ``generate`` goes on with the others.
 
     Parameters
     ----------
     policy : Policy
-        Whose tokens they are.
+        Policy that is sampled.
     prompt_length : int
         Columns of ``input_ids`` before the responses.
     limits : Tensor (N,), int64
-        Most tokens of each response.
+        Longest length of each response in tokens.
     stop : str, optional
-        The token that completes this text in a response is the response's last. The same holds for
-        a text by which the policy's chat template closes turns.
+        A response ends with the token that completes this text, or the text by which the policy's
+        chat template closes turns.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ResponseEnds(StoppingCriteria):
         return torch.minimum(self._limits, self._stopped_at) <= tokens.shape[1]
 
     def of(self, tokens: torch.Tensor) -> Ends:
-        """Return where the responses end, of which ``tokens`` (N, T) holds all that was sampled."""
+        """Return the ends of the responses in ``tokens`` (N, T), all that was sampled."""
         self._look_for_stop(tokens)
         ends = torch.tensor(self._policy.eos_ids, dtype=tokens.dtype, device=tokens.device)
         is_end = torch.isin(tokens, ends)
@@ -79,7 +79,7 @@ class ResponseEnds(StoppingCriteria):
         return Ends(torch.minimum(complete, limits), complete <= limits)
 
     def _look_for_stop(self, tokens: torch.Tensor) -> None:
-        """Note which responses the tokens since the last look complete, and which token does."""
+        """Find the responses that the tokens since the last look complete, and where."""
         if not self._stops:
             return
         # No token of these is empty, and none before them can be part of a text that ends here.
@@ -99,7 +99,7 @@ class ResponseEnds(StoppingCriteria):
 
 
 def stop_texts(policy: Policy, stop: str | None) -> list[str]:
-    """Return the texts that end a response of a policy: that of the run, and the template's."""
+    """Return the texts that end a response: the run's, and that of the chat template."""
     return [text for text in (stop, policy.closing_text) if text is not None]
 
 
@@ -109,9 +109,9 @@ def response_texts(policy: Policy, responses: Sequence[Sequence[int]]) -> list[s
     Parameters
     ----------
     policy : Policy
-        Owner of the tokenizer.
+        Its tokenizer decodes.
     responses : sequence of sequence of int
-        Tokens of each, the one that ends it included.
+        Token ids of each response, the end token included.
     """
     closing = {*policy.eos_ids} - tag_ids(policy.tokenizer)
     kept = [tokens[:-1] if closing.intersection(tokens[-1:]) else tokens for tokens in responses]

@@ -1,1 +1,0 @@
-"""Responses: sampled with shared prompts or by another engine; prompts without signal give way."""
