@@ -100,13 +100,14 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     import torch
     from transformers import AutoTokenizer
 
+    from g2rpo_trainer.advantages import Shaping
     from g2rpo_trainer.config import load_config
     from g2rpo_trainer.data import open_run
-    from g2rpo_trainer.learning.optimizer import make_optimizer
     from g2rpo_trainer.model.loading import load_described
-    from g2rpo_trainer.run.progress import Progress
-    from g2rpo_trainer.run.shaping import Shaping
+    from g2rpo_trainer.optimizer import make_optimizer
+    from g2rpo_trainer.progress import Progress
     from g2rpo_trainer.scoring import Rewards
+    from g2rpo_trainer.shortcuts import choose_shortcuts
     from g2rpo_trainer.step import training_step
 
     data = folder / "data.jsonl"
@@ -130,7 +131,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
         ]
     )
     config, source = open_run(config)
-    policy = load_described(config)
+    policy = choose_shortcuts(load_described(config))
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
     optimizer = make_optimizer(policy, config.optimization)
@@ -231,7 +232,7 @@ def main(name: str, text: str) -> None:
         save_model(folder, setting)
         measured = CONTENDERS[name](folder, setting)
     assert measured.length == setting.response, f"{measured.length} tokens a response"
-    # The first step is also that in which libraries are loaded and shortcuts are tried.
+    # The first step is also that in which libraries are loaded and kernels are compiled.
     first, *others = measured.seconds
     print(json.dumps({"seconds": median(others), "first": first, "extra": measured.extra}))
 

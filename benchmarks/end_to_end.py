@@ -82,7 +82,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     from g2rpo_trainer import train as run_training
     from g2rpo_trainer.config import load_config
-    from g2rpo_trainer.run.display import Display
+    from g2rpo_trainer.report.display import Display
 
     disable_progress_bar()  # they would break the lines of ours
     (model,) = arguments.models

@@ -26,9 +26,8 @@ import transformers
 from _report import markdown_table, measured_on
 
 from g2rpo_trainer.inputs.prompts import Inputs, Prompts
-from g2rpo_trainer.model.policy_model import Policy, make_policy
-from g2rpo_trainer.model.trials import Trials
-from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.logprobs import completion_logprobs
+from g2rpo_trainer.model.policy_model import Policy, Shortcuts, make_policy
 from g2rpo_trainer.policy.build import build_tokenizer
 from g2rpo_trainer.sampling import sample
 
@@ -101,7 +100,10 @@ def _measure(
 ) -> Row:
     """Time both ways in turns, and compare their results."""
     inputs = _prompt(policy, model, prompt)
-    ways = {"plain": replace(policy, trials=Trials("off")), "shared": policy}
+    ways = {
+        "plain": policy,
+        "shared": replace(policy, shortcuts=Shortcuts(shared_rollouts=True, packed_rows=True)),
+    }
     seconds = dict.fromkeys(ways, math.inf)
     results = {}
     for _ in range(repeats):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from reprlib import Repr
 
-__all__ = ["clipped", "listed", "shown"]
+__all__ = ["clipped", "error_text", "listed", "shown"]
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -37,6 +37,17 @@ def clipped(text: str, longest: int = _LONGEST) -> str:
         return text
     half = longest // 2
     return f"{text[:half]}…{text[-half:]}"
+
+
+def error_text(error: BaseException, longest: int = _LONGEST) -> str:
+    r"""Return the text of an error on one line, shortened; the name of its type if it has none.
+
+    Examples
+    --------
+    >>> error_text(ValueError("bad\n  value")), error_text(MemoryError())
+    ('bad value', 'MemoryError')
+    """
+    return clipped(" ".join(str(error).split()), longest) or type(error).__name__
 
 
 def listed(names: Iterable[object]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo._checks import namespace_of, require_labels, require_shape
+from g2rpo._extras import needs
 from g2rpo._state import to_numpy
 from g2rpo._typing import Array
 
@@ -236,6 +237,6 @@ def _student_quantile(probability: float, freedom: float) -> float:
         # Here, because the core itself needs NumPy and nothing more.
         from scipy.special import stdtrit
     except ModuleNotFoundError as error:
-        text = 'confidence intervals need scipy; run: pip install "g2rpo[cli]"'
+        text = needs("a confidence interval", "scipy", extra="cli")
         raise ImportError(text, name=error.name) from error
     return float(stdtrit(freedom, probability))

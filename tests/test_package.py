@@ -81,7 +81,7 @@ def modules_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import g2rpo", {"torch", "jax", "typer", "PIL", "pydantic", "yaml", "rich", "sklearn"}),
-        ("import g2rpo_trainer.run", {"torch", "jax", "typer"}),
+        ("import g2rpo_trainer.run_folder", {"torch", "jax", "typer"}),
         ("import g2rpo_cli.app", {"torch", "jax", "transformers", "matplotlib", "sklearn"}),
         ("import g2rpo.rewards", {"matplotlib", "PIL", "pydantic", "rich", "torch", "jax"}),
         ("import g2rpo_trainer.data", {"matplotlib", "g2rpo_cli", "PIL", "sklearn", "torch"}),

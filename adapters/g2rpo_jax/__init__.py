@@ -1,11 +1,9 @@
+# ruff: noqa: E402 (a missing package is named before anything needs it)
 """What only JAX can do for G²RPO; the formulas are those of `g2rpo`, on JAX's arrays."""
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-if find_spec("jax") is None:
-    raise ImportError(
-        'g2rpo_jax needs jax, which the core does not install; run: pip install "g2rpo[jax]"'
-    )
+require("g2rpo_jax", "jax", extra="jax")
 
 from .collectives import GatheredRollouts, gather_rollouts, reduce_totals
 from .logprobs import logprobs_and_entropy

@@ -1,11 +1,9 @@
+# ruff: noqa: E402 (a missing package is named before anything needs it)
 """What only PyTorch can do for G²RPO; the formulas are those of `g2rpo`, on PyTorch's arrays."""
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-if find_spec("torch") is None:
-    raise ImportError(
-        'g2rpo_torch needs torch, which the core does not install; run: pip install "g2rpo[torch]"'
-    )
+require("g2rpo_torch", "torch", extra="torch")
 
 from ._module_heads import LinearHead, linear_head
 from .collectives import GatheredRollouts, gather_rollouts, reduce_totals

@@ -175,7 +175,7 @@ def fused_g2rpo_loss(
     check_label_values(labels, weight.shape[0])
     leaves = (packed, weight, adapter, bias)
     head = Head(*leaves[1:], temperature, softcap, operand_dtype(hidden, weight))
-    head = head._replace(backend=choose_backend(backend, head, packed, labels, _IGNORE_NOTHING))
+    head = head._replace(backend=choose_backend(backend, head, packed.device))
     how = (temperature, softcap, _IGNORE_NOTHING)
     two_steps = (*leaves, labels, how, None, head.backend)
     needs = Needs(*(x is not None and x.requires_grad for x in leaves))

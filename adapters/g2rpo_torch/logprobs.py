@@ -65,10 +65,10 @@ def logprobs_and_entropy(
         Tokens and vocabulary entries of the tiles; chosen for the device by default. It changes
         time and memory, and results by rounding only.
     backend : {"auto", "portable", "triton"}, optional
-        What works on the tiles: PyTorch's operations, or Triton's kernels, which need a CUDA device
-        and results in float32. "auto" times both, in the first call with 256 tokens or more of each
-        size and dtype, and keeps the faster if they agree; one line in the log says which. It takes
-        the portable ones on other devices, without Triton, and inside ``torch.compile``.
+        Implementation of the tiles: PyTorch's operations, or Triton's kernels, which need a CUDA
+        device and results in float32. "auto" is Triton on CUDA devices of compute capability 8.0 or
+        more, and portable on other devices, for results in float64, without Triton installed, and
+        inside ``torch.compile``.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def linear_softmax(
         ignore_index,
         operands,
         *(tile or choose_tile(hidden.device)),
-        choose_backend(backend, head, hidden, labels, ignore_index),
+        choose_backend(backend, head, hidden.device),
     )
     return logprobs, entropy
 

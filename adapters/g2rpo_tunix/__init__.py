@@ -1,14 +1,12 @@
+# ruff: noqa: E402 (a missing package is named before anything needs it)
 """G²RPO in tunix: a learner that knows tasks, and estimators and a loss in tunix's registry.
 
 Importing this package registers them; see :mod:`g2rpo_tunix.registry` for their names.
 """
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-if find_spec("tunix") is None:
-    raise ImportError(
-        'g2rpo_tunix needs tunix, which the core does not install; run: pip install "g2rpo[tunix]"'
-    )
+require("g2rpo_tunix", "tunix", extra="tunix")
 
 from .agentic import AgenticG2RPOConfig, AgenticG2RPOLearner
 from .config import G2RPOConfig

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["load_trainer", "need", "reported"]
@@ -30,7 +29,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
             raise
-        from g2rpo._shown import clipped
+        from g2rpo._shown import error_text
         from g2rpo_trainer.errors import RunError, SharedError
         from g2rpo_trainer.launch import Launch
 
@@ -45,7 +44,7 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
         if isinstance(error, RunError):
             _print_error("\n".join([str(error), *notes]))
             raise SystemExit(_USAGE) from None
-        text = clipped(" ".join(str(error).split()), _LONGEST)
+        text = error_text(error, _LONGEST)
         text = f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)"
         _print_error("\n".join([text, *notes]))
         raise SystemExit(_FAILURE) from None
@@ -53,9 +52,10 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
 
 def need(command: str, *modules: str, extra: str) -> None:
     """Exit with the command to install when one of `modules` is missing."""
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        _print_error(f'{command} needs {", ".join(missing)}; run: pip install "g2rpo[{extra}]"')
+    from g2rpo._extras import missing_modules, needs
+
+    if missing := missing_modules(*modules):
+        _print_error(needs(command, *missing, extra=extra))
         raise SystemExit(_USAGE)
 
 

@@ -101,7 +101,7 @@ def evaluate(
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     """Return the model to load, and the configuration file of its run if it is one."""
     from g2rpo_trainer.errors import RunError
-    from g2rpo_trainer.run.folder import RunFolder
+    from g2rpo_trainer.run_folder import RunFolder
 
     if argument and option and argument != option:
         raise RunError(f"MODEL is {argument!r} and --model is {option!r}; name one of them")
@@ -151,9 +151,10 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
     from rich.console import Console
 
     from g2rpo_trainer.data import open_run, skipped_text
+    from g2rpo_trainer.files import to_json
     from g2rpo_trainer.launch import Launch
-    from g2rpo_trainer.run.display import Display
-    from g2rpo_trainer.run.report import results_table
+    from g2rpo_trainer.report.display import Display
+    from g2rpo_trainer.report.tables import results_table
 
     hide_foreign_bars()
     config, source = open_run(config)
@@ -173,8 +174,8 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
     Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
     _say([skipped_text(summary)])
     if output is not None:
-        plain = _without_nan({"model": model, **result})
-        output.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        plain = to_json({"model": model, **result})
+        output.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _say(texts: Sequence[str]) -> None:
@@ -200,10 +201,3 @@ def _writer(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None
                 file.write(json.dumps(sample, ensure_ascii=False, default=str) + "\n")
 
         yield write
-
-
-def _without_nan(value: Any) -> Any:
-    """Return the value with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    return None if isinstance(value, float) and value != value else value

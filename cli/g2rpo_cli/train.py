@@ -122,8 +122,8 @@ def _fresh(
     flags: Mapping[str, Any], settings: Sequence[str], configs: Sequence[str] | None
 ) -> "TrainConfig":
     from g2rpo_trainer.config import load_config
-    from g2rpo_trainer.run.folder import RunFolder
-    from g2rpo_trainer.run.trackers import require_trackers
+    from g2rpo_trainer.report.trackers import require_trackers
+    from g2rpo_trainer.run_folder import RunFolder
 
     config = load_config(configs, flags, settings)
     # The trainer refuses as well, but only after the time that PyTorch and the model take to load.
@@ -137,7 +137,7 @@ def _resumed(
 ) -> "TrainConfig":
     from g2rpo_trainer.config import TrainConfig, load_config, parse_setting
     from g2rpo_trainer.errors import RunError
-    from g2rpo_trainer.run.folder import RunFolder
+    from g2rpo_trainer.run_folder import RunFolder
 
     if configs:
         raise RunError(
@@ -193,8 +193,8 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
 
     from g2rpo_trainer.data import open_run
     from g2rpo_trainer.launch import Launch
-    from g2rpo_trainer.run.display import Display
-    from g2rpo_trainer.run.folder import RunFolder
+    from g2rpo_trainer.report.display import Display
+    from g2rpo_trainer.run_folder import RunFolder
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
@@ -224,7 +224,7 @@ def _show_data(config: "TrainConfig", source: "Source") -> None:
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
-    from g2rpo_trainer.run.report import start_table
+    from g2rpo_trainer.report.tables import start_table
 
     console = Console()
     console.print(start_table(config, source))
@@ -235,19 +235,18 @@ def _show_data(config: "TrainConfig", source: "Source") -> None:
 
 
 def _say_how_to_resume(path: Path, reason: str) -> None:
-    import shlex
+    from g2rpo_trainer.interruption import resume_command
 
     if not (path / "config.yaml").exists():
         typer.echo("stopped before the run began", err=True)
         return
-    command = f"g2rpo train --resume --output-dir {shlex.quote(str(path))}"
-    typer.echo(f"{reason}\ncontinue with: {command}", err=True)
+    typer.echo(f"{reason}\ncontinue with: {resume_command(path)}", err=True)
 
 
 def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) -> None:
     from rich.console import Console
 
-    from g2rpo_trainer.run.report import before_after_table
+    from g2rpo_trainer.report.tables import before_after_table
 
     console = Console()
     console.print(before_after_table(kinds, summary))

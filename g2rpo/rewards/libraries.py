@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from g2rpo._extras import needs
+
 
 class MissingLibraryError(ImportError):
     """A reward needs a library that is not installed."""
@@ -21,11 +23,11 @@ def library(module: str, purpose: str) -> Any:
     Traceback (most recent call last):
         ...
     g2rpo.rewards.libraries.MissingLibraryError: counting needs g2rpo_abacus;
-    pip install "g2rpo[rewards]"
+    run: pip install "g2rpo[rewards]"
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         name = module.partition(".")[0]
-        text = f'{purpose} needs {name}; pip install "g2rpo[rewards]"'
+        text = needs(purpose, name, extra="rewards")
         raise MissingLibraryError(text, name=error.name) from error

@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (a missing package is named before anything needs it)
 """Property-based tests of advantage functions: batches, invariants and a slow oracle.
 
 :func:`check_advantages` runs every invariant on a function of your own, and shows the smallest
@@ -24,13 +25,9 @@ the advantages of group 0 sum to -0.5
       1     0       1        0.5
 """
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-if find_spec("hypothesis") is None:
-    raise ImportError(
-        "g2rpo.testing needs hypothesis, which the core does not install; "
-        'run: pip install "g2rpo[cli]"'
-    )
+require("g2rpo.testing", "hypothesis", extra="cli")
 
 from g2rpo.testing import oracle
 from g2rpo.testing.check import (

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from g2rpo_trainer.run.folder import RunFolder
+import g2rpo_trainer
+from g2rpo_trainer.run_folder import RunFolder
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 
@@ -17,6 +18,7 @@ class FakeTrainer(ModuleType):
 
     def __init__(self):
         super().__init__("g2rpo_trainer")
+        self.__path__ = g2rpo_trainer.__path__  # its modules are the real ones
         self.calls = []
         self.raises = None
 

@@ -2,7 +2,7 @@ import pytest
 
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.run import trackers
+from g2rpo_trainer.report import trackers
 
 
 class Saved(KeyboardInterrupt):

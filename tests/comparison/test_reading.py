@@ -273,8 +273,8 @@ def test_empty_parquet(tmp_path):
 
 def test_parquet_without_pyarrow(monkeypatch, write):
     path = write("a.parquet")
-    monkeypatch.setattr("g2rpo_cli.comparison.rows.find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r'need pyarrow; run: pip install "g2rpo\[cli\]"'):
+    monkeypatch.setattr("g2rpo._extras.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r'needs pyarrow; run: pip install "g2rpo\[cli\]"'):
         read_rewards(path)
 
 

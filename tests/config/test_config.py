@@ -240,7 +240,7 @@ def test_no_message_is_longer_than_a_screen():
         ("optimization.aggregation=mean", ["optimization.aggregation is 'mean'", "'task'"]),
         ("model.device=gpu", ["model.device", "'gpu'", "cuda"]),
         ("length.mode=fo", ["length.mode is 'fo'", "'term', 'reward' or 'off'"]),
-        ("rollout.shared_prompts=never", ["shared_prompts is 'never'", "'auto' or 'off'"]),
+        ("rollout.shared_prompts=never", ["shared_prompts is 'never'", "'auto', 'try' or 'off'"]),
         ("length.targets.maths=[3, 2]", ["length.targets.maths: [3, 2]", "too few"]),
         ("length.targets.maths=[3, 2, 1, 0]", ["length.targets", "maths", "ascend"]),
         ("length.targets.maths=[50, 60, 70, 80]", ["maths", "max_completion_length is 48"]),

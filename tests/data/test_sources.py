@@ -417,12 +417,11 @@ def test_a_file_of_another_format(tmp_path, monkeypatch, name):
     ("source", "module"), [("o/n", "datasets"), ("reasoning-gym:x", "reasoning_gym")]
 )
 def test_a_missing_library(monkeypatch, source, module):
-    monkeypatch.setattr("g2rpo_trainer.data.tables.find_spec", lambda name: None)
+    monkeypatch.setattr("g2rpo._extras.find_spec", lambda name: None)
     with pytest.raises(RunError) as caught:
         open_source(Data(source=source))
-    name = module.replace("_", "-")
     assert str(caught.value) == (
-        f'data.source {source!r} needs {name}; run: pip install "g2rpo[data]"'
+        f'data.source {source!r} needs {module}; run: pip install "g2rpo[data]"'
     )
 
 

@@ -260,7 +260,7 @@ def test_the_video_decides_the_side(saved, tmp_path):
 
 def test_a_missing_library_is_named(write, saved, monkeypatch):
     path = write(rows_with(saved()))
-    monkeypatch.setattr("g2rpo_trainer.data.tables.find_spec", lambda module: None)
+    monkeypatch.setattr("g2rpo._extras.find_spec", lambda module: None)
     with pytest.raises(RunError) as caught:
         opened(path)
     assert str(caught.value) == ('a record with a video needs av; run: pip install "g2rpo[video]"')

@@ -68,7 +68,7 @@ def test_a_missing_library_names_the_extra(problem_type):
     if problem_type not in NEEDS:
         assert components(record, response).accuracy == 1
         return
-    message = rf'needs {NEEDS[problem_type]}; pip install "g2rpo\[rewards\]"'
+    message = rf'needs {NEEDS[problem_type]}; run: pip install "g2rpo\[rewards\]"'
     with pytest.raises(MissingLibraryError, match=message):
         components(record, response)
     with pytest.raises(ImportError, match=f"record 0: .*{message}"):
@@ -91,5 +91,5 @@ def test_processes_need_pebble(monkeypatch):
 )
 @pytest.mark.usefixtures("without_libraries")
 def test_several_objects_in_a_truth_need_scipy_from_the_start(problem_type, truth):
-    with pytest.raises(MissingLibraryError, match="several objects needs scipy; pip install"):
+    with pytest.raises(MissingLibraryError, match="several objects needs scipy; run: pip install"):
         check_record({"problem_type": problem_type, "answer": truth})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
@@ -97,28 +96,40 @@ def test_half_precision_on_a_gpu():
 
 
 @pytest.mark.gpu
-def test_auto_tries_once_on_a_gpu(monkeypatch, caplog):
-    monkeypatch.setattr(_backend, "_verdicts", {})
-    hidden, weight = torch.randn(300, 16, device="cuda"), torch.randn(700, 16, device="cuda")
-    labels = torch.randint(0, 700, (300,), device="cuda")
-    with caplog.at_level(logging.INFO):
-        for rows in (10, 300, 300):
-            logprobs_and_entropy(hidden[:rows], weight, labels[:rows])
-    (line,) = (r.getMessage() for r in caplog.records if r.name == _backend.__name__)
-    assert "portable" in line
-    assert "triton" in line
-    assert len(_backend._verdicts) == 1
+def test_auto_is_triton_on_a_gpu():
+    device = torch.device("cuda")
+    expected = "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else "portable"
+    assert choose_backend("auto", HEAD, device) == expected
 
 
 # What follows needs neither Triton nor a GPU.
 
 HEAD = Head(torch.ones(9, 4), None, None, 1.0, None, torch.float32)
 HIDDEN, LABELS = torch.zeros(2, 4), torch.tensor([1, 2])
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("choice", ["auto", "portable"])
 def test_a_cpu_takes_portable_tiles(choice):
-    assert choose_backend(choice, HEAD, HIDDEN, LABELS, -100) == "portable"
+    assert choose_backend(choice, HEAD, CPU) == "portable"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "has_triton", "expected"),
+    [
+        ((9, 0), torch.float32, True, "triton"),
+        ((8, 0), torch.float32, True, "triton"),
+        ((7, 5), torch.float32, True, "portable"),
+        ((9, 0), torch.float64, True, "portable"),
+        ((9, 0), torch.float32, False, "portable"),
+    ],
+)
+def test_auto_follows_from_device_and_dtype(capability, dtype, has_triton, expected, monkeypatch):
+    monkeypatch.setattr(_backend, "_capability", lambda device: capability)
+    monkeypatch.setattr(_backend, "_has_triton", lambda: has_triton)
+    head = HEAD._replace(operands=dtype, weight=HEAD.weight.to(dtype))
+    assert choose_backend("auto", head, GPU) == expected
+    assert choose_backend("portable", head, GPU) == "portable"
 
 
 @pytest.fixture
@@ -139,43 +150,3 @@ def test_where_the_kernels_cannot_work_is_said(call, name):
         call[name](backend="triton")
     with pytest.raises(ValueError, match=r"backend must be one of \('auto', .*got 'cuda'"):
         call[name](backend="cuda")
-
-
-def trial(milliseconds, *, logprobs=0.0, by_hidden=1.0):
-    numbers = torch.tensor([logprobs]), torch.tensor([1.0]), torch.tensor([by_hidden])
-    return _backend._Trial(milliseconds, *numbers)
-
-
-@pytest.mark.parametrize(
-    ("ours", "expected", "line"),
-    [
-        (trial(1.0), "triton", "triton tiles for 2 tokens, 9 entries, hidden states of 4, float32"),
-        (trial(3.0), "portable", r"portable tiles .* \(portable 2.00 ms, triton 3.00 ms\)"),
-        (trial(1.0, logprobs=0.01), "portable", "results differ"),
-        (trial(1.0, logprobs=float("nan")), "portable", "results differ"),
-        (trial(1.0, by_hidden=1.01), "portable", "results differ"),
-        (trial(1.0, by_hidden=float("nan")), "portable", "results differ"),
-        (RuntimeError("no\nkernel"), "portable", "Triton's failed: RuntimeError: no kernel"),
-    ],
-)
-def test_the_faster_one_is_kept_if_it_agrees(ours, expected, line, monkeypatch, caplog):
-    def try_it(head, hidden, labels):
-        if head.backend == "portable":
-            return trial(2.0)
-        if isinstance(ours, Exception):
-            raise ours
-        return ours
-
-    monkeypatch.setattr(_backend, "_try", try_it)
-    with caplog.at_level(logging.INFO):
-        assert _backend._faster(HEAD, HIDDEN, LABELS) == expected
-    (record,) = caplog.records
-    assert re.search(line, record.getMessage())
-
-
-def test_a_trial_runs_both_directions():
-    found = _backend._try(HEAD, torch.randn(2, 4), LABELS)
-    assert found.milliseconds > 0
-    assert found.logprobs.shape == found.entropy.shape == (2,)
-    assert found.by_hidden.shape == (2, 4)
-    assert not found.disagrees_with(found)

@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 import torch
 
-from g2rpo_torch import _backend, fused_g2rpo_loss, logprobs_and_entropy
+from g2rpo_torch import fused_g2rpo_loss, logprobs_and_entropy
 from g2rpo_torch._tiles import Columns, Head, Pull, Softmax
 
 from .conftest import make_inputs, plain
@@ -194,18 +194,3 @@ def test_fused_loss(device):
         gradients = torch.autograd.grad(terms.total, leaves)
         results.append([*terms, *(metrics[name] for name in sorted(metrics)), *gradients])
     assert_same(*results, 1e-5)
-
-
-def test_choice(device):
-    """Both agree on the actual inputs, so the faster one is taken."""
-    inputs = make_inputs(device, tokens=(10,), entries=500)
-    weight = inputs.weight.float()
-    head = Head(weight, None, None, 0.8, None, torch.float32)
-    trials = [
-        _backend._try(head._replace(backend=b), inputs.hidden.float(), inputs.labels)
-        for b in ("portable", "triton")
-    ]
-    assert not trials[1].disagrees_with(trials[0])
-    assert all(trial.milliseconds > 0 for trial in trials)
-    faster = _backend._faster(head, inputs.hidden.float(), inputs.labels)
-    assert faster in ("portable", "triton")

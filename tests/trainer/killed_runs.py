@@ -21,10 +21,10 @@ from pathlib import Path
 
 STAGES = {
     "rollout": ("sampling.py", "prefill.py", "prompts.py", "rollouts.py"),
-    "scoring": ("scoring.py", "shaping.py", "metrics.py", "controllers.py"),
+    "scoring": ("scoring.py", "advantages.py", "metrics.py"),
     "update": ("update.py", "batch.py", "forward.py", "packed.py", "optimizer.py", "equity.py"),
-    "checkpoint": ("checkpoint.py", "checkpoints.py"),
-    "log": ("files.py", "folder.py", "progress.py"),
+    "checkpoint": ("checkpoint.py",),
+    "log": ("files.py", "run_folder.py", "progress.py"),
     "evaluation": ("evaluation.py",),
 }
 _STAGE_OF = {name: stage for stage, names in STAGES.items() for name in names}
@@ -96,8 +96,7 @@ def tracer(counted, stage, line):
 
 def stage_of(frame) -> str | None:
     file = Path(frame.f_code.co_filename)
-    ours = "trainer" in file.parts or file.parent.parts[-2:] == ("g2rpo", "run")
-    return _STAGE_OF.get(file.name) if ours else None
+    return _STAGE_OF.get(file.name) if "g2rpo_trainer" in file.parts else None
 
 
 def limit_files_from(step: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.inputs.prompts import encode_prompts
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.optimizer import make_optimizer
-from g2rpo_trainer.learning.update import update_policy
-from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.optimizer import make_optimizer
+from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.update import update_policy
 
 from .tiny_models import make_records
 

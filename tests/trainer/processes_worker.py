@@ -16,25 +16,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.distributed.processes import joined
-from g2rpo_trainer.distributed.sharding import is_sharded, shard, whole_weights
+from g2rpo_trainer.distributed import join_ranks
+from g2rpo_trainer.equity import gradient_norms
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.equity import gradient_norms
-from g2rpo_trainer.learning.optimizer import (
-    make_optimizer,
-    optimizer_tensors,
-    trained_parameters,
-)
-from g2rpo_trainer.learning.update import update_policy, with_reference
+from g2rpo_trainer.metrics import equity_metrics
 from g2rpo_trainer.model import lora
-from g2rpo_trainer.model.policy_model import make_policy
-from g2rpo_trainer.passes import head
-from g2rpo_trainer.run.metrics import equity_metrics
-from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
+from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors, trained_parameters
+from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.sharding import full_weights, is_sharded, shard
+from g2rpo_trainer.update import update_policy, with_reference
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models
@@ -99,56 +94,54 @@ def whole_batch(policy, records):
     )
 
 
-def own_part(batch, processes):
+def own_part(batch, ranks):
     prompts = len(batch.prompts["input_ids"])
-    own = torch.tensor(processes.share(prompts).own, dtype=torch.int64)
+    own = torch.tensor(ranks.share(prompts).own, dtype=torch.int64)
     return batch.rows(torch.isin(batch.numbers, own).nonzero()[:, 0])
 
 
-def prepared(case, config, sharded, processes):
+def prepared(case, config, sharded, ranks):
     """Return a policy, its reference, and this process's part of a batch."""
     family, _, prompts = CASES[case]
-    head._LARGE_VOCABULARY = 0 if case == "from hidden states" else 8192
     processor = tiny_models.build_processor(family)
     model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
     model = model.to(getattr(torch, config.model.dtype))
     lora.attach(model, config.model, None)
     policy = make_policy(model.eval(), processor)
-    batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), processes)
+    batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), ranks)
+    shortcuts = Shortcuts(packed_rows=True, without_logits=case == "from hidden states")
+    policy = replace(policy, shortcuts=shortcuts)
     # Of an adapter the base is the reference.
     reference = policy
     if not policy.has_adapter:
         reference = replace(policy, model=copy.deepcopy(model))
-    for each in (policy, reference):
-        if processes.size > 1:
-            each.trials._verdicts.update(head=True, forward=True)
     if sharded:
-        shard(model, torch.device("cpu"), processes.size)
+        shard(model, torch.device("cpu"), ranks.size)
         if reference is not policy:
-            shard(reference.model, torch.device("cpu"), processes.size)
+            shard(reference.model, torch.device("cpu"), ranks.size)
         assert is_sharded(model)
     return policy, reference, batch
 
 
-def learn(case, sharded, processes):
+def learn(case, sharded, ranks):
     config = describe(CASES[case][1])
-    policy, reference, batch = prepared(case, config, sharded, processes)
+    policy, reference, batch = prepared(case, config, sharded, ranks)
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
     losses = []
     for _ in range(STEPS):
         part = batch
         if config.optimization.beta:
-            part = with_reference(batch, reference, config)
-        metrics = equity_metrics(gradient_norms(policy, part, config, 1).norms)
-        metrics |= update_policy(policy, optimizer, part, config, progress)
+            part = with_reference(batch, reference, config, ranks)
+        metrics = equity_metrics(gradient_norms(policy, part, config, 1, ranks).norms)
+        metrics |= update_policy(policy, optimizer, part, config, progress, ranks)
         losses.append(metrics)
-    state = {**saved_weights(policy, sharded), **optimizer_tensors(policy, optimizer)}
+    state = {**saved_weights(policy, sharded, ranks), **optimizer_tensors(policy, optimizer, ranks)}
     return losses, {name: value.float().clone() for name, value in state.items()}
 
 
-def saved_weights(policy, sharded):
+def saved_weights(policy, sharded, ranks):
     """Return what a checkpoint holds."""
-    weights = whole_weights(policy.model) if sharded else policy.model.state_dict()
+    weights = full_weights(policy.model, ranks) if sharded else policy.model.state_dict()
     if not policy.has_adapter:
         return weights
     weights = {name: weight for name, weight in weights.items() if "lora_" in name}
@@ -156,13 +149,13 @@ def saved_weights(policy, sharded):
     return weights
 
 
-def skips(case, sharded, processes):
+def skips(case, sharded, ranks):
     """Return what each process does about a gradient that is not finite on the last one alone."""
     config = describe(["optimization.max_skipped_steps=1"])
-    policy, _, batch = prepared(case, config, sharded, processes)
+    policy, _, batch = prepared(case, config, sharded, ranks)
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
     advantages = batch.advantages.clone()
-    if processes.rank == processes.size - 1:
+    if ranks.rank == ranks.size - 1:
         advantages[0] = torch.nan
     broken = replace(batch, advantages=advantages)
 
@@ -173,45 +166,45 @@ def skips(case, sharded, processes):
     found, before = [], own_weights()
     for given in (broken, batch, broken, broken):
         try:
-            update_policy(policy, optimizer, given, config, progress)
+            update_policy(policy, optimizer, given, config, progress, ranks)
         except RunError as caught:
             found.append(f"{type(caught).__name__}: {caught}")
         after = own_weights()
         found.append([progress.skipped_steps, all(map(torch.equal, before, after))])
         before = after
-    return processes.gather_objects(found)
+    return ranks.gather_objects(found)
 
 
-def errors(processes):
+def errors(ranks):
     """Return what each process sees when the last one finds something wrong."""
     found = []
     for error in (RunError("line 7: no answer"), KeyError("oops")):
         try:
-            with processes.together():
-                if processes.rank == processes.size - 1:
+            with ranks.raise_on_all_ranks():
+                if ranks.rank == ranks.size - 1:
                     raise error
         except Exception as caught:
             found.append(f"{type(caught).__name__}: {caught}")
     weight = torch.nn.Linear(1, 1, bias=False)
-    for value in (1.0, float(processes.rank)):
+    for value in (1.0, float(ranks.rank)):
         torch.nn.init.constant_(weight.weight, value)
         try:
-            processes.require_same_weights(weight)
+            ranks.require_same_weights(weight)
         except RunError as caught:
             found.append(f"{value}: {caught}")
-    return processes.gather_objects(found)
+    return ranks.gather_objects(found)
 
 
 def main(output, mode, *cases):
     torch.set_num_threads(1)
-    with joined() as processes:
+    with join_ranks() as ranks:
         found = {}
         tensors = {}
         for case in cases:
-            found[case], tensors[case] = learn(case, mode == "sharded", processes)
-        found["skips"] = skips("text", mode == "sharded", processes)
-        found["errors"] = errors(processes)
-        if processes.is_main:
+            found[case], tensors[case] = learn(case, mode == "sharded", ranks)
+        found["skips"] = skips("text", mode == "sharded", ranks)
+        found["errors"] = errors(ranks)
+        if ranks.is_main:
             flat = {
                 f"{case}/{name}": tensor
                 for case, part in tensors.items()

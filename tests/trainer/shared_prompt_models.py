@@ -1,13 +1,14 @@
 """Tiny random policies of many architectures, prompts for them, and responses in uneven groups."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 import transformers
 
-from g2rpo_trainer.inputs.prompts import Prompts
-from g2rpo_trainer.model.policy_model import make_policy
+from g2rpo_trainer.inputs.prompts import Prompts, select_rows
+from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
 from g2rpo_trainer.policy.build import build_tokenizer
 
 VOCABULARY = 208  # that of the embedded policy's tokenizer
@@ -54,6 +55,7 @@ TEXT_MODELS = {
     "gpt2": transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
     ),
+    "gemma": transformers.GemmaConfig(**TEXT, head_dim=8),
     "mistral": transformers.MistralConfig(**TEXT, sliding_window=6),
     "gemma3_text": transformers.Gemma3TextConfig(
         **TEXT,
@@ -110,6 +112,7 @@ PREFIX_MODELS = {
     ),
 }
 OTHER_MODELS = {
+    "olmo2": transformers.Olmo2Config(**TEXT),
     "lfm2": transformers.Lfm2Config(**TEXT, layer_types=["conv", "full_attention"]),
     "bloom": transformers.BloomConfig(
         vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
@@ -145,6 +148,11 @@ def make(name, *, attention="sdpa", dtype=torch.float32):
     return make_policy(model, SimpleNamespace(tokenizer=build_tokenizer()))
 
 
+def with_shared_prompts(policy, *, rollouts=True):
+    """Return a policy that computes a prompt once for all of its responses."""
+    return replace(policy, shortcuts=Shortcuts(shared_rollouts=rollouts, packed_rows=True))
+
+
 def make_prompts(policy, lengths=(7, 4, 9)):
     """Return prompts of different lengths, with images where the model takes them."""
     torch.manual_seed(1)
@@ -164,6 +172,11 @@ def make_prompts(policy, lengths=(7, 4, 9)):
     if policy.model.config.model_type == "paligemma":
         extra["token_type_ids"] = torch.zeros_like(ids)
     return Prompts({"input_ids": ids, "attention_mask": mask, **extra}, rows_each)
+
+
+def make_one_prompt(policy):
+    """Return a prompt for the check at the start of a run, with images if the model takes them."""
+    return select_rows(make_prompts(policy), slice(0, 1))
 
 
 def make_images(model_type, count):
@@ -198,4 +211,8 @@ def make_responses():
 
 def own_lines(caplog):
     """Return what this library has logged."""
-    return [record.getMessage() for record in caplog.records if "g2rpo" in record.name]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if "g2rpo" in record.name and record.levelname != "INFO"
+    ]

@@ -7,9 +7,9 @@ import torch
 
 from g2rpo_trainer.config import Lora, Model
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model import checkpointed
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.passes.forward import completion_logprobs
 
 from .adapters import needs_lora
 from .one_update import rollouts
@@ -44,7 +44,7 @@ def test_gradients_are_the_same(family, folders):
     twice = load_policy(str(folders(family)), device="cpu", model=CHECKPOINTED)
     batch = rollouts(plain, family)
     expected = gradients(plain, batch)
-    gradients(twice, batch)  # the trials of the first pass are over
+    gradients(twice, batch)
     found = gradients(twice, batch)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -70,7 +70,7 @@ def test_dropout_stays_off(folders):
     policy = load_policy(str(folders("llama")), device="cpu")
     layer = policy.model.model.layers[0]
     layer.self_attn.attention_dropout = layer.residual_dropout = 0.5
-    checkpointed.enable(policy.model)
+    checkpointed.enable_gradient_checkpointing(policy.model)
     assert layer.residual_dropout == 0
     batch = rollouts(policy, "llama")
     one, two = (gradients(policy, batch) for _ in range(2))

@@ -164,23 +164,13 @@ def test_a_damaged_checkpoint_is_named(tiny_run):
 
 
 def test_a_resumed_run_takes_the_shortcuts_that_it_took_before(tiny_run, monkeypatch):
-    """They change results by rounding, so another verdict would not be the same run."""
-    from g2rpo_trainer.model.trials import Trials
+    """They change results by rounding, so another choice would not be the same run."""
+    from g2rpo_trainer import shortcuts
 
     config = tiny_run("output.trackers=[]", "optimization.steps=1")
     train(config)
     state = Path(config.output.dir) / "checkpoints/step-000001/trainer_state.json"
-    assert json.loads(state.read_text())["trials"]["rollout"] is True
-    tried = []
-    real = Trials.settle
-
-    def settle(trials, shortcut, find_obstacle):
-        def find():
-            tried.append(shortcut)
-            return find_obstacle()
-
-        real(trials, shortcut, find)
-
-    monkeypatch.setattr(Trials, "settle", settle)
+    assert json.loads(state.read_text())["shortcuts"]["shared_rollouts"] is True
+    # Nothing is checked again.
+    monkeypatch.setattr(shortcuts, "_check", None)
     train(tiny_run("output.trackers=[]", "optimization.steps=2"), resume=True)
-    assert tried == []

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.distributed.processes import Share
+from g2rpo_trainer.distributed import Share
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.importance import importance_weights, sampler_metrics
 from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.optimizer import make_optimizer
-from g2rpo_trainer.learning.update import batch_loss
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import make_policy
-from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.optimizer import make_optimizer
+from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import concatenated, sample_with_policy
 from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.step import training_step
+from g2rpo_trainer.update import batch_loss
 from g2rpo_trainer.vllm import (
     Request,
     Sampled,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import g2rpo
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.equity import gradient_norms
-from g2rpo_trainer.learning.update import batch_loss
-from g2rpo_trainer.run.metrics import equity_metrics
+from g2rpo_trainer.equity import gradient_norms
+from g2rpo_trainer.metrics import equity_metrics
+from g2rpo_trainer.update import batch_loss
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 

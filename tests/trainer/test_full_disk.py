@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from g2rpo_trainer import load_policy, train
+from g2rpo_trainer.checkpoint import save_checkpoint
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.learning.optimizer import make_optimizer
-from g2rpo_trainer.model.checkpoint import save_checkpoint
-from g2rpo_trainer.run.folder import RunFolder
+from g2rpo_trainer.optimizer import make_optimizer
+from g2rpo_trainer.run_folder import RunFolder
 
 from .full_disk import disk_with_room_for
 

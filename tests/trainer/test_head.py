@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
 
 import g2rpo
-from g2rpo_trainer.model.trials import Trials
-from g2rpo_trainer.passes import head
-from g2rpo_trainer.passes.forward import completion_logprobs, completion_predictions
-from g2rpo_trainer.passes.predictions import FromHidden, FromLogits
+from g2rpo_trainer import shortcuts
+from g2rpo_trainer.logprobs import (
+    FromHidden,
+    FromLogits,
+    completion_logprobs,
+    completion_predictions,
+)
+from g2rpo_trainer.model.policy_model import Shortcuts
+
+from .shared_prompt_models import own_lines
 
 
-@pytest.fixture(params=["auto", "off"])
+@pytest.fixture(params=[True, False], ids=["packed", "plain"])
 def policy(request, random_policy):
     """One that shares prompts, and one that does not, with a model of its own."""
     model = copy.deepcopy(random_policy.model)
-    return replace(random_policy, model=model, trials=Trials(request.param))
+    return replace(random_policy, model=model, shortcuts=Shortcuts(packed_rows=request.param))
+
+
+def without_logits(policy):
+    return replace(policy, shortcuts=replace(policy.shortcuts, without_logits=True))
 
 
 def values_and_gradients(policy, prompts, completions):
@@ -34,16 +44,11 @@ def values_and_gradients(policy, prompts, completions):
     return [*values, *(g for g in gradients if g is not None)]
 
 
-def test_values_and_gradients_are_the_same(policy, prompts, completions, monkeypatch, caplog):
+def test_values_and_gradients_are_the_same(policy, prompts, completions, monkeypatch):
     expected = values_and_gradients(policy, prompts, completions)
-    assert not head.has_large_vocabulary(policy)
-    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
-    monkeypatch.setattr(policy.model, "forward", counted(policy.model.forward))
-    got = values_and_gradients(policy, prompts, completions)
-    assert policy.trials.allows("head", lambda: "asked again")
-    assert not caplog.records
-    # Once to compare; after that the model's own logits are not computed.
-    assert policy.model.forward.calls == 1
+    # The model's own logits are not computed.
+    monkeypatch.setattr(policy.model, "forward", refused(policy.model.forward))
+    got = values_and_gradients(without_logits(policy), prompts, completions)
     assert len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
@@ -76,10 +81,10 @@ def loss_and_gradients(policy, prompts, completions):
     return type(predictions), values, [g for g in gradients if g is not None]
 
 
-def test_the_loss_and_its_gradients_are_the_same(policy, prompts, completions, monkeypatch):
+def test_the_loss_and_its_gradients_are_the_same(policy, prompts, completions):
     kind, expected_values, expected_gradients = loss_and_gradients(policy, prompts, completions)
     assert kind is FromLogits
-    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
+    policy = without_logits(policy)
     kind, values, gradients = loss_and_gradients(policy, prompts, completions)
     assert kind is FromHidden
     assert all(float(value.detach()) != 0 for value in values[:5])
@@ -90,13 +95,12 @@ def test_the_loss_and_its_gradients_are_the_same(policy, prompts, completions, m
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def counted(function):
-    def wrapper(*arguments, **options):
-        wrapper.calls += 1
-        return function(*arguments, **options)
+def refused(function):
+    @wraps(function)
+    def refuse(*_, **__):
+        raise AssertionError("called")
 
-    wrapper.calls = 0
-    return wrapper
+    return refuse
 
 
 class Scaled(torch.nn.Linear):
@@ -110,23 +114,22 @@ def scaled_head(linear):
     return layer
 
 
-def test_a_head_of_another_kind_keeps_its_logits(policy, prompts, completions, monkeypatch, caplog):
+def test_a_head_of_another_kind_keeps_its_logits(policy, monkeypatch, caplog):
     monkeypatch.setattr(policy.model, "lm_head", scaled_head(policy.model.lm_head))
-    expected = values_and_gradients(policy, prompts, completions)
-    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            got = values_and_gradients(policy, prompts, completions)
-    (record,) = caplog.records
-    assert "full logits: TypeError: head must be a torch.nn.Linear" in record.getMessage()
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    monkeypatch.setattr(shortcuts, "_LARGE_VOCABULARY", 0)
+    chosen = shortcuts.choose_shortcuts(policy).shortcuts
+    assert not chosen.without_logits
+    assert chosen.packed_rows
+    (line,) = own_lines(caplog)
+    assert "full logits: TypeError: head must be a torch.nn.Linear" in line
 
 
-def test_logits_that_are_more_than_the_head_are_found_out(
-    policy, prompts, completions, monkeypatch, caplog
-):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_more_than_the_head_are_found_out(dtype, policy, monkeypatch, caplog):
     """As in models that scale their logits after a plain linear head."""
+    monkeypatch.setattr(shortcuts, "_LARGE_VOCABULARY", 0)
+    policy.model.to(dtype)
+    assert shortcuts.choose_shortcuts(policy).shortcuts.without_logits
     plain = policy.model.forward
 
     def scaled(*arguments, **options):
@@ -135,7 +138,5 @@ def test_logits_that_are_more_than_the_head_are_found_out(
         return output
 
     monkeypatch.setattr(policy.model, "forward", scaled)
-    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 0)
-    with caplog.at_level(logging.WARNING):
-        assert not head.goes_without_logits(policy, prompts)
-    assert "differ from the plain pass by" in caplog.text
+    assert not shortcuts.choose_shortcuts(policy).shortcuts.without_logits
+    assert "full logits: log-probabilities differ from the plain pass by" in caplog.text

@@ -10,16 +10,15 @@ import pytest
 import torch
 import transformers
 
-from g2rpo_trainer import train
+from g2rpo_trainer import shortcuts, train
+from g2rpo_trainer.checkpoint import export_merged
 from g2rpo_trainer.config import Lora, Model
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.prompts import encode_prompts
-from g2rpo_trainer.model.export import export_merged
+from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model.freezing import count_parameters
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.model.trials import Trials
-from g2rpo_trainer.passes import head
-from g2rpo_trainer.passes.forward import completion_logprobs
+from g2rpo_trainer.model.policy_model import Shortcuts
 
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts
@@ -245,7 +244,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(targets, tiny_run, tmp_path)
 
 
 def test_reference_is_the_base(folders):
-    from g2rpo_trainer.learning.update import with_reference
+    from g2rpo_trainer.update import with_reference
 
     policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
     config = describe()
@@ -277,12 +276,11 @@ def test_shortcuts_hold_with_an_adapter(targets, folders, monkeypatch, caplog):
         gradients = torch.autograd.grad(values[0].sum() + 0.3 * values[1].sum(), weights)
         return [*values, *base, *gradients]
 
-    expected = values_and_gradients(replace(policy, trials=Trials("off")))
-    monkeypatch.setattr(head, "_LARGE_VOCABULARY", 1)
-    quick = replace(policy, trials=Trials())
+    expected = values_and_gradients(replace(policy, shortcuts=Shortcuts()))
+    monkeypatch.setattr(shortcuts, "_LARGE_VOCABULARY", 1)
+    quick = shortcuts.choose_shortcuts(policy)
+    assert quick.shortcuts == Shortcuts(True, True, True)
     found = values_and_gradients(quick)
-    assert quick.trials.allows("forward", lambda: "asked again")
-    assert quick.trials.allows("head", lambda: "asked again")
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert not [record for record in caplog.records if "g2rpo" in record.name]

@@ -8,17 +8,16 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.microbatches import Lengths, micro_batch_rows, token_bins
-from g2rpo_trainer.learning.update import batch_loss
-from g2rpo_trainer.model.trials import Trials
+from g2rpo_trainer.batch import Batch, Lengths, micro_batch_rows, token_bins
+from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.update import batch_loss
 
 
-@pytest.fixture(params=["auto", "off"])
+@pytest.fixture(params=[True, False], ids=["packed", "plain"])
 def policy(request, random_policy):
     """One that shares prompts, and one that does not, with a model of its own."""
     model = copy.deepcopy(random_policy.model)
-    return replace(random_policy, model=model, trials=Trials(request.param))
+    return replace(random_policy, model=model, shortcuts=Shortcuts(packed_rows=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +56,21 @@ def random_lengths(seed):
 def test_each_response_is_once_in_a_bin_that_fits(seed):
     lengths = random_lengths(seed)
     for budget in (1, 400, 2000, 10**9):
-        for shares in (lambda: True, lambda: False):
-            bins = token_bins(lengths, budget, shares=shares)
+        for packed in (True, False):
+            bins = token_bins(lengths, budget, packed=packed)
             assert sorted(number for one in bins for number in one) == list(
                 range(len(lengths.responses))
             )
             for one in bins:
-                rows, length = lengths.rows_of(one, shares)
+                rows, length = lengths.rows_of(one, packed)
                 assert rows * length <= budget or len(one) == 1
             # A group is cut only where it does not fit by itself.
             for group in set(lengths.groups):
                 own = [n for n, each in enumerate(lengths.groups) if each == group]
-                rows, length = lengths.rows_of(own, shares)
+                rows, length = lengths.rows_of(own, packed)
                 if rows * length <= budget:
                     assert sum(not set(own).isdisjoint(one) for one in bins) == 1
-            assert bins == token_bins(lengths, budget, shares=shares)
+            assert bins == token_bins(lengths, budget, packed=packed)
     assert len(token_bins(lengths, 10**9)) == 1
     assert len(token_bins(lengths, 1)) == len(lengths.responses)
 
@@ -96,7 +95,6 @@ def test_a_pass_computes_what_was_counted(policy, batch, budget, monkeypatch, ti
     totals = g2rpo.batch_totals(
         batch.mask, entropies=batch.entropies, tasks=batch.tasks, num_tasks=6
     )
-    shared = policy.trials.allows("forward", lambda: "never asked")
     for part in parts:
         batch_loss(policy, part, totals, tiny_run())
         lengths = Lengths(
@@ -105,7 +103,7 @@ def test_a_pass_computes_what_was_counted(policy, batch, budget, monkeypatch, ti
             part.groups.tolist(),
             policy.model.config.get_text_config().hidden_size,
         )
-        rows, length = lengths.rows_of(range(len(part)), lambda: shared)
+        rows, length = lengths.rows_of(range(len(part)), policy.shortcuts.packed_rows)
         assert seen[-1] == rows * length
         assert seen[-1] <= budget or len(part) == 1
     assert len(seen) == len(parts)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from g2rpo_trainer import train
 from g2rpo_trainer.config import Model, Optimization
-from g2rpo_trainer.learning.optimizer import (
+from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.optimizer import (
     MasterAdamW,
     make_optimizer,
     optimizer_tensors,
@@ -19,7 +20,6 @@ from g2rpo_trainer.learning.optimizer import (
     set_learning_rate,
     trained_parameters,
 )
-from g2rpo_trainer.model.loading import load_policy
 
 from .one_update import learn_once
 

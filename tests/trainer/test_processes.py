@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from g2rpo_trainer.config import Model
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.distributed.processes import Processes
-from g2rpo_trainer.distributed.sharding import shall_shard
+from g2rpo_trainer.distributed import Ranks
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.model.device import resolve_device
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.scoring import Scorer
+from g2rpo_trainer.sharding import wants_sharding
 
 from .launched import free_port
 from .processes_worker import CASES, STEPS
@@ -98,7 +98,7 @@ def test_the_same_update_however_the_batch_is_spread(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_work_is_divided(size):
     for total in range(12):
-        shares = [Processes(rank, size).share(total) for rank in range(size)]
+        shares = [Ranks(rank, size).share(total) for rank in range(size)]
         assert sorted(number for share in shares for number in share.own) == list(range(total))
         assert {len(share.padded) for share in shares} == {-(-total // size)}
         for share in shares:
@@ -108,22 +108,22 @@ def test_work_is_divided(size):
 
 def test_tasks_that_take_turns_go_round():
     """Each of two processes gets every one of six tasks within two steps of six prompts."""
-    tasks = [number % 6 for number in Processes(0, 2).share(12).own]
+    tasks = [number % 6 for number in Ranks(0, 2).share(12).own]
     assert len(set(tasks)) == 6
 
 
 def test_one_process_shares_with_nobody():
-    alone = Processes.current()
+    alone = Ranks()
     assert (alone.rank, alone.size, alone.is_main) == (0, 1, True)
     assert (alone.any(False), alone.any(True)) == (False, True)
-    assert (alone.largest(-3), alone.total(4)) == (-3, 4)
-    assert alone.gather_rows([3, 1], ["late", "early"]) == ["early", "late"]
-    assert alone.add_up({"a": 1.5, "b/max": -2.0}) == {"a": 1.5, "b/max": -2.0}
-    (column,), own = alone.gather(torch.tensor([0, 0, 1]), torch.tensor([5, 6, 7]))
+    assert (alone.max(-3), alone.sum(4)) == (-3, 4)
+    assert alone.gather_sorted_objects([3, 1], ["late", "early"]) == ["early", "late"]
+    assert alone.reduce_by_name({"a": 1.5, "b/max": -2.0}) == {"a": 1.5, "b/max": -2.0}
+    (column,), own = alone.gather_sorted(torch.tensor([0, 0, 1]), torch.tensor([5, 6, 7]))
     assert column.tolist() == [5, 6, 7]
     assert own.tolist() == [0, 1, 2]
     error = RunError("plain")
-    with pytest.raises(RunError) as raised, alone.together():
+    with pytest.raises(RunError) as raised, alone.raise_on_all_ranks():
         raise error
     assert raised.value is error
 
@@ -135,7 +135,7 @@ def test_a_share_is_sampled_like_the_whole(random_policy, prompts):
     whole = sample(random_policy, prompts, **options)
     after = torch.rand(1)
     for rank in range(4):
-        share = Processes(rank, 4).share(len(prompts["input_ids"]))
+        share = Ranks(rank, 4).share(len(prompts["input_ids"]))
         rows = torch.tensor(share.padded)
         torch.manual_seed(3)
         mine = {name: tensor[rows] for name, tensor in prompts.items()}
@@ -173,12 +173,12 @@ def test_what_a_launcher_tells(launched):
 
 
 def test_who_divides_the_model(launched):
-    assert not shall_shard(Model(sharding="fsdp"), 1)
-    assert shall_shard(Model(sharding="fsdp"), 2)
-    assert not shall_shard(Model(), 2)
+    assert not wants_sharding(Model(sharding="fsdp"), 1)
+    assert wants_sharding(Model(sharding="fsdp"), 2)
+    assert not wants_sharding(Model(), 2)
     launched(ACCELERATE_USE_FSDP="true")
-    assert shall_shard(Model(), 2)
-    assert not shall_shard(Model(sharding="none"), 2)
+    assert wants_sharding(Model(), 2)
+    assert not wants_sharding(Model(sharding="none"), 2)
 
 
 def test_each_process_needs_a_gpu(launched, monkeypatch):

@@ -14,8 +14,8 @@ from g2rpo_trainer.answers import Answers
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.evaluation import evaluated
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.evaluation import evaluated
 from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.tasks import TASKS
 

@@ -11,16 +11,15 @@ import torch
 
 import g2rpo
 from g2rpo_trainer import train
+from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.batch import Batch, high_entropy_tokens
 from g2rpo_trainer.data import open_source
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.optimizer import make_optimizer
-from g2rpo_trainer.learning.selection import high_entropy_tokens
-from g2rpo_trainer.learning.update import batch_loss, mini_batch_totals, update_policy
-from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.shaping import Shaping
+from g2rpo_trainer.optimizer import make_optimizer
+from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import sample_with_policy
 from g2rpo_trainer.scoring import Rewards
 from g2rpo_trainer.step import training_step
+from g2rpo_trainer.update import batch_loss, mini_batch_totals, update_policy
 
 TASKS = ["grounding", "vqa", "spatial", "chart", "ocr", "maths"]
 FOUR = ["rollout.num_generations=4", "length.mode=off"]

@@ -9,14 +9,10 @@ import torch
 
 from g2rpo_trainer import train
 from g2rpo_trainer.inputs.prompts import select_rows
+from g2rpo_trainer.logprobs import completion_logprobs, packed_predictions, plain_predictions
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.model.trials import Trials
-from g2rpo_trainer.passes.forward import (
-    completion_logprobs,
-    plain_predictions,
-)
-from g2rpo_trainer.passes.packed import packed_predictions
-from g2rpo_trainer.passes.packing import split_groups
+from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.packing import split_groups
 from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import (
@@ -27,7 +23,7 @@ from .shared_prompt_models import (
     make,
     make_prompts,
     make_responses,
-    own_lines,
+    with_shared_prompts,
 )
 
 
@@ -78,12 +74,11 @@ def test_rollouts_are_the_same(name, temperature):
     policy = make(name)
     prompts = make_prompts(policy)
     found = []
-    for setting in ("auto", "off"):
+    for is_shared in (True, False):
         torch.manual_seed(3)
-        one = replace(policy, trials=Trials(setting))
+        one = replace(policy, shortcuts=Shortcuts(shared_rollouts=is_shared))
         options = {"max_completion_length": 6, "temperature": temperature}
         found.append(sample(one, prompts, num_generations=3, **options))
-        assert one.trials.allows("rollout", lambda: "asked again") == (setting == "auto")
     shared, plain = found
     assert torch.equal(shared.tokens, plain.tokens)
     tolerance = 1e-5 / min(temperature, 1.0)
@@ -95,9 +90,9 @@ def test_rollouts_are_the_same(name, temperature):
 
 def test_rollouts_of_the_embedded_policy_are_the_same(embedded, prompts):
     found = []
-    for setting in ("auto", "off"):
+    for is_shared in (True, False):
         torch.manual_seed(4)
-        policy = replace(embedded, trials=Trials(setting))
+        policy = replace(embedded, shortcuts=Shortcuts(shared_rollouts=is_shared))
         found.append(sample(policy, prompts, num_generations=8, max_completion_length=24))
         found.append(torch.rand(1))
     assert torch.equal(found[0].tokens, found[2].tokens)
@@ -106,7 +101,7 @@ def test_rollouts_of_the_embedded_policy_are_the_same(embedded, prompts):
 
 @pytest.mark.parametrize("name", [*COVERED, *PREFIX_MODELS])
 def test_first_update_has_ratio_one(name):
-    policy = make(name)
+    policy = with_shared_prompts(make(name), rollouts=name in COVERED)
     prompts = make_prompts(policy)
     torch.manual_seed(5)
     completions = sample(policy, prompts, num_generations=3, max_completion_length=6)
@@ -115,7 +110,6 @@ def test_first_update_has_ratio_one(name):
         logprobs, _ = completion_logprobs(
             policy, prompts, groups, completions.tokens, completions.mask
         )
-    assert policy.trials.allows("forward", lambda: "asked again")
     ratios = torch.exp(logprobs - completions.logprobs)[completions.mask]
     assert (ratios - 1).abs().max() < 2e-5
 
@@ -128,10 +122,8 @@ def count_rows(module, counts):
 
 
 def test_an_image_is_looked_at_once_a_prompt():
-    policy = make("llava")
+    policy = with_shared_prompts(make("llava"))
     prompts, tokens = make_prompts(policy), make_responses()
-    sample(policy, prompts, num_generations=2, max_completion_length=2)
-    completion_logprobs(policy, prompts, GROUPS, tokens, MASK)
     looked: list[int] = []
     hook = count_rows(policy.model.model.vision_tower, looked)
     sample(policy, prompts, num_generations=4, max_completion_length=4)
@@ -141,11 +133,10 @@ def test_an_image_is_looked_at_once_a_prompt():
 
 
 def test_a_group_costs_one_prompt_and_its_responses():
-    policy = make("llama")
+    policy = with_shared_prompts(make("llama"))
     prompts, tokens = make_prompts(policy, lengths=(20,)), make_responses()
     groups, mask = torch.zeros(7, dtype=torch.int64), torch.ones_like(MASK)
     arguments = (policy, prompts, groups, tokens, mask)
-    completion_logprobs(*arguments)
     embedded_tokens: list[int] = []
     hook = policy.model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: embedded_tokens.append(args[0].numel())
@@ -183,17 +174,17 @@ def test_long_groups_are_split_over_rows(size):
 
 
 def test_responses_much_longer_than_the_prompt_do_not_share_a_row(monkeypatch):
-    policy = make("llama")
+    policy = with_shared_prompts(make("llama"))
     prompts = make_prompts(policy, lengths=(2,))
     tokens = torch.full((4, 120), 20)
     arguments = (policy, prompts, torch.zeros(4, dtype=torch.int64), tokens, tokens > 0)
-    monkeypatch.setattr("g2rpo_trainer.passes.forward.packed_predictions", None)
+    monkeypatch.setattr("g2rpo_trainer.logprobs.packed_predictions", None)
     found, _ = completion_logprobs(*arguments)
     assert torch.equal(found, plain_predictions(*arguments).values()[0])
 
 
 def test_nothing_but_empty_responses():
-    policy = make("llama")
+    policy = with_shared_prompts(make("llama"))
     prompts = make_prompts(policy)
     logprobs, entropies = completion_logprobs(
         policy, prompts, GROUPS, make_responses(), torch.zeros_like(MASK)
@@ -201,14 +192,6 @@ def test_nothing_but_empty_responses():
     assert logprobs.shape == entropies.shape == MASK.shape
     (logprobs * torch.zeros_like(logprobs)).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.model.parameters())
-
-
-def test_sixteen_bits_are_shared_too(caplog):
-    policy = make("llama", dtype=torch.bfloat16)
-    prompts = make_prompts(policy)
-    sample(policy, prompts, num_generations=2, max_completion_length=4)
-    completion_logprobs(policy, prompts, GROUPS, make_responses(), MASK)
-    assert not own_lines(caplog)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
@@ -239,7 +222,7 @@ def test_a_run_learns_the_same_either_way(tiny_run, monkeypatch):
         for setting in ("auto", "off")
     )
     train(shared)
-    for place in ("sampling.expanded_prompts", "passes.forward.packed_predictions"):
+    for place in ("sampling.expanded_prompts", "logprobs.packed_predictions"):
         monkeypatch.setattr(f"g2rpo_trainer.{place}", None)
     train(plain)
     for ours, expected in zip(metrics_of(shared), metrics_of(plain), strict=True):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
+from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.device import resolve_device
-from g2rpo_trainer.run.shaping import Shaping
 from g2rpo_trainer.scoring import Rewards
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.learning.batch import Batch
-from g2rpo_trainer.learning.optimizer import make_optimizer, optimizer_tensors
-from g2rpo_trainer.learning.update import evaluated, update_policy, with_reference
-from g2rpo_trainer.run.progress import Progress
+from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors
+from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.update import batch_values, update_policy, with_reference
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
 
 def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, tiny_run):
     config = tiny_run("optimization.micro_batch_tokens=100")
-    logprobs, entropies = evaluated(batch, random_policy, config)
+    logprobs, entropies = batch_values(batch, random_policy, config)
     torch.testing.assert_close(logprobs, batch.logprobs, rtol=0, atol=2e-5)
     torch.testing.assert_close(entropies, batch.entropies, rtol=0, atol=2e-5)
     referred = with_reference(batch, random_policy, config)

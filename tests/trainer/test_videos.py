@@ -12,23 +12,19 @@ import torch
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from g2rpo_trainer import train
+from g2rpo_trainer import logprobs, train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.inputs.batching import Prompts, first_with_images, select_rows
 from g2rpo_trainer.inputs.media import takes_videos
 from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
+from g2rpo_trainer.logprobs import completion_logprobs, plain_predictions
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.model.trials import Trials
-from g2rpo_trainer.passes import packed
-from g2rpo_trainer.passes.forward import (
-    completion_logprobs,
-    packing_trial,
-    plain_predictions,
-)
-from g2rpo_trainer.passes.positions import prompt_positions
+from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.packing import prompt_positions
 from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.shortcuts import choose_shortcuts
 
 from ..films import film, numbers_of
 from .one_update import learn_from, rollouts_to
@@ -56,23 +52,23 @@ def test_a_family_learns_from_text_images_and_videos(family, policies, caplog):
     assert metrics["grad_norm"] > 0
     changed = {n for n, w in policy.model.named_parameters() if not torch.equal(w, before[n])}
     assert any("visi" in name or "visual" in name for name in changed)
-    # Prompts are shared, videos or not.
     assert not own_lines(caplog)
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
 def test_first_update_has_ratio_one(family, policies):
     policy, prompts = policies(family)
+    # Prompts are shared, videos or not.
+    policy = choose_shortcuts(policy, prompts=select_rows(prompts, slice(0, 1)))
+    assert policy.shortcuts == Shortcuts(shared_rollouts=True, packed_rows=True)
     torch.manual_seed(5)
     found = sample(policy, prompts, num_generations=3, max_completion_length=6)
     arguments = (policy, prompts, torch.arange(4).repeat_interleave(3), found.tokens, found.mask)
     with torch.no_grad():
         shared, _ = completion_logprobs(*arguments)
         plain, _ = plain_predictions(*arguments).values()
-    for shortcut in ("rollout", "forward"):
-        assert policy.trials.allows(shortcut, lambda: "asked again")
-    for logprobs in (shared, plain):
-        ratios = torch.exp(logprobs - found.logprobs)[found.mask]
+    for values in (shared, plain):
+        ratios = torch.exp(values - found.logprobs)[found.mask]
         assert (ratios - 1).abs().max() < 2e-5
 
 
@@ -80,9 +76,9 @@ def test_first_update_has_ratio_one(family, policies):
 def test_responses_are_those_of_the_plain_way(family, policies):
     policy, prompts = policies(family)
     found = []
-    for setting in ("auto", "off"):
+    for is_shared in (True, False):
         torch.manual_seed(3)
-        one = replace(policy, trials=Trials(setting))
+        one = replace(policy, shortcuts=Shortcuts(shared_rollouts=is_shared))
         found.append(sample(one, prompts, num_generations=2, max_completion_length=5))
     assert torch.equal(found[0].tokens, found[1].tokens)
     torch.testing.assert_close(found[0].logprobs, found[1].logprobs, rtol=0, atol=2e-5)
@@ -139,22 +135,20 @@ def test_time_moves_the_positions_of_qwen2_5(policies):
     assert positions[0][1] < positions[1][1]
 
 
-def test_a_wrong_place_in_time_is_noticed(policies, monkeypatch):
+def test_a_wrong_place_in_time_is_noticed(policies, monkeypatch, caplog):
     policy, prompts = policies("qwen2_5_vl")
-    # One with an image before one with a video: it is the video that is tried.
-    prompts = select_rows(prompts, torch.tensor([2, 0]))
-    groups, tokens = torch.tensor([0, 0, 1, 1]), torch.full((4, 3), 40)
-    arguments = (policy, prompts, groups, tokens, tokens > 0)
-    assert packing_trial(*arguments) is None
+    prompt = select_rows(prompts, torch.tensor([0]))
+    assert choose_shortcuts(policy, prompts=prompt).shortcuts.packed_rows
 
     def without_time(model, prompts):
         return prompt_positions(model, {**prompts, "second_per_grid_ts": torch.zeros(1)})
 
-    monkeypatch.setattr(packed, "prompt_positions", without_time)
-    assert "differ from the plain pass by" in packing_trial(*arguments)
+    monkeypatch.setattr(logprobs, "prompt_positions", without_time)
+    assert not choose_shortcuts(policy, prompts=prompt).shortcuts.packed_rows
+    assert "differ from the plain pass by" in caplog.text
 
 
-def test_trials_take_a_prompt_with_a_video():
+def test_the_first_prompt_with_an_image_or_a_video_is_found():
     inputs = {name: torch.zeros(2, 1) for name in ("pixel_values", "pixel_values_videos")}
     counts = {"pixel_values": (1, 1, 0, 0), "pixel_values_videos": (0, 0, 2, 0)}
     assert first_with_images(Prompts(inputs, counts)) == 2

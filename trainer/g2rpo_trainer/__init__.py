@@ -1,42 +1,42 @@
-"""The reference trainer: one step from prompt to update, file by file.
+"""The reference trainer on PyTorch and transformers.
 
-- ``loop.py``: what a run loads, does and saves; its course is in :mod:`g2rpo_trainer.run.loop`.
-- ``step.py``: one step, in the order in which it happens; ``stopwatch.py``: where its time goes.
-- ``evaluation.py``: held-out rewards.
-- ``model/``: the policy that a configuration names. ``loading.py`` with ``processors.py``,
-  ``lora.py``, ``freezing.py``, ``checkpointed.py`` (layers that are computed twice to save memory)
-  and ``trials.py`` (shortcuts, each tried once against the plain way) make a ``policy_model.py``;
-  ``checkpoint.py`` saves it, ``export.py`` merges an adapter into it.
-- ``inputs/``: records to conversations (``chat.py``), these to model inputs (``prompts.py``) and
-  batches (``batching.py``).
-- ``rollouts.py``: prompts, responses and rewards of a step; prompts without signal are replaced.
-  Responses come from the policy itself (``sampling.py``), with each prompt encoded once
-  (``prefill.py``) and an end for each response (``stopping.py``), or from vLLM (``vllm.py``), which
-  gets the policy's weights (``vllm_weights.py``) and needs importance weights (``importance.py``).
+The modules, in the order in which data passes through a run:
+
+- ``config/``: the configuration, one model a section, and its presets; ``data/`` and ``tasks/``:
+  records of the user's own and built-in ones (``record.py``).
+- ``model/``: a policy is loaded and adapted; ``policy/``: the embedded policy.
+- ``inputs/``: records to conversations, prompts and batches of tensors.
+- ``rollouts.py``: prompts, responses and rewards of a step. Responses come from the policy
+  (``sampling.py``, with each prompt encoded once by ``prefill.py`` and ended by ``stopping.py``) or
+  from vLLM (``vllm.py``, ``vllm_weights.py``, ``importance.py``).
 - ``scoring.py``: responses to rewards, in worker processes.
-- ``passes/``: the differentiable pass (``forward.py``), also over rows of one prompt and several
-  responses (``packed.py``, ``packing.py``, ``masks.py``, ``positions.py``), and predictions without
-  logits (``head.py``, ``predictions.py``). ``shortcuts.py`` tries all of this at once.
-- ``learning/``: a step's rollouts (``batch.py``), what goes through the model together
-  (``microbatches.py``), loss and gradients (``update.py``), what is reported of them
-  (``reports.py``), AdamW over float32 masters (``optimizer.py``), each task's own gradient
-  (``equity.py``), the tokens that the surrogates are over (``selection.py``).
-- ``distributed/``: several processes (``processes.py``), a model that is divided over them
-  (``sharding.py``), as many passes on each of them (``spare_passes.py``).
-
-In ``g2rpo_trainer.run``: ``shaping.py`` (rewards and lengths to advantages), ``progress.py``,
-``metrics.py``, ``update_metrics.py`` and ``evaluation.py``.
+- ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
+  weights and task weights.
+- ``packing.py``: rows of one prompt and several responses, with masks and positions;
+  ``logprobs.py``: the differentiable pass over given responses, with or without logits;
+  ``shortcuts.py``: which of the faster ways a run takes.
+- ``batch.py``: a step's rollouts and their micro-batches; ``update.py``: loss, gradients and
+  optimiser steps; ``optimizer.py``, ``schedule.py``: AdamW with float32 masters and its learning
+  rate; ``equity.py``: gradient norms of tasks.
+- ``step.py``: one step, from prompts to update.
+- ``loop.py``: a run, from its first evaluation to its summary; ``progress.py``: its counters;
+  ``interruption.py``: signals, errors, and how to resume.
+- ``evaluation.py``: held-out rewards; ``metrics.py``: the metrics of a step.
+- ``run_folder.py``: the files of a run; ``checkpoint.py``: the contents of a checkpoint;
+  ``files.py``: files that survive a crash.
+- ``report/``: progress, tables, plots and trackers.
+- ``distributed.py``: ranks and their collectives; ``sharding.py``: a model sharded by FSDP2;
+  ``launch.py``: what a launcher says.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate, evaluate_policy
+    from .evaluation import Evaluation, evaluate, evaluate_policy
+    from .interruption import Interrupted
     from .loop import train
     from .model.loading import load_policy
     from .model.policy_model import Policy
-    from .run.evaluation import Evaluation
-    from .run.interrupt import Interrupted
 
 __all__ = [
     "Evaluation",
@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Evaluation": "run.evaluation",
-    "Interrupted": "run.interrupt",
+    "Evaluation": "evaluation",
+    "Interrupted": "interruption",
     "Policy": "model.policy_model",
     "evaluate": "evaluation",
     "evaluate_policy": "evaluation",

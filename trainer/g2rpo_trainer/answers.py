@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo_trainer.files import to_json
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.scoring import Rewards
 
@@ -70,12 +70,7 @@ class Answers(NamedTuple):
                     "answer": record.answer,
                     **({"opened": opened} if opened else {}),
                     "response": text,
-                    **{name: _or_none(column[row]) for name, column in columns.items()},
+                    **{name: to_json(column[row]) for name, column in columns.items()},
                 }
             )
         return samples
-
-
-def _or_none(value: Any) -> Any:
-    # JSON has no NaN.
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -7,7 +7,7 @@ import torch
 import g2rpo
 from g2rpo_trainer.config import Rollout
 
-from .distributed.processes import Processes
+from .distributed import Ranks
 from .sampling import Completions
 
 
@@ -22,7 +22,11 @@ def importance_weights(completions: Completions, options: Rollout) -> torch.Tens
     return _corrected(completions, options)[0]
 
 
-def sampler_metrics(completions: Completions, options: Rollout) -> dict[str, float]:
+def sampler_metrics(
+    completions: Completions,
+    options: Rollout,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+) -> dict[str, float]:
     """Return how far vLLM is from the policy; nothing where the policy itself has sampled.
 
     Parameters
@@ -31,10 +35,12 @@ def sampler_metrics(completions: Completions, options: Rollout) -> dict[str, flo
         Responses of this rank. Every rank must call this, and gets the metrics of all.
     options : Rollout
         Mode and bounds of the ratio; with the mode ``off`` the ratio is that of each token.
+    ranks : Ranks
+        Ranks that train together.
     """
     if completions.sampler_logprobs is None:
         return {}
-    processes, sums = Processes.current(), {}
+    sums: dict[str, float] = {}
     _, metrics = _corrected(completions, options)
     tokens = int(completions.mask.sum())
     is_by_token = options.vllm_importance_sampling_mode.startswith(("token", "off"))
@@ -45,7 +51,7 @@ def sampler_metrics(completions: Completions, options: Rollout) -> dict[str, flo
         for name, value in metrics.items():
             count = tokens if name in by_token else units
             sums[name] = float(value) * (1 if name in extremes else count)
-    found = processes.add_up({**sums, "tokens": tokens, "units": units})
+    found = ranks.reduce_by_name({**sums, "tokens": tokens, "units": units})
     tokens, units = found.pop("tokens"), found.pop("units")
     return {
         name: value if name in extremes else value / (tokens if name in by_token else units)

@@ -1,32 +1,47 @@
-"""The reference trainer: how a policy in PyTorch is loaded, learns, is evaluated and is saved."""
+"""A run from its first evaluation to its summary."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from g2rpo_trainer.config import TrainConfig
-from g2rpo_trainer.data import Source
-from g2rpo_trainer.run.display import Display
-from g2rpo_trainer.run.evaluation import Evaluation
-from g2rpo_trainer.run.loop import Completions, Metrics, Run
-from g2rpo_trainer.run.progress import Progress
-from g2rpo_trainer.run.shaping import Shaping
+from rich.console import Console
 
-from .distributed.processes import joined
-from .evaluation import evaluate_policy
+from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.checkpoint import (
+    export_merged,
+    gather_shards,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.data import Source, open_run, skipped_text
+from g2rpo_trainer.evaluation import Evaluation, evaluate_policy
+from g2rpo_trainer.interruption import Interrupted, StopRequest, resumable
+from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.report.display import Display
+from g2rpo_trainer.report.plots import draw_plots
+from g2rpo_trainer.report.trackers import Trackers, require_trackers
+from g2rpo_trainer.run_folder import RunFolder
+from g2rpo_trainer.scoring import Scorer
+
+from .distributed import Ranks, join_ranks
 from .inputs.prompts import prompt_fault
-from .learning.optimizer import make_optimizer
-from .model.checkpoint import gather_whole, restore_checkpoint, save_checkpoint
-from .model.export import export_merged
 from .model.freezing import trained_share
 from .model.loading import load_described
-from .model.policy_model import Policy
-from .step import training_step
+from .model.policy_model import Policy, Shortcuts
+from .optimizer import make_optimizer
+from .shortcuts import choose_shortcuts
+from .step import StepResult, training_step
 from .vllm import open_sampler
+
+# Seconds: a launcher passes on the signal that its processes have got from the terminal already.
+_ECHO = 2.0
 
 
 def train(
@@ -36,93 +51,262 @@ def train(
     display: Display | None = None,
     source: Source | None = None,
 ) -> dict[str, Any]:
-    """Train a policy as described, and return the summary.
+    """Train a policy as configured, and return the summary.
 
     Parameters
     ----------
     config : TrainConfig
-        The run; ``output.dir`` is its folder.
+        Configuration of the run; ``output.dir`` is its folder.
     resume : bool
-        Go on from the newest checkpoint in the folder.
+        Continue from the newest checkpoint in the folder.
     display : Display, optional
         Shows the progress.
     source : Source, optional
-        Of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
+        Source of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
 
     Returns
     -------
     dict
-        What ``summary.json`` holds: held-out reward and length per task before and after, steps,
-        seconds, seed and estimator.
+        The content of ``summary.json``: held-out reward and length per task before and after,
+        steps, seconds, seed and estimator.
 
     Raises
     ------
     RunError
-        If the folder already holds a run, or none to resume, or the device is missing; if memory or
-        the disk has no more room.
+        If the folder already holds a run, or none to resume, or the device is missing; if memory
+        or the disk is full.
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
-    with joined() as processes:
-        return _Run(config, processes, source).train(resume=resume, display=display)
+    with join_ranks() as ranks, ExitStack() as at_end:
+        run = _Run(config, source, ranks, at_end, resume=resume, display=display)
+        echo = _ECHO if ranks.size > 1 else 0.0
+        with StopRequest(echo) as run.stop, resumable(run.folder, lambda: run.progress.step):
+            return run.to_the_end()
 
 
-class _Run(Run):
-    def load(self, checkpoint: Path | None) -> None:
+class _Run:
+    """A run with its policy, what trains it, and its folder.
+
+    Everything that can be wrong with data or model is found before the folder is written.
+    """
+
+    stop: StopRequest
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: Source | None,
+        ranks: Ranks,
+        at_end: ExitStack,
+        *,
+        resume: bool,
+        display: Display | None,
+    ) -> None:
+        self.ranks = ranks
+        self.at_end = at_end
+        path = Path(config.output.dir)
+        with ranks.raise_on_all_ranks():
+            if not resume:
+                RunFolder.refuse_existing(path)
+            folder = RunFolder.open(path) if resume else None
+            require_trackers(config.output.trackers)
+            self.config, self.source = open_run(config, source)
+            checkpoint = folder.latest_checkpoint() if folder else None
+        self.display = display or self._own_display()
+        self.progress = Progress()
+        self._load(checkpoint.path if checkpoint else None)
+        # Records that other runs of this process skipped are not skipped by this one.
+        self.source.restore_skipped(self.progress.skipped_records)
+        with ranks.raise_on_all_ranks():
+            self.scorer = at_end.enter_context(Scorer(self.config, self.source))
+            self.folder = self._own_folder(folder)
+        self.trackers: Trackers | None = None
+
+    def _load(self, checkpoint: Path | None) -> None:
+        """Load the policy and what trains it, from the start or from a checkpoint."""
         config, options = self.config, self.config.optimization
         start = str(checkpoint) if checkpoint else config.model.name
-        self.policy = load_described(config, start)
+        self.policy = load_described(config, start, ranks=self.ranks)
         if config.data.skip_broken:
             self.source.refuse(partial(prompt_fault, self.policy))
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
         self.shaping = Shaping(config)
         self.optimizer = make_optimizer(self.policy, options)
-        self.sampler = self.at_end.enter_context(open_sampler(config, self.policy))
+        self.sampler = self.at_end.enter_context(open_sampler(config, self.policy, self.ranks))
         self.reference: Policy | None = None
         if options.beta:
-            # Of an adapter the base is the reference. What the one learns about sharing prompts
-            # holds for the other.
-            loaded = self.policy if self.policy.has_adapter else load_described(config)
-            self.reference = replace(loaded, trials=self.policy.trials)
+            # The reference of an adapter is its base.
+            has_adapter = self.policy.has_adapter
+            self.reference = (
+                self.policy if has_adapter else load_described(config, ranks=self.ranks)
+            )
         if checkpoint:
-            with self.processes.together():
-                self._restore(checkpoint)
+            with self.ranks.raise_on_all_ranks():
+                state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
+                self.shaping.load_state_dict(state["shaping"])
+                self.policy = replace(self.policy, shortcuts=Shortcuts(**state["shortcuts"]))
+                self.progress = Progress.from_json(state["progress"])
+        else:
+            self.policy = choose_shortcuts(
+                self.policy, config.rollout.shared_prompts, seed=config.seed, ranks=self.ranks
+            )
+        if self.reference is not None:
+            self.reference = replace(self.reference, shortcuts=self.policy.shortcuts)
 
-    def _restore(self, checkpoint: Path) -> None:
-        """Go back to where a checkpoint was written; the policy is already its own."""
-        state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
-        self.shaping.load_state_dict(state["shaping"])
-        self.policy.trials.load_state_dict(state["trials"])
-        self.progress = Progress.from_json(state["progress"])
+    def _own_display(self) -> Display:
+        console = None if self.ranks.is_main else Console(quiet=True)
+        steps = self.config.optimization.steps
+        return Display(steps, self.config.data.tasks, console=console)
 
-    def take_step(self) -> tuple[Metrics, Completions]:
+    def _own_folder(self, folder: RunFolder | None) -> RunFolder:
+        """Return the folder, which rank 0 creates or brings up to date."""
+        path = self.config.output.dir
+        if not self.ranks.is_main:
+            return RunFolder(Path(path), self.config)
+        if folder is None:
+            return RunFolder.create(path, self.config)
+        folder.update_config(self.config)
+        return folder
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Evaluate, take all steps, evaluate again, and write the summary."""
+        progress, steps = self.progress, self.config.optimization.steps
+        self._started = time.monotonic() - progress.seconds
+        self._on_main(self._begin_logs)
+        if progress.before is None:
+            progress.before = self._evaluate("held-out items before training", may_stop=True)
+        if progress.step < steps:
+            while progress.step < steps:
+                self._stop_if_asked()
+                self._end_step(self._take_step())
+            self._save()
+        # Nothing is lost by stopping here: a resumed run evaluates again.
+        after = self._evaluate("held-out items after training", may_stop=True)
+        self._note_time()
+        summary = self._summary(progress.before, after)
+        self._on_main(lambda: self._finish(summary))
+        if skipped := skipped_text(self.source.summary()):
+            self.display.message(skipped)
+        return summary
+
+    def _begin_logs(self) -> None:
+        self.folder.begin(self.progress.step)
+        self.trackers = Trackers(self.folder, self.progress.step)
+        self.at_end.enter_context(closing(self.trackers))
+
+    def _take_step(self) -> StepResult:
         return training_step(
             self.policy,
             self.optimizer,
             self.shaping,
             self.config,
-            self.source,
             self.progress,
             self.scorer,
+            self.source,
             self.reference,
             self.sampler,
+            self.ranks,
         )
 
-    def evaluate(self, advance: Callable[[int], None]) -> Evaluation:
-        return evaluate_policy(self.policy, self.config, self.source, self.scorer, advance=advance)
+    def _end_step(self, result: StepResult) -> None:
+        """Evaluate if due; log and show the step; save if due."""
+        step, output, metrics = self.progress.step, self.config.output, result.metrics
+        if self._is_due(output.eval_steps):
+            metrics = metrics | self._evaluate(f"held-out items after step {step}").metrics()
+        if self.config.data.skip_broken:
+            metrics = metrics | {"data/skipped": float(self.source.skipped)}
+        self._on_main(lambda: self._log(step, metrics, result.completions))
+        self.display.step(step, metrics)
+        if self._is_due(output.show_completions_steps):
+            self.display.completions(step, result.completions)
+        self._note_time()
+        if self._is_due(output.save_steps):
+            self._save()
 
-    def checkpoint(self) -> Callable[[Path], None]:
+    def _log(self, step: int, metrics: dict[str, float], completions: list[dict[str, Any]]) -> None:
+        self.folder.log(step, metrics, completions)
+        if self.trackers:
+            self.trackers.log(step, metrics)
+
+    def _evaluate(self, name: str, *, may_stop: bool = False) -> Evaluation:
+        data = self.config.data
+        with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
+
+            def report(items: int) -> None:
+                advance(items)
+                if may_stop and self._is_asked_to_stop():
+                    raise Interrupted(self.progress.step, self.folder.path)
+
+            return evaluate_policy(
+                self.policy,
+                self.config,
+                self.source,
+                self.scorer,
+                advance=report,
+                ranks=self.ranks,
+            )
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        self.progress.skipped_records = self.source.skipped_state()
         state = {
             "progress": self.progress.to_json(),
             "shaping": self.shaping.state_dict(),
-            "trials": self.policy.trials.state_dict(),
+            "shortcuts": asdict(self.policy.shortcuts),
         }
-        whole = gather_whole(self.policy, self.optimizer)
-        return lambda path: save_checkpoint(path, self.policy, self.optimizer, state, whole)
+        gathered = gather_shards(self.policy, self.optimizer, self.ranks)
 
-    def finish(self) -> None:
+        def write(path: Path) -> None:
+            save_checkpoint(path, self.policy, self.optimizer, state, gathered)
+
+        self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
+
+    def _stop_if_asked(self) -> None:
+        """Save and raise `Interrupted` after a signal."""
+        if self._is_asked_to_stop():
+            self._save()
+            raise Interrupted(self.progress.step, self.folder.path)
+
+    def _finish(self, summary: dict[str, Any]) -> None:
+        """Write the merged model of an adapter, the summary and the plots."""
         if self.policy.has_adapter:
             with self.folder.writing("the merged model"):
                 newest = self.folder.checkpoints()[-1].path
                 export_merged(newest, self.folder.path / "final", self.config.model)
+        self.folder.write_summary(summary)
+        if self.config.output.plots:
+            with self.folder.writing("plots"):
+                draw_plots(self.folder)
+
+    def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        return {
+            "before": before.reward,
+            "after": after.reward,
+            "interval_before": before.interval,
+            "interval_after": after.interval,
+            "items": after.items,
+            "length_before": before.length,
+            "length_after": after.length,
+            "steps": self.progress.step,
+            "seconds": round(self.progress.seconds, 1),
+            "seed": self.config.seed,
+            "estimator": self.config.estimator.name,
+        }
+
+    def _on_main(self, action: Callable[[], object]) -> None:
+        """Run an action on rank 0; the other ranks wait for it, and fail if it fails."""
+        with self.ranks.raise_on_all_ranks():
+            if self.ranks.is_main:
+                action()
+
+    def _is_asked_to_stop(self) -> bool:
+        """Return whether any rank has got a signal; all ranks must ask."""
+        return self.ranks.any(self.stop.requested)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0
+
+    def _note_time(self) -> None:
+        self.progress.seconds = time.monotonic() - self._started

@@ -9,8 +9,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from .inputs.prompts import Inputs
 from .model.policy_model import Policy
-from .passes.masks import cache_name, own_prompt_masks
-from .passes.positions import accepts_positions, has_image_axes, prompt_positions
+from .packing import (
+    accepts_positions,
+    cache_name,
+    has_image_axes,
+    own_prompt_masks,
+    prompt_positions,
+)
 
 # Tokens that a layer has room for before it is copied. Without room every token copies all before
 # it, which is a third of the time of a rollout of 16 tokens on a prompt of 1,024.

@@ -16,17 +16,15 @@ import torch
 
 from g2rpo_trainer.config import DynamicSampling, TrainConfig
 from g2rpo_trainer.data import Source
+from g2rpo_trainer.metrics import Outcomes, Stopwatch
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.run.metrics import Outcomes
 from g2rpo_trainer.scoring import Rewards, Scorer
 
-from .distributed.processes import Processes
+from .distributed import Ranks
 from .inputs.chat import opened_text, whole_responses
 from .inputs.prompts import Inputs, encode_prompts, select_rows
 from .model.policy_model import Policy
-from .passes.shortcuts import find_shortcuts
 from .sampling import Completions, Sampler, concatenated
-from .stopwatch import Stopwatch
 
 Labels = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -107,6 +105,7 @@ def draw_rollouts(
     source: Source,
     position: int,
     watch: Stopwatch,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
 ) -> Rollouts:
     """Sample and score responses to prompts, until as many prompts as a step has are kept.
 
@@ -126,6 +125,8 @@ def draw_rollouts(
         Number of prompts that the run has drawn before.
     watch : Stopwatch
         Measures the times of ``rollout`` and ``scoring``.
+    ranks : Ranks
+        Ranks that train together.
 
     Returns
     -------
@@ -133,27 +134,26 @@ def draw_rollouts(
         Rollouts of all prompts drawn. Fewer than a step's prompts are kept, or none, where
         ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
-    options, processes = config.rollout, Processes.current()
+    options = config.rollout
     records: list[Record] = []
     opened: list[str] = []
     parts: list[_Part] = []
     missing = options.prompts_per_step
     while missing and len(parts) < options.dynamic_sampling.max_tries:
         with watch.part("rollout"):
-            with processes.together():
+            with ranks.raise_on_all_ranks():
                 drawn = source.training_records(
                     seed=config.seed, position=position + len(records), prompts=missing
                 )
-                share = processes.share(len(drawn))
+                share = ranks.share(len(drawn))
                 asked = [drawn[number] for number in share.padded]
                 own = asked[: len(share.own)]
                 prompts = encode_prompts(policy, asked)
-            find_shortcuts(policy, prompts)
             completions = sampler(policy, prompts, asked, options, share)
             starts = [opened_text(policy, record) for record in drawn]
             texts = whole_responses([starts[number] for number in share.own], completions.texts)
             completions = replace(completions, texts=texts)
-        with watch.part("scoring"), processes.together():
+        with watch.part("scoring"), ranks.raise_on_all_ranks():
             rewards = scorer(own, completions.texts)
         counted = rewards
         if config.optimization.mask_truncated_completions == "all":
@@ -163,9 +163,9 @@ def draw_rollouts(
         parts.append(_Part(numbers, prompts, completions, rewards, keeps))
         records += drawn
         opened += starts
-        missing -= processes.total(int(keeps.sum()))
+        missing -= ranks.sum(int(keeps.sum()))
     with watch.part("rollout"):
-        return _joined(policy, records, opened, parts, options.num_generations)
+        return _joined(policy, records, opened, parts, options.num_generations, ranks)
 
 
 @dataclass(frozen=True)
@@ -213,14 +213,14 @@ def _joined(
     opened: list[str],
     parts: Sequence[_Part],
     num_generations: int,
+    ranks: Ranks,
 ) -> Rollouts:
     """Return the rollouts of all tries, with what is reported of those of all ranks."""
     numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
     keeps = np.concatenate([part.keeps for part in parts])
     completions = concatenated([part.completions for part in parts])
     rows = numbers.repeat_interleave(num_generations)
-    processes = Processes.current()
-    with processes.together():
+    with ranks.raise_on_all_ranks():
         prompts = _kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)])
     rewards = zip(*(part.rewards.columns().values() for part in parts), strict=True)
     columns = [
@@ -231,11 +231,11 @@ def _joined(
         *(torch.from_numpy(np.concatenate(column)) for column in rewards),
     ]
     # Every number of a rollout that other ranks need travels here, once.
-    gathered, own = processes.gather(rows, *columns)
+    gathered, own = ranks.gather_sorted(rows, *columns)
     keeps_rows, lengths, ended, entropies, *rewards_of_all = (each.numpy() for each in gathered)
     return Rollouts(
         records=records,
-        texts=processes.gather_rows(rows.tolist(), completions.texts),
+        texts=ranks.gather_sorted_objects(rows.tolist(), completions.texts),
         opened=opened,
         outcomes=Outcomes(lengths, ended, entropies),
         rewards=Rewards(*rewards_of_all),

@@ -31,13 +31,11 @@ import g2rpo
 from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.record import Record
 
-from .distributed.processes import Share
-from .distributed.sharding import is_sharded
-from .inputs.prompts import Inputs, first_with_images, select_rows, trim_padding
+from .distributed import Share
+from .inputs.prompts import Inputs, select_rows, trim_padding
 from .model.policy_model import Policy
-from .model.trials import disagreement
-from .passes.forward import plain_predictions
 from .prefill import expanded_prompts
+from .sharding import is_sharded
 from .stopping import ResponseEnds, response_texts
 
 
@@ -240,7 +238,7 @@ def _repeated(policy: Policy, prompts: Inputs, num_generations: int) -> dict[str
     """Return the inputs of ``num_generations`` rows for each prompt."""
     count, prompt_length = prompts["input_ids"].shape
     can_share = num_generations > 1 and prompt_length > 1
-    if can_share and policy.trials.allows("rollout", lambda: prefill_trial(policy, prompts)):
+    if can_share and policy.shortcuts.shared_rollouts:
         return expanded_prompts(policy, prompts, num_generations)
     rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
     return select_rows(prompts, rows)
@@ -279,33 +277,15 @@ def _sample(policy: Policy, inputs: dict[str, Any], decoding: _Decoding) -> Comp
 
 
 @torch.no_grad()
-def prefill_trial(policy: Policy, prompts: Inputs) -> str | None:
-    """Sample from one prefilled prompt and compare with the plain pass over the responses.
+def sample_endless(policy: Policy, inputs: dict[str, Any], uniforms: torch.Tensor) -> Completions:
+    """Sample T tokens to each of N rows, whose prompts are encoded already or not.
 
-    Return how they disagree, or None.
+    No token ends a response here. ``uniforms`` (N, T) from 0 to 1 draw the tokens.
     """
-    first = first_with_images(prompts)
-    prompt = select_rows(prompts, slice(first, first + 1))
-    trial = trial_responses(policy, expanded_prompts(policy, prompt, 2))
-    groups = torch.zeros(2, dtype=torch.int64, device=policy.device)
-    logprobs, _ = plain_predictions(policy, prompt, groups, trial.tokens, trial.mask).values()
-    return disagreement(trial.logprobs[trial.mask], logprobs[trial.mask], policy.model.dtype)
-
-
-@torch.no_grad()
-def trial_responses(policy: Policy, inputs: dict[str, Any]) -> Completions:
-    """Sample four tokens in each of N rows; the prompts may be prefilled.
-
-    Nothing ends a response here: a trained policy may end all of them at once, and the ranks of a
-    sharded model must take the same number of steps.
-    """
-    count = len(inputs["input_ids"])
-    limits = torch.full((count,), 4, device=policy.device)
-    # Any numbers will do, but none from the run's own.
-    uniforms = torch.linspace(0.1, 0.6, count, device=policy.device)[:, None].expand(-1, 4)
+    limits = torch.full((len(uniforms),), uniforms.shape[1], device=policy.device)
     no_token = policy.model.config.get_text_config().vocab_size
     endless = replace(policy, eos_ids=(no_token,), closing_text=None)
-    return _sample(endless, inputs, _Decoding(limits, uniforms, 1.0))
+    return _sample(endless, inputs, _Decoding(limits, uniforms.to(policy.device), 1.0))
 
 
 @contextmanager

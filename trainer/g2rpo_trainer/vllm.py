@@ -23,16 +23,16 @@ from g2rpo_trainer.config import Rollout, TrainConfig
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
-from .distributed.processes import Processes, Share
+from .batch import Batch
+from .distributed import Ranks, Share
 from .inputs.chat import chat_text
 from .inputs.prompts import Inputs
-from .learning.batch import Batch
-from .learning.update import evaluated
 from .model import lora
 from .model.loading import BUILTIN
 from .model.policy_model import Policy
 from .sampling import Completions, Sampler, sample_with_policy
 from .stopping import response_texts, stop_texts
+from .update import batch_values
 from .vllm_weights import require_handover, save_whole, weights_of
 
 # Characters of vLLM's own error text; some of its errors list all layers of a model.
@@ -76,7 +76,11 @@ class Sampled(NamedTuple):
 
 
 @contextmanager
-def open_sampler(config: TrainConfig, policy: Policy) -> Iterator[Sampler]:
+def open_sampler(
+    config: TrainConfig,
+    policy: Policy,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+) -> Iterator[Sampler]:
     """Yield the sampler of the training responses, and end vLLM when the context is left.
 
     Parameters
@@ -85,13 +89,15 @@ def open_sampler(config: TrainConfig, policy: Policy) -> Iterator[Sampler]:
         Its model, data and rollout sections.
     policy : Policy
         Policy to sample.
+    ranks : Ranks
+        Ranks that train together.
 
     Raises
     ------
     RunError
         If vLLM cannot start or take over the policy's weights, or a limit is for an unknown task.
     """
-    with Processes.current().together():
+    with ranks.raise_on_all_ranks():
         for task in config.rollout.limits:
             if task not in config.data.tasks:
                 known = config.data.tasks
@@ -106,18 +112,18 @@ def open_sampler(config: TrainConfig, policy: Policy) -> Iterator[Sampler]:
         )
     require_handover(policy)
     with _folder_for_vllm(config, policy) as folder:
-        # Not `together`: the engines of several ranks wait for each other when they start.
+        # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
         engine = VLLMEngine(
             engine_arguments(
                 config,
                 folder,
                 # There is nothing to give back on the CPU.
                 sleeps=policy.device.type == "cuda",
-                ranks=Processes.current().size,
+                ranks=ranks.size,
             )
         )
     try:
-        yield VLLMSampler(engine, config)
+        yield VLLMSampler(engine, config, ranks)
     finally:
         engine.close()
 
@@ -131,10 +137,17 @@ class VLLMSampler:
         Given the policy's weights whenever they have changed.
     config : TrainConfig
         Its rollout and optimization sections.
+    ranks : Ranks
+        Ranks that train together.
     """
 
-    def __init__(self, engine: VLLMEngine, config: TrainConfig) -> None:
-        self._engine, self._config = engine, config
+    def __init__(
+        self,
+        engine: VLLMEngine,
+        config: TrainConfig,
+        ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ) -> None:
+        self._engine, self._config, self._ranks = engine, config, ranks
         self._loaded: int | None = None
 
     def __call__(
@@ -150,7 +163,7 @@ class VLLMSampler:
         seeds = torch.randint(2**31, (len(records) if share is None else share.total,))
         if share is not None:
             seeds = seeds[list(share.padded)]
-        with Processes.current().together():
+        with self._ranks.raise_on_all_ranks():
             requests = make_requests(policy, prompts, records, options, seeds.tolist())
             answers = self._engine.generate(requests)
         completions = self._evaluated(policy, prompts, answers)
@@ -162,11 +175,10 @@ class VLLMSampler:
     def _hand_over_weights(self, policy: Policy) -> None:
         # PyTorch counts up the version of a weight with every update in place.
         version = sum(weight._version for weight in policy.model.parameters())
-        processes = Processes.current()
-        if not processes.any(version != self._loaded):
+        if not self._ranks.any(version != self._loaded):
             return
         weights = weights_of(policy)
-        with processes.together():
+        with self._ranks.raise_on_all_ranks():
             try:
                 self._engine.load(weights)
             finally:
@@ -192,7 +204,7 @@ class VLLMSampler:
         groups = torch.arange(len(answers), device=policy.device).repeat_interleave(sizes)
         nothing = torch.zeros_like(sampled)
         batch = Batch(prompts, groups, tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
-        logprobs, entropies = evaluated(batch, policy, self._config)
+        logprobs, entropies = batch_values(batch, policy, self._config, self._ranks)
         return Completions(
             tokens=tokens,
             mask=mask,

@@ -12,9 +12,9 @@ import torch
 
 from g2rpo_trainer.errors import RunError
 
-from .distributed.sharding import set_down, whole
 from .model.lora import is_adapted, tied_layers
 from .model.policy_model import Policy
+from .sharding import full_tensor, reshard
 
 _LAYER = re.compile(r"^.*?\.\d+\.")
 
@@ -34,13 +34,13 @@ def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
         adapter is merged into its weight. Weights that are the same tensor come once.
     """
     model = policy.model
-    set_down(model)
+    reshard(model)
     adapted = _adapted_layers(model)
     for _, layer in groupby(model.named_parameters(), key=lambda named: _layer_of(named[0])):
         weights: dict[str, torch.Tensor] = {}
         for name, weight in layer:
             if (place := _place(name, adapted)) is not None:
-                weights[place] = _merged(whole(weight.detach()), place, adapted)
+                weights[place] = _merged(full_tensor(weight.detach()), place, adapted)
         if weights:
             yield from _named_as_on_disk(model, weights).items()
 
@@ -95,7 +95,7 @@ def _merged(weight: torch.Tensor, place: str, adapted: dict[str, Any]) -> torch.
     layer: Any = adapted.get(place.removesuffix(".weight")) if place.endswith(".weight") else None
     for adapter in layer.active_adapters if layer is not None else ():
         # The sum is rounded once.
-        delta = whole(layer.get_delta_weight(adapter).detach())
+        delta = full_tensor(layer.get_delta_weight(adapter).detach())
         weight = (weight.float() + delta.float()).to(weight.dtype)
     return weight
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from g2rpo.diagnostics import Influence, Normality
 from g2rpo_cli.comparison.table import RewardTable
+from g2rpo_trainer.files import to_json
 
 __all__ = ["Comparison", "EstimatorReport", "TaskReport", "TaskRewards"]
 
@@ -127,7 +128,7 @@ class Comparison:
                 "tasks": [names[task] for task in self.table.tasks],
                 "advantages": {n: of.advantages.tolist() for n, of in self.estimators.items()},
             }
-        plain: dict[str, Any] = _plain(content)
+        plain: dict[str, Any] = to_json(content)
         return plain
 
 
@@ -147,13 +148,3 @@ def _estimator_to_json(report: EstimatorReport, names: Sequence[str]) -> dict[st
         "outlier_influence": report.influence._asdict(),
         "tasks": tasks,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
+from g2rpo._extras import require
 from g2rpo_trainer.errors import RunError
 
 __all__ = ["CsvRows", "Format", "JsonRows", "ParquetRows", "Rows", "need_pyarrow"]
@@ -180,8 +180,7 @@ class ParquetRows(Rows):
 
 def need_pyarrow() -> Any:
     """Return pyarrow with its Parquet module, or say how to install it."""
-    if find_spec("pyarrow") is None:
-        raise RunError('Parquet files need pyarrow; run: pip install "g2rpo[cli]"')
+    require("a Parquet file", "pyarrow", extra="cli", error=RunError)
     import_module("pyarrow.parquet")
     return import_module("pyarrow")
 

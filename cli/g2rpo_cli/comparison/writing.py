@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from g2rpo_cli.comparison.reading import Track, delimiter_of, format_of, untrack
 from g2rpo_cli.comparison.rows import Format, Rows, need_pyarrow
 from g2rpo_cli.comparison.table import RewardTable
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.files import replacing, to_json
 
 __all__ = ["refuse_clash", "replaced_file", "write_advantages"]
 
@@ -105,18 +104,10 @@ def refuse_output(path: Path, source: str, overwrite: bool) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside `path`, which takes its place when all has been written."""
-    partial = path.with_name(f".partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                partial.unlink()
-                raise
-        os.replace(partial, path)
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -127,7 +118,7 @@ def _write_jsonl(
     encode = json.JSONEncoder(ensure_ascii=False).encode
     records = track(zip(rows.records(), values, strict=True), len(rows), "writing")
     for record, value in records:
-        record[column] = _plain(value)
+        record[column] = to_json(value)
         try:
             file.write(f"{encode(record)}\n".encode())
         except UnicodeEncodeError:  # half a surrogate pair, which only an escape can hold
@@ -155,7 +146,7 @@ def _write_csv(
     try:
         writer.writerow([*header[:place], column, *header[place + 1 :]])
         for cells, value in track(zip(rows.texts(), values, strict=True), len(rows), "writing"):
-            plain = _plain(value)
+            plain = to_json(value)
             cells[place : place + 1] = ["" if plain is None else str(plain)]
             writer.writerow(cells)
         stream.flush()
@@ -176,13 +167,6 @@ def _write_parquet(
     else:
         table = table.append_column(column, cells)
     pa.parquet.write_table(table, file)
-
-
-def _plain(value: float) -> float | str | None:
-    """Return a number as JSON holds it: NaN becomes null, infinities "inf" and "-inf"."""
-    if math.isfinite(value):
-        return value
-    return None if math.isnan(value) else str(value)
 
 
 _WRITERS: dict[Format, Callable[[IO[bytes], Rows, str, list[float], str, Track], None]] = {

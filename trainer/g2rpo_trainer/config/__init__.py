@@ -1,15 +1,9 @@
 # ruff: noqa: E402 (missing packages are named before anything needs them)
 """The configuration of a run: a frozen Pydantic model for each section."""
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-_MISSING = [name for name in ("pydantic", "yaml") if find_spec(name) is None]
-if _MISSING:
-    raise ImportError(
-        f"g2rpo_trainer.config needs {', '.join(_MISSING)}, which the core does not install; "
-        'run: pip install "g2rpo[torch]"'
-    )
-
+require("g2rpo_trainer.config", "pydantic", "yaml", extra="torch")
 
 from .data import (
     BUILTIN_SOURCES,

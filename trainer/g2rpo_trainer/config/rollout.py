@@ -91,9 +91,10 @@ class Rollout(Section):
         default=3.0, gt=0, description="upper bound of that ratio; null for none"
     )
     dynamic_sampling: DynamicSampling = DynamicSampling()
-    shared_prompts: Annotated[Literal["auto", "off"], BeforeValidator(off_is_text)] = Field(
+    shared_prompts: Annotated[Literal["auto", "try", "off"], BeforeValidator(off_is_text)] = Field(
         default="auto",
-        description="compute a prompt once for all of its responses where the model allows it",
+        description="compute a prompt once for all of its responses: auto in tested architectures, "
+        "try in all that pass the check at the start of a run",
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from g2rpo._shown import shown
+from g2rpo._shown import error_text, shown
 from g2rpo_trainer.record import BrokenRecord
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def _rgb(image: Image) -> Image:
 def reason_of(error: Exception) -> str:
     """Return what an error says, on one line, or its kind if it says nothing."""
     # Also FFmpeg's, which are no OSError all of them.
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return getattr(error, "strerror", None) or error_text(error)
 
 
 class _Scale(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g2rpo._shown import clipped, listed, shown
+from g2rpo._shown import error_text, listed, shown
 from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import DATA_SUFFIXES, Data
 from g2rpo_trainer.errors import RunError
@@ -115,7 +115,7 @@ def _load_saved(path: Path, data: Data) -> Table:
         saved = datasets.load_from_disk(str(path))
     # The library raises errors of many kinds on damaged files, down to those of JSON and Arrow.
     except Exception as error:
-        raise RunError(f"{path}: cannot be read ({_one_line(error)})") from None
+        raise RunError(f"{path}: cannot be read ({error_text(error)})") from None
     if isinstance(saved, dict):
         split = data.split or "train"
         if split not in saved:
@@ -137,7 +137,7 @@ def _load(data: Data) -> Table:
     except Exception as error:
         raise RunError(
             f"data.source {shown(data.source)} is no file or folder, and as a data set of the hub "
-            f"it cannot be loaded ({_one_line(error)})"
+            f"it cannot be loaded ({error_text(error)})"
         ) from None
     return HubRows(dataset, f"{data.source} ({split})", data.source.rpartition("/")[2])
 
@@ -149,7 +149,3 @@ def _refuse_hub_options(data: Data) -> None:
                 f"data.{name} is {shown(getattr(data, name))}, but data.source "
                 f"{shown(data.source)} is a file or a folder of files, which has none"
             )
-
-
-def _one_line(error: Exception) -> str:
-    return clipped(" ".join(str(error).split())) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from g2rpo._extras import needs
 from g2rpo_trainer.data.videos import Clip
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import BrokenRecord, Record
@@ -45,8 +46,7 @@ def refuse_media(policy: Policy, record: Record) -> None:
     if hasattr(policy.processor, "video_settings"):
         # Every video would be left out, and the fault is not theirs.
         raise RunError(
-            f"the processor of {policy.name} reads videos by torchvision; run: "
-            'pip install "g2rpo[video]"'
+            needs(f"the processor of {policy.name}", "torchvision for videos", extra="video")
         )
     raise BrokenRecord(
         f"has {_count(len(videos), 'video')}, but the processor of {policy.name} takes none; name "

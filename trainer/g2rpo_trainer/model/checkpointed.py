@@ -1,9 +1,8 @@
-"""Gradient checkpointing of a model that stays in evaluation mode.
+"""Gradient checkpointing of a model in evaluation mode.
 
-Transformers checkpoints the layers of a model in training mode only, and training mode brings
-dropout with it: the update would then see another function than the sampling did. So the layers
-alone are put into training mode, without what they are made of, and only where gradients are
-taken: generation keeps its cache.
+Transformers checkpoints layers in training mode only, and training mode enables dropout: updates
+would then compute another function than sampling does. So only the layers are put into training
+mode, without their submodules, and only while gradients are enabled: generation keeps its KV cache.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 
 import torch
 
-from g2rpo_trainer.errors import RunError
+from ..errors import RunError
 
 
-def enable(model: Any) -> None:
-    """Compute the layers of a model again in the backward pass in place of keeping what they hold.
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Recompute the activations of a model's layers in the backward pass.
 
     Parameters
     ----------
@@ -26,7 +25,7 @@ def enable(model: Any) -> None:
     Raises
     ------
     RunError
-        If the model has no layers that can be.
+        If the model does not support it.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -38,7 +37,7 @@ def enable(model: Any) -> None:
             f"model.gradient_checkpointing is set, but {type(model).__name__} cannot do it; leave "
             "it out, and lower optimization.micro_batch_tokens"
         )
-    # Its second name in transformers is the one that stays.
+    # The newer of its two names in transformers.
     switch_on = getattr(
         model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
     )
@@ -54,7 +53,7 @@ def enable(model: Any) -> None:
 
 
 def _without_dropout(layer: Any) -> None:
-    # A layer may apply dropout itself, by a number among its attributes.
+    # A layer may apply dropout itself, with a rate among its attributes.
     for name, value in vars(layer).items():
         if "dropout" in name and isinstance(value, float):
             setattr(layer, name, 0.0)

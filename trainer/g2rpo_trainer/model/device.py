@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.errors import RunError, ran_out_of_memory
 from g2rpo_trainer.launch import Launch
-from g2rpo_trainer.run.failures import ran_out_of_memory
 
 
 def resolve_device(name: str) -> torch.device:

@@ -6,24 +6,23 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from g2rpo._shown import error_text
 from g2rpo_trainer.config import Model, TrainConfig
-from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.errors import RunError, ran_out_of_memory
 from g2rpo_trainer.policy import policy_path
-from g2rpo_trainer.run.failures import ran_out_of_memory
 
-from ..distributed.processes import Processes
-from ..distributed.sharding import shall_shard, shard
+from ..distributed import Ranks
+from ..sharding import shard, wants_sharding
 from . import checkpointed, lora
 from .chat_template import missing_opening
 from .device import memory_advice, resolve_device
 from .freezing import freeze_vision
 from .policy_model import GENERATION_SETTINGS, Policy, make_policy
 from .processors import load_processor
-from .trials import Trials
 from .versions import require_transformers
 
 BUILTIN = "builtin"
@@ -41,7 +40,12 @@ class _Source(NamedTuple):
     gguf_file: str | None
 
 
-def load_described(config: TrainConfig, name: str | None = None) -> Policy:
+def load_described(
+    config: TrainConfig,
+    name: str | None = None,
+    *,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+) -> Policy:
     """Load the policy of a run.
 
     Parameters
@@ -50,6 +54,8 @@ def load_described(config: TrainConfig, name: str | None = None) -> Policy:
         Its model and rollout sections.
     name : str, optional
         Another model in place of the described one, such as a checkpoint of the run.
+    ranks : Ranks
+        Ranks that load the policy together.
 
     Raises
     ------
@@ -57,20 +63,20 @@ def load_described(config: TrainConfig, name: str | None = None) -> Policy:
         As :func:`load_policy`, or if nothing can end a response.
     """
     rollout = config.rollout
-    with Processes.current().together():
+    with ranks.raise_on_all_ranks():
         device = resolve_device(config.model.device)
     policy = load_policy(
         name or config.model.name,
         device=device,
         model=config.model,
-        shared_prompts=rollout.shared_prompts,
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
+        ranks=ranks,
     )
-    with Processes.current().together():
+    with ranks.raise_on_all_ranks():
         _check_ends(policy, rollout.stop)
     # The reference of a run is loaded without a name, and has the same template.
-    if name is not None and Processes.current().is_main:
+    if name is not None and ranks.is_main:
         _warn_of_missing_opening(policy)
     return policy
 
@@ -101,9 +107,9 @@ def load_policy(
     *,
     device: torch.device | str,
     model: Model = Model(),  # noqa: B008 - it does not change
-    shared_prompts: Literal["auto", "off"] = "auto",
     max_prompt_length: int | None = None,
     max_completion_length: int = 0,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
 ) -> Policy:
     """Load a policy from the package, a folder or the hub.
 
@@ -117,16 +123,17 @@ def load_policy(
     model : Model
         Section ``model`` of the configuration: how it is loaded, and what of it is trained. Its
         ``name`` and ``device`` are not looked at.
-    shared_prompts : {"auto", "off"}
-        Compute a prompt once for all of its responses where the model allows it, or never.
     max_prompt_length : int, optional
         Longest prompt in tokens; None is what the completion leaves of the model's context.
     max_completion_length : int
         Longest response in tokens.
+    ranks : Ranks
+        Ranks that load the policy together.
 
     Returns
     -------
     Policy
+        Without shortcuts: see :func:`g2rpo_trainer.shortcuts.choose_shortcuts`.
         With the model in evaluation mode: sampling and updates must see the same function, so
         dropout stays off.
 
@@ -136,25 +143,24 @@ def load_policy(
         If there is no such model, it is of another kind, or something about it is missing.
     """
     source = _source(name, model)
-    processes, device = Processes.current(), torch.device(device)
-    is_divided = shall_shard(model, processes.size)
+    device = torch.device(device)
+    is_divided = wants_sharding(model, ranks.size)
     remedies = ("model.dtype: bfloat16", "a smaller model")
-    with processes.together(), memory_advice("loading the model", *remedies):
+    with ranks.raise_on_all_ranks(), memory_advice("loading the model", *remedies):
         loaded, processor = read_parts(name, model)
         lora.attach(loaded, model, source.adapter)
         freeze_vision(loaded, model)
         # A model that is divided may be too large for any of the devices.
         loaded = (loaded if is_divided else loaded.to(device)).eval()
         if model.gradient_checkpointing:
-            checkpointed.enable(loaded)
+            checkpointed.enable_gradient_checkpointing(loaded)
         longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
-    processes.require_same_weights(loaded)
+    ranks.require_same_weights(loaded)
     if is_divided:
-        shard(loaded, device, processes.size)
+        shard(loaded, device, ranks.size)
     policy = make_policy(
         loaded,
         processor,
-        Trials(shared_prompts),
         name=name,
         max_prompt_length=longest,
     )
@@ -188,7 +194,7 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
     except Exception as error:
         if isinstance(error, RunError) or ran_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = error_text(error)
         if model.attention != "auto" and "attention" in reason.lower():
             raise RunError(
                 f"model.attention is {model.attention!r}, which {name!r} cannot be loaded with; "

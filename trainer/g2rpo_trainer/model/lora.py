@@ -14,7 +14,7 @@ import torch
 from g2rpo_trainer.config import Model
 from g2rpo_trainer.errors import RunError
 
-from ..distributed.sharding import set_down
+from ..sharding import reshard
 from .freezing import vision_tower
 from .versions import require_peft
 
@@ -65,7 +65,7 @@ def without_adapter(model: Any) -> Iterator[None]:
         With an adapter; divided over processes or not.
     """
     # What is switched must be this process's parts, not the copy that a pass has brought together.
-    set_down(model)
+    reshard(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     model.disable_adapters()
     # Which ends the training of its weights, and a divided model asks once, at its first pass,
@@ -75,7 +75,7 @@ def without_adapter(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        set_down(model)
+        reshard(model)
         model.enable_adapters()
 
 

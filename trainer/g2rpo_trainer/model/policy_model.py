@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from .chat_template import (
     tokenizer_of,
 )
 from .lora import without_adapter
-from .trials import Trials
 
 GENERATION_SETTINGS = "generation_config.json"
 # Names under which configurations, processors and tokenizers keep the tokens of images, videos and
@@ -34,6 +33,28 @@ _MEDIA_TEXT = re.compile(r"(.*(image|img|video|audio|vision|media)|[be]o[ia]_).*
 _MEDIA_ID = re.compile(f"{_MEDIA_TEXT.pattern}_(id|index)")
 # Names of tokens that stand for nothing inside a text.
 _NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Faster ways to compute the same, which not every architecture allows.
+
+    :func:`g2rpo_trainer.shortcuts.choose_shortcuts` sets them. They change results by rounding, so
+    a resumed run keeps those of its checkpoint.
+
+    Attributes
+    ----------
+    shared_rollouts : bool
+        Sample all responses to a prompt from one KV cache of it.
+    packed_rows : bool
+        Compute given responses in one row behind their prompt.
+    without_logits : bool
+        Compute log-probabilities from hidden states, a tile of logits at a time.
+    """
+
+    shared_rollouts: bool = False
+    packed_rows: bool = False
+    without_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +77,8 @@ class Policy:
         that is not there, so these are masked before every softmax, in generation and in the
         log-probability passes alike. Tokens that end a response and the tags of the answer format
         are never among them.
-    trials : Trials
-        Which shortcuts the model allows.
+    shortcuts : Shortcuts
+        Faster ways of computing that the model allows; by default none.
     name : str
         What the model is called in messages.
     max_prompt_length : int or None
@@ -74,7 +95,7 @@ class Policy:
     processor: Any
     eos_ids: tuple[int, ...]
     banned_ids: torch.Tensor
-    trials: Trials = field(default_factory=Trials)
+    shortcuts: Shortcuts = Shortcuts()
     name: str = "the model"
     max_prompt_length: int | None = None
     closing_text: str | None = None
@@ -143,7 +164,6 @@ class Policy:
 def make_policy(
     model: Any,
     processor: Any,
-    trials: Trials | None = None,
     *,
     name: str = "the model",
     max_prompt_length: int | None = None,
@@ -180,7 +200,6 @@ def make_policy(
             dtype=torch.int64,
             device=model.device,
         ),
-        trials=trials or Trials(),
         name=name,
         max_prompt_length=max_prompt_length,
         closing_text=closing.text,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from packaging.version import Version
 
+from g2rpo._extras import needs
 from g2rpo_trainer.errors import RunError
 
 # As in pyproject.toml. Releases before it miscount the images and videos of SmolVLM.
@@ -38,7 +39,7 @@ def peft_fault() -> str | None:
     try:
         import peft
     except ImportError:
-        return 'model.lora needs the package peft: pip install "g2rpo[torch]"'
+        return needs("model.lora", "peft", extra="torch")
     from transformers import __version__
     from transformers.integrations.peft import MIN_PEFT_VERSION as least
 

@@ -1,0 +1,299 @@
+"""A step's rollouts with all that the loss needs, their division into micro-batches, and masks.
+
+A micro-batch is limited by the tokens that its pass computes, padding included: rows times the
+length of the longest. A prompt counts once per row, so once for all responses that share its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+
+import g2rpo
+
+from .config import TrainConfig
+from .distributed import Ranks
+from .inputs.prompts import Inputs, select_rows, trim_padding
+from .logprobs import completion_logprobs
+from .model.policy_model import Policy
+from .packing import responses_per_row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rollouts; every tensor but the prompts has N rows.
+
+    Attributes
+    ----------
+    prompts : dict of str to Tensor
+        Model inputs of P prompts.
+    groups : Tensor (N,), int64
+        Row of each rollout's prompt.
+    tokens, mask, logprobs, entropies : Tensor (N, T)
+        As sampled, see :class:`~g2rpo_trainer.sampling.Completions`.
+    advantages : Tensor (N,)
+        Advantages of the rewards.
+    length_advantages : Tensor (N,) or None
+        Advantages of the length rewards.
+    tasks : Tensor (N,), int64
+        Task number of each rollout.
+    ref_logprobs : Tensor (N, T) or None
+        Log-probabilities under the reference policy, for the KL term.
+    importance_weights : Tensor (N, T) or None
+        Factor of each token in the surrogates; None for 1.
+    numbers : Tensor (N,), int64, or None
+        Number of each rollout's prompt among those of all ranks; None if this rank has all.
+    sampler_logprobs : Tensor (N, T) or None
+        Log-probabilities under the sampler, if that was not the policy itself.
+    """
+
+    prompts: Inputs
+    groups: torch.Tensor
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    advantages: torch.Tensor
+    length_advantages: torch.Tensor | None
+    tasks: torch.Tensor
+    ref_logprobs: torch.Tensor | None = None
+    importance_weights: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
+    sampler_logprobs: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def rows(self, rows: torch.Tensor | slice) -> Batch:
+        """Return some of the rollouts, or none, with their prompts and without needless padding."""
+        tensors = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), torch.Tensor)
+        }
+        longest = int(tensors["mask"].sum(-1).amax()) if len(tensors["mask"]) else 0
+        tensors = {
+            name: tensor[:, :longest] if tensor.ndim == 2 else tensor
+            for name, tensor in tensors.items()
+        }
+        kept, tensors["groups"] = tensors["groups"].unique(return_inverse=True)
+        prompts = select_rows(self.prompts, kept)
+        return replace(self, prompts=trim_padding(prompts) if len(kept) else prompts, **tensors)
+
+    def restricted(self, counts: torch.Tensor) -> Batch:
+        """Return the batch with surrogates over the marked tokens (N, T) only.
+
+        The others stay in the denominators and in the entropy and KL terms.
+        """
+        weights = counts.to(self.logprobs.dtype)
+        if self.importance_weights is not None:
+            weights = weights * self.importance_weights
+        return replace(self, importance_weights=weights)
+
+    @torch.no_grad()
+    def logprobs_of(self, policy: Policy, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities and entropies (N, T) of the responses under a policy."""
+        return completion_logprobs(
+            policy, self.prompts, self.groups, self.tokens, self.mask, temperature=temperature
+        )
+
+
+def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Tensor]:
+    """Divide the rollouts of a batch into parts of at most so many computed tokens.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy to run, with its shortcuts.
+    batch : Batch
+        N rollouts.
+    budget : int
+        Tokens; a response that exceeds it is a part of its own.
+
+    Returns
+    -------
+    list of Tensor, int64
+        Rows of the batch, each once, longest first; the division depends on lengths alone.
+    """
+    lengths = Lengths(
+        prompts=batch.prompts["attention_mask"].sum(-1).tolist(),
+        responses=batch.mask.sum(-1).tolist(),
+        groups=batch.groups.tolist(),
+        hidden=policy.model.config.get_text_config().hidden_size,
+    )
+    bins = token_bins(lengths, budget, packed=policy.shortcuts.packed_rows)
+    return [torch.tensor(rows, device=batch.tokens.device) for rows in bins]
+
+
+class Lengths(NamedTuple):
+    """Numbers of tokens of P prompts and N responses, and the hidden size.
+
+    Attributes
+    ----------
+    prompts : sequence of int
+    responses : sequence of int
+    groups : sequence of int
+        Prompt of each response.
+    hidden : int
+        Hidden size of the language model.
+    """
+
+    prompts: Sequence[int]
+    responses: Sequence[int]
+    groups: Sequence[int]
+    hidden: int
+
+    def rows_of(self, responses: Sequence[int], packed: bool) -> tuple[int, int]:
+        """Return number and length of the rows of a pass over some responses."""
+        by_prompt: dict[int, list[int]] = {}
+        for number in responses:
+            by_prompt.setdefault(self.groups[number], []).append(self.responses[number])
+        prompt = max(self.prompts[group] for group in by_prompt)
+        tokens = [self.responses[number] for number in responses]
+        size = 1
+        if packed:
+            most = max(map(len, by_prompt.values()))
+            size = responses_per_row(prompt, sum(tokens) / len(tokens), most, self.hidden)
+        if size == 1:
+            return len(tokens), prompt + max(tokens)
+        # A response's last token predicts nothing and is left out.
+        widths = [
+            sum(max(length - 1, 0) for length in lengths[start : start + size])
+            for lengths in by_prompt.values()
+            for start in range(0, len(lengths), size)
+        ]
+        return len(widths), prompt + max(widths)
+
+
+def token_bins(lengths: Lengths, budget: int, *, packed: bool = True) -> list[list[int]]:
+    """Divide responses into bins of at most so many computed tokens.
+
+    Parameters
+    ----------
+    lengths : Lengths
+        Lengths of the batch.
+    budget : int
+        Tokens.
+    packed : bool
+        Whether responses share rows with their prompt where that is cheaper.
+
+    Returns
+    -------
+    list of list of int
+        Numbers of responses. A group is split only if it exceeds the budget by itself, and only a
+        single response can exceed it.
+
+    Examples
+    --------
+    Two prompts of 100 tokens with three answers of 11 each: 130 tokens a group.
+
+    >>> lengths = Lengths([100, 100], [11] * 6, [0, 0, 0, 1, 1, 1], hidden=512)
+    >>> token_bins(lengths, 260)
+    [[0, 1, 2, 3, 4, 5]]
+    >>> token_bins(lengths, 259)
+    [[0, 1, 2], [3, 4, 5]]
+    >>> token_bins(lengths, 120)
+    [[0, 1], [3, 4], [2], [5]]
+    """
+
+    def fits(responses: list[int]) -> bool:
+        rows, length = lengths.rows_of(responses, packed)
+        return rows * length <= budget
+
+    by_prompt: dict[int, list[list[int]]] = {}
+    for number, group in enumerate(lengths.groups):
+        by_prompt.setdefault(group, []).append([number])
+    parts = [part for responses in by_prompt.values() for part in _filled(responses, fits)]
+    # Rows of similar length together, for little padding; the sort is stable.
+    parts.sort(key=lambda part: -lengths.rows_of(part, packed)[1])
+    return _filled(parts, fits)
+
+
+def _filled(parts: Sequence[list[int]], fits: Callable[[list[int]], bool]) -> list[list[int]]:
+    """Join consecutive parts as long as they fit together."""
+    bins: list[list[int]] = []
+    for part in parts:
+        if bins and fits(bins[-1] + part):
+            bins[-1] += part
+        else:
+            bins.append(list(part))
+    return bins
+
+
+def high_entropy_tokens(
+    batch: Batch,
+    share: float,
+    tasks: Sequence[str],
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+) -> tuple[Batch, dict[str, float]]:
+    """Restrict a step's batch to the tokens of the highest entropies, task by task.
+
+    Parameters
+    ----------
+    batch : Batch
+        This rank's rollouts; the quantiles are those of all ranks' tokens.
+    share : float
+        As :func:`g2rpo.high_entropy_mask` takes it; 1 changes nothing.
+    tasks : sequence of str
+        Names of the tasks.
+    ranks : Ranks
+        Ranks that train together.
+
+    Returns
+    -------
+    batch : Batch
+    metrics : dict of str to float
+        ``frac_high_entropy``, the share of tokens that remain, also by task.
+    """
+    if share == 1:
+        return batch, {}
+    tasks_of_tokens = batch.tasks[:, None].expand(batch.mask.shape)[batch.mask]
+    (entropies, labels), own = ranks.gather_rows(batch.entropies[batch.mask], tasks_of_tokens)
+    everything = torch.ones_like(entropies, dtype=torch.bool)[:, None]
+    kept = g2rpo.high_entropy_mask(entropies[:, None], everything, labels, share=share)
+    counts = torch.zeros_like(batch.mask)
+    counts[batch.mask] = kept[own, 0]
+    shares, present = g2rpo.task_means(kept.double(), everything, labels, len(tasks))
+    metrics = {"frac_high_entropy": float(kept.double().mean())}
+    for task, part, is_there in zip(tasks, shares.tolist(), present.tolist(), strict=True):
+        if is_there:
+            metrics[f"frac_high_entropy/{task}"] = part
+    return batch.restricted(counts), metrics
+
+
+def without_off_policy(
+    batch: Batch, logprobs: torch.Tensor, config: TrainConfig, ranks: Ranks
+) -> tuple[Batch, dict[str, float]]:
+    """Restrict a mini-batch to responses that :func:`g2rpo.off_policy_mask` keeps.
+
+    Parameters
+    ----------
+    batch : Batch
+        This rank's part of a mini-batch.
+    logprobs : Tensor (N, T)
+        Log-probabilities under the policy before the update.
+    config : TrainConfig
+        Its optimization section has the threshold. With length advantages the weighted sum of both
+        advantages decides.
+    ranks : Ranks
+        Ranks that train together.
+
+    Returns
+    -------
+    batch : Batch
+    metrics : dict of str to float
+        ``off_policy/masked_ratio``, the share of all ranks' responses that are masked.
+    """
+    threshold = config.optimization.off_policy_mask_threshold
+    assert threshold is not None
+    advantages = batch.advantages
+    if batch.length_advantages is not None:
+        advantages = advantages + config.length.weight * batch.length_advantages
+    sampled = batch.logprobs if batch.sampler_logprobs is None else batch.sampler_logprobs
+    counts = g2rpo.off_policy_mask(logprobs, sampled, advantages, batch.mask, threshold=threshold)
+    masked = (batch.mask & ~counts).any(-1)
+    share = ranks.sum(int(masked.sum())) / max(1, ranks.sum(len(batch)))
+    return batch.restricted(counts), {"off_policy/masked_ratio": share}

@@ -1,0 +1,163 @@
+"""AdamW over the trained weights, with float32 masters of 16-bit weights.
+
+A weight in bfloat16 has 8 bits: an update below 1/256 of it is lost in rounding, as are nearly all
+updates at a learning rate of 1e-6. Each such weight therefore has a float32 master that is updated,
+and is rounded from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .config import Optimization
+from .distributed import Ranks
+from .schedule import learning_rate_factor
+from .sharding import full_tensor, reshard, shard_like
+
+if TYPE_CHECKING:
+    from .model.policy_model import Policy
+
+_MASTER = "master"
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW whose parameters are float32: the weights themselves, or masters of narrower ones.
+
+    Parameters
+    ----------
+    weights : list of Parameter
+        Trained weights of any floating dtype, with their gradients.
+    options
+        Options of :class:`torch.optim.AdamW`.
+
+    Examples
+    --------
+    A hundred updates of a thousandth of bfloat16's resolution add up:
+
+    >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    >>> optimizer = MasterAdamW([weight], lr=1e-4, weight_decay=0.0)
+    >>> for _ in range(100):
+    ...     weight.grad = torch.ones_like(weight)
+    ...     optimizer.step()
+    >>> weight.data
+    tensor([0.9883], dtype=torch.bfloat16)
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter], **options: Any) -> None:
+        self.weights = list(weights)
+        self.masters = [_master(weight) for weight in self.weights]
+        super().__init__(self.masters, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take the weights' gradients, update the masters, and round the weights from them."""
+        if closure is not None:
+            raise TypeError("closure is given, but gradients are computed before the step")
+        narrow = [
+            (weight, master)
+            for weight, master in zip(self.weights, self.masters, strict=True)
+            if master is not weight
+        ]
+        for weight, master in narrow:
+            master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
+        super().step()
+        for weight, master in narrow:
+            weight.copy_(master)
+            master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the weights' gradients."""
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            if set_to_none:
+                weight.grad = None
+            elif weight.grad is not None:
+                weight.grad.zero_()
+
+
+def make_optimizer(policy: Policy, options: Optimization) -> MasterAdamW:
+    """Return an optimiser over the parameters of a policy that take gradients.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy to train.
+    options : Optimization
+        Learning rate and weight decay.
+    """
+    trained = [weight for _, weight in trained_parameters(policy)]
+    return MasterAdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def trained_parameters(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return names and parameters that take gradients, always in the same order."""
+    reshard(policy.model)
+    named = policy.model.named_parameters()
+    return [(name, weight) for name, weight in named if weight.requires_grad]
+
+
+def optimizer_tensors(
+    policy: Policy,
+    optimizer: MasterAdamW,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+) -> dict[str, torch.Tensor]:
+    """Return the state of an optimiser on the CPU of rank 0; {} on others.
+
+    A collective where the policy is sharded.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy that is trained.
+    optimizer : MasterAdamW
+        Optimiser from :func:`make_optimizer` of the same policy.
+    ranks : Ranks
+        Ranks that train together.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``"slot/name"``: moments, the number of steps, and the master of a weight that has one.
+    """
+    tensors = {}
+    for (name, weight), master in zip(trained_parameters(policy), optimizer.masters, strict=True):
+        slots = dict(optimizer.state.get(master, {}))
+        if master is not weight:
+            slots[_MASTER] = master
+        for slot, value in slots.items():
+            found = full_tensor(value.detach())
+            if ranks.is_main:
+                tensors[f"{slot}/{name}"] = found.cpu().contiguous()
+    return tensors
+
+
+def restore_optimizer_tensors(
+    policy: Policy, optimizer: MasterAdamW, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Load the tensors of :func:`optimizer_tensors` into a new optimiser of the same policy."""
+    names = [name for name, _ in trained_parameters(policy)]
+    masters = dict(zip(names, optimizer.masters, strict=True))
+    for key, value in tensors.items():
+        slot, name = key.split("/", 1)
+        master = masters[name]
+        if slot == _MASTER:
+            with torch.no_grad():
+                master.copy_(shard_like(value, master))
+            continue
+        # AdamW counts its steps on the CPU; moments live where the parameter does.
+        optimizer.state[master][slot] = shard_like(value, master) if value.ndim else value
+
+
+def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    if torch.finfo(weight.dtype).bits >= 32:
+        return weight
+    return torch.nn.Parameter(weight.detach().float())
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, options: Optimization, step: int) -> None:
+    """Set the learning rate of a step, counted from 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = options.learning_rate * learning_rate_factor(options, step)

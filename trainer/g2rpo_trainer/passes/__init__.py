@@ -1,1 +1,0 @@
-"""Passes of the model over prompts and responses, each prompt once where that is exact."""

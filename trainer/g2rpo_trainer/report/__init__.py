@@ -1,0 +1,1 @@
+"""Progress, tables, plots and trackers: everything that shows a run to people."""

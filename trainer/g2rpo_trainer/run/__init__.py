@@ -1,1 +1,0 @@
-"""A run around its steps: folder, display, report."""
