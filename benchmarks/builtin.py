@@ -21,7 +21,7 @@ from typing import Any
 
 def main() -> None:
     """Run, collect, and write."""
-    parser = argparse.ArgumentParser(config=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--estimators", nargs="+", default=["gaussian", "grpo"])
     parser.add_argument("--runs", type=Path, default=Path("runs/builtin"))

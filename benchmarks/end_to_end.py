@@ -44,7 +44,7 @@ PRETRAINED = {
 
 def main() -> None:
     """Run each model, and write."""
-    parser = argparse.ArgumentParser(config=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--models", nargs="+", default=["builtin", "HuggingFaceTB/SmolVLM-256M-Instruct"]
     )

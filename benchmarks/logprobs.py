@@ -33,7 +33,7 @@ BASE = "trl"
 
 def main() -> None:
     """Measure what is missing, and write one table."""
-    parser = argparse.ArgumentParser(config=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 151_936])
     parser.add_argument("--hidden", type=int, nargs="+", default=[896, 2048])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16_384])

@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(config=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--prompts", type=int, nargs="+", default=[256, 1024], help="tokens")

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(config=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", type=int, nargs="+", default=[512, 1024], help="tokens")
     parser.add_argument("--response", type=int, default=32, help="tokens")
     parser.add_argument("--prompts", type=int, default=4, help="prompts a step")

@@ -285,7 +285,7 @@ def print_table(before: np.ndarray, after: np.ndarray) -> None:
 
 def main() -> None:
     """Train, and print the table."""
-    parser = argparse.ArgumentParser(config=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cold-start-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=200)
