@@ -20,9 +20,10 @@ from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.inputs.batching import collate
+from g2rpo_trainer.inputs.batching import collate, select_rows
 from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.scoring import Rewards, Scorer
+from g2rpo_trainer.shortcuts import choose_shortcuts
 from g2rpo_trainer.tasks import TASKS
 from g2rpo_trainer.update import batch_loss, mini_batch_totals
 from tests.trainer import tiny_models
@@ -72,8 +73,8 @@ def policy():
     return minimal.load_policy("builtin", LONGEST)
 
 
-def roll_out(policy, rows: int = 24):
-    """Return records and rollouts; by default two passes, the last one smaller."""
+def roll_out(policy, rows: int = 20):
+    """Return records and rollouts; by default three passes, the last one smaller."""
     records = minimal.draw(policy, 0, 0, PROMPTS)
     torch.manual_seed(0)
     return records, minimal.roll_out(policy, records, N, rows)
@@ -114,13 +115,19 @@ def trainer_update(name: str, policy, records, rollouts):
     trained = load_policy(name, device="cpu", max_completion_length=LONGEST)
     trained = replace(trained, banned_ids=torch.tensor(policy.banned, dtype=torch.int64))
     encoded = [minimal.encode(policy, [record]) for record in records]
+    prompts = collate(encoded, policy.tokenizer.pad_token_id)
+    # The faster ways are what is held against the plain one.
+    trained = choose_shortcuts(trained, "try", prompts=select_rows(prompts, slice(0, 1)))
+    assert trained.shortcuts.packed_rows
+    vocabulary = len(trained.model.get_output_embeddings().weight)
+    assert trained.shortcuts.without_logits == (vocabulary > 2000)
     assert config.data.tasks == list(policy.tasks)
     components = (rollouts.rewards, rollouts.accuracies, rollouts.accuracies, rollouts.accuracies)
     rewards = Rewards(*(component.numpy() for component in components))
     lengths, tasks = rollouts.mask.sum(-1).numpy(), rollouts.tasks.numpy()
     advantages = Shaping(config)(rewards, lengths, N, tasks)
     batch = Batch(
-        prompts=collate(encoded, policy.tokenizer.pad_token_id),
+        prompts=prompts,
         groups=torch.arange(PROMPTS).repeat_interleave(N),
         tokens=rollouts.tokens,
         mask=rollouts.mask,
@@ -217,7 +224,7 @@ def test_old_logprobs_are_those_of_the_distribution_that_was_sampled(model):
 
 def test_every_response_has_its_own_copy_of_its_prompt(policy):
     records, rollouts = roll_out(policy)
-    assert [len(inputs["input_ids"]) for inputs in rollouts.inputs] == [24, 24]
+    assert [len(inputs["input_ids"]) for inputs in rollouts.inputs] == [20, 20, 8]
     prompts = minimal.encode(policy, records)["pixel_values"].repeat_interleave(N, 0)
     assert torch.equal(torch.cat([part["pixel_values"] for part in rollouts.inputs]), prompts)
 

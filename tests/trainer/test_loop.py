@@ -62,13 +62,15 @@ class Noted:
 
     @contextmanager
     def open_sampler(self, config, policy, ranks):
-        yield None
-        self.note("closed")
+        try:
+            yield None
+        finally:
+            self.note("closed")
 
     def find_fault(self, policy, record):
         return "is too long" if self.draws and len(record.problem) > 10 else None
 
-    def take_step(self, policy, optimizer, shaping, config, progress, scorer, source, *_):
+    def take_step(self, policy, optimizer, shaping, config, source, progress, *_):
         if self.draws:
             source.training_records(seed=0, position=2 * progress.step, prompts=2)
         progress.step += 1

@@ -87,12 +87,12 @@ def gradient_norms(
             norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         task = config.data.tasks[number]
         found.norms[task] = float(norm)
-        if ranks.any(_has_signal(part.rows(rows))):
+        if ranks.any(_has_advantage(part.rows(rows))):
             found.with_signal[task] = float(norm)
     return found
 
 
-def _has_signal(batch: Batch) -> bool:
+def _has_advantage(batch: Batch) -> bool:
     columns = (batch.advantages, batch.length_advantages)
     return any(bool(each.any()) for each in columns if each is not None)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo import has_signal
 from g2rpo.diagnostics import equity
 from g2rpo_trainer.scoring import Floats, Rewards
 
@@ -76,11 +77,10 @@ def rollout_metrics(
     components = {name: column for name, column in rewards.columns().items() if name != "reward"}
     if length_reward is not None:
         components["length"] = length_reward
-    spread, no_signal = _of_groups(rewards.reward, groups)
     columns = {
         "reward": rewards.reward,
-        "reward_std": spread,
-        "frac_reward_zero_std": no_signal,
+        "reward_std": _group_deviations(rewards.reward, groups),
+        "frac_reward_zero_std": ~has_signal(rewards.reward, groups),
         "completions/clipped_ratio": ~outcomes.ended,
     }
     lengths = outcomes.lengths
@@ -196,17 +196,15 @@ class Stopwatch:
         return {**parts, "step_time": time.monotonic() - self._started}
 
 
-def _of_groups(rewards: Floats, groups: Labels) -> tuple[Floats, Floats]:
-    """Return the standard deviation of each rollout's group, and 1 where its rewards are equal."""
-    spread, no_signal = np.full_like(rewards, np.nan), np.ones_like(rewards)
+def _group_deviations(rewards: Floats, groups: Labels) -> Floats:
+    """Return the standard deviation of each rollout's group; NaN where it has no reward."""
+    deviations = np.full_like(rewards, np.nan)
     for group in np.unique(groups):
         rows = groups == group
         values = _present(rewards[rows])
         if len(values):
-            spread[rows] = values.std()
-            # Rounding can give equal rewards a deviation above 0, so the rewards are compared.
-            no_signal[rows] = (values == values[0]).all()
-    return spread, no_signal
+            deviations[rows] = values.std()
+    return deviations
 
 
 def _spread_of(name: str, suffix: str, values: Floats) -> dict[str, float]:

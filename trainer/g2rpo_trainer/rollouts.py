@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import g2rpo
 from g2rpo_trainer.config import DynamicSampling, TrainConfig
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.metrics import Outcomes, Stopwatch
@@ -194,11 +195,8 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
     if options.mode == "off" or not prompts:
         return np.ones(prompts, dtype=bool)
     if options.mode == "signal":
-        table = rewards.reward.reshape(prompts, -1)
-        absent = np.isnan(table)
-        lowest = np.where(absent, np.inf, table).min(-1)
-        # Also where nothing has a reward: then the highest is below the lowest.
-        found: Flags = np.where(absent, -np.inf, table).max(-1) > lowest
+        size = len(rewards.reward) // prompts
+        found: Flags = g2rpo.has_signal(rewards.reward, size)[::size]
         return found
     table = rewards.accuracy.reshape(prompts, -1)
     counts = (~np.isnan(table)).sum(-1)

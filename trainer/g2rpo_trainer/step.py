@@ -50,9 +50,9 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     shaping: Shaping,
     config: TrainConfig,
+    source: Source,
     progress: Progress,
     scorer: Scorer,
-    source: Source,
     reference: Policy | None = None,
     sampler: Sampler = sample_with_policy,
     ranks: Ranks = Ranks(),  # noqa: B008 - immutable
@@ -69,13 +69,13 @@ def training_step(
         Turns rewards into advantages.
     config : TrainConfig
         Configuration of the run; its tasks are named.
+    source : Source
+        Source of the prompts.
     progress : Progress
         Counters of the run, which the step advances. They and the seed determine data and random
         numbers, so a resumed run repeats them.
     scorer : Scorer
         Scores the responses.
-    source : Source
-        Source of the prompts.
     reference : Policy, optional
         Reference of the KL term.
     sampler : Sampler

@@ -304,7 +304,7 @@ def engine_arguments(
     sleeps : bool
         Whether it gives its memory to the policy between the rollouts.
     ranks : int
-        Processes of the run, each with a vLLM of its own.
+        Number of ranks, each with a vLLM of its own.
     """
     rollout, longest = config.rollout, config.rollout.max_prompt_length
     return {
