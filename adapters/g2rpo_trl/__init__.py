@@ -1,18 +1,16 @@
 """G²RPO in TRL: a trainer that knows tasks, its configuration, and the built-in rewards."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+
+from g2rpo._extras import require
 
 _OLDEST, _BELOW = (1, 16), (1, 17)
 
 
 def _check_version() -> None:
     """Raise unless a release of TRL is installed whose private methods are the ones overridden."""
-    try:
-        found = version("trl")
-    except PackageNotFoundError as error:
-        raise ImportError(
-            'g2rpo_trl needs trl, which the core does not install; run: pip install "g2rpo[trl]"'
-        ) from error
+    require("g2rpo_trl", "trl", extra="trl")
+    found = version("trl")
     numbers = tuple(int(part) for part in found.split(".")[:2])
     if not _OLDEST <= numbers < _BELOW:
         oldest, below = (".".join(map(str, each)) for each in (_OLDEST, _BELOW))

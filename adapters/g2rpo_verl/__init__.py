@@ -8,9 +8,6 @@ verl loads :mod:`g2rpo_verl.plugin` by itself, in every process, through the ent
 Its options stand under ``algorithm.g2rpo``, see :class:`g2rpo_verl.options.Options`.
 """
 
-from importlib.util import find_spec
+from g2rpo._extras import require
 
-if find_spec("verl") is None:
-    raise ImportError(
-        'g2rpo_verl needs verl, which the core does not install; run: pip install "g2rpo[verl]"'
-    )
+require("g2rpo_verl", "verl", extra="verl")

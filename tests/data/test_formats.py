@@ -316,7 +316,7 @@ def test_a_missing_library_is_no_fault_of_the_record(monkeypatch):
 
     monkeypatch.setattr("g2rpo.rewards.libraries.import_module", without)
     rows = [{**row, "problem_type": "OCR"} for row in sums(3)]
-    with pytest.raises(RunError, match=r"needs rapidfuzz; pip install"):
+    with pytest.raises(RunError, match=r"needs rapidfuzz; run: pip install"):
         open_source(Data(skip_broken=True), rows=rows)
 
 

@@ -334,7 +334,7 @@ def test_rows_of_arrays(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", rows)
     # pandas makes NumPy arrays and numbers of lists and numbers.
     records = pandas.read_parquet(path).to_dict("records")
-    assert type(records[0].images).__name__ == "ndarray"
+    assert type(records[0]["images"]).__name__ == "ndarray"
     assert problems(open_source(rows=records)) == EXPECTED
 
 

@@ -77,7 +77,9 @@ def test_a_missing_library_names_the_extra(problem_type):
 
 def test_processes_need_pebble(monkeypatch):
     monkeypatch.setitem(sys.modules, "pebble", None)
-    with pytest.raises(MissingLibraryError, match=r'needs pebble; pip install "g2rpo\[rewards\]"'):
+    with pytest.raises(
+        MissingLibraryError, match=r'needs pebble; run: pip install "g2rpo\[rewards\]"'
+    ):
         RewardPool(1)
     RewardPool(0).close()
 

@@ -173,7 +173,9 @@ def test_a_missing_torchvision_is_named(folders, monkeypatch):
     monkeypatch.setattr("transformers.utils.import_utils.is_torchvision_available", lambda: False)
     policy = load_policy(str(folders("qwen3_vl")), device="cpu")
     for ask in (lambda one: encode_prompts(policy, [one]), lambda one: prompt_fault(policy, one)):
-        with pytest.raises(RunError, match=r'by torchvision; run: pip install "g2rpo\[video\]"'):
+        with pytest.raises(
+            RunError, match=r'torchvision for videos; run: pip install "g2rpo\[video\]"'
+        ):
             ask(video_of(film(2)))
 
 

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from g2rpo._extras import require
 from g2rpo._json_lines import parse_object
 from g2rpo._shown import clipped, shown
 from g2rpo_trainer.errors import RunError
@@ -156,9 +156,7 @@ class HubRows(Table):
 
 def need_library(module: str, purpose: str, extra: str = "data") -> Any:
     """Return a module, or say which extra brings it."""
-    if find_spec(module) is None:
-        name = module.replace("_", "-")
-        raise RunError(f'{purpose} needs {name}; run: pip install "g2rpo[{extra}]"')
+    require(purpose, module, extra=extra, error=RunError)
     return import_module(module)
 
 
