@@ -112,13 +112,13 @@ def fails_in_step_two(monkeypatch):
     def arrange(error):
         real = loop.training_step
 
-        def step(policy, optimizer, shaping, config, progress, *others):
+        def step(policy, optimizer, shaping, config, source, progress, *others):
             if progress.step == 1:
                 monkeypatch.setattr(loop, "training_step", real)
                 with torch.no_grad():
                     next(policy.model.parameters()).add_(1.0)
                 raise error
-            return real(policy, optimizer, shaping, config, progress, *others)
+            return real(policy, optimizer, shaping, config, source, progress, *others)
 
         monkeypatch.setattr(loop, "training_step", step)
 
