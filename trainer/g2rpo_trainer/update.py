@@ -23,6 +23,7 @@ from .metrics import Update, update_metrics
 from .model.policy_model import Policy
 from .optimizer import trained_parameters
 from .progress import Progress
+from .record import Record
 from .sharding import full_tensor, is_sharded, with_zero_gradients
 
 Metrics = dict[str, float]
@@ -309,15 +310,7 @@ def _on_host(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float
     }
 
 
-_DUMMY_RECORD: Any = {
-    "problem": "?",
-    "images": [],
-    "answer": "",
-    "problem_type": "numerical",
-    "data_type": "text",
-    "task_type": "",
-    "options": [],
-}
+_DUMMY_RECORD = Record("?", "", "numerical", "dummy")
 
 
 def dummy_passes(policy: Policy, batch: Batch, planned: int, ranks: Ranks) -> list[Batch]:
