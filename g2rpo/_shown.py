@@ -50,6 +50,17 @@ def error_text(error: BaseException, longest: int = _LONGEST) -> str:
     return clipped(" ".join(str(error).split()), longest) or type(error).__name__
 
 
+def typed_error_text(error: BaseException) -> str:
+    """Return the name of an error's type and its text, on one line and shortened.
+
+    Examples
+    --------
+    >>> typed_error_text(KeyError("colour"))
+    "KeyError: 'colour'"
+    """
+    return f"{type(error).__name__}: {error_text(error)}"
+
+
 def listed(names: Iterable[object]) -> str:
     """Return names with commas between them, the first ones of many.
 

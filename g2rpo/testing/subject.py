@@ -14,7 +14,7 @@ import numpy.typing as npt
 from array_api_compat import is_array_api_obj
 
 from g2rpo._checks import require_choice
-from g2rpo._shown import error_text
+from g2rpo._shown import typed_error_text
 from g2rpo._state import to_numpy
 from g2rpo.advantages import takes_lengths
 from g2rpo.testing.strategies import DType, RewardBatch
@@ -109,8 +109,7 @@ class Subject:
                 result = self._fn(*arrays, **keywords)
                 advantages = to_numpy(result) if is_array_api_obj(result) else None
             except Exception as error:
-                text = f"{type(error).__name__}: {error_text(error)}"
-                raise Violation(f"it raised {text}") from error
+                raise Violation(f"it raised {typed_error_text(error)}") from error
         if advantages is None:
             kind = type(result).__name__
             raise Violation(f"it returned {kind}, not an array of shape ({size},)")

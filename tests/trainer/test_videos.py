@@ -16,7 +16,7 @@ from g2rpo_trainer import logprobs, train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.batching import Prompts, first_with_images, select_rows
+from g2rpo_trainer.inputs.batching import select_rows
 from g2rpo_trainer.inputs.media import takes_videos
 from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
 from g2rpo_trainer.logprobs import completion_logprobs, plain_predictions
@@ -146,13 +146,6 @@ def test_a_wrong_place_in_time_is_noticed(policies, monkeypatch, caplog):
     monkeypatch.setattr(logprobs, "prompt_positions", without_time)
     assert not choose_shortcuts(policy, prompts=prompt).shortcuts.packed_rows
     assert "differ from the plain pass by" in caplog.text
-
-
-def test_the_first_prompt_with_an_image_or_a_video_is_found():
-    inputs = {name: torch.zeros(2, 1) for name in ("pixel_values", "pixel_values_videos")}
-    counts = {"pixel_values": (1, 1, 0, 0), "pixel_values_videos": (0, 0, 2, 0)}
-    assert first_with_images(Prompts(inputs, counts)) == 2
-    assert first_with_images(Prompts({}, {})) == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "llava", "idefics3", "gemma3"])

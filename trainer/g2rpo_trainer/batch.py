@@ -227,7 +227,7 @@ def high_entropy_tokens(
     batch: Batch,
     share: float,
     tasks: Sequence[str],
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> tuple[Batch, dict[str, float]]:
     """Restrict a step's batch to the tokens of the highest entropies, task by task.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from g2rpo._shown import error_text
+from g2rpo._shown import typed_error_text
 from g2rpo_torch import gather_rollouts
 
 from .errors import RunError, SharedError
@@ -284,5 +284,4 @@ def _buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Pa
 def _error_text(error: Exception) -> str:
     if isinstance(error, RunError):
         return str(error)
-    text = f"{type(error).__name__}: {error_text(error)}"
-    return f"process {os.environ.get('RANK', '0')} failed: {text}"
+    return f"process {os.environ.get('RANK', '0')} failed: {typed_error_text(error)}"

@@ -43,7 +43,7 @@ def gradient_norms(
     config: TrainConfig,
     step: int,
     entropy_weights: Sequence[float] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> TaskNorms:
     """Measure each task's own gradient, every ``output.equity_steps`` or ``task_weights.adapt``.
 

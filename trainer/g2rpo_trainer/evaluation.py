@@ -122,9 +122,10 @@ def evaluate(
         policy = load_described(config, model, ranks=ranks)
         if data.skip_broken:
             source.refuse(partial(prompt_fault, policy))
-        policy = choose_shortcuts(
-            policy, config.rollout.shared_prompts, seed=config.seed, ranks=ranks
-        )
+        if data.eval_generations > 1:  # a single response shares its prompt with none
+            policy = choose_shortcuts(
+                policy, config.rollout.shared_prompts, seed=config.seed, ranks=ranks
+            )
         with display.phase("held-out items", len(data.tasks) * data.eval_items) as advance:
             evaluation = evaluate_policy(
                 policy,
@@ -146,7 +147,7 @@ def evaluate_policy(
     *,
     advance: Callable[[int], None] = lambda items: None,
     on_samples: Callable[[list[Sample]], None] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Evaluation:
     """Sample answers to the held-out items of every task and score them.
 

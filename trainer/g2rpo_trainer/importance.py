@@ -25,7 +25,7 @@ def importance_weights(completions: Completions, options: Rollout) -> torch.Tens
 def sampler_metrics(
     completions: Completions,
     options: Rollout,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> dict[str, float]:
     """Return how far vLLM is from the policy; nothing where the policy itself has sampled.
 

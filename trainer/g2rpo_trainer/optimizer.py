@@ -102,7 +102,7 @@ def trained_parameters(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
 def optimizer_tensors(
     policy: Policy,
     optimizer: MasterAdamW,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> dict[str, torch.Tensor]:
     """Return the state of an optimiser on the CPU of rank 0; {} on others.
 

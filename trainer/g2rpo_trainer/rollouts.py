@@ -106,7 +106,7 @@ def draw_rollouts(
     source: Source,
     position: int,
     watch: Stopwatch,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Rollouts:
     """Sample and score responses to prompts, until as many prompts as a step has are kept.
 

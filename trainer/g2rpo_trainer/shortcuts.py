@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from g2rpo._shown import error_text
+from g2rpo._shown import typed_error_text
 
 from .distributed import Ranks
 from .inputs.prompts import Inputs, encode_prompts, select_rows
@@ -65,7 +65,7 @@ def choose_shortcuts(
     shared_prompts: Literal["auto", "try", "off"] = "auto",
     *,
     seed: int = 0,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
     prompts: Inputs | None = None,
 ) -> Policy:
     """Return a policy with the shortcuts that its model allows; a collective.
@@ -181,7 +181,7 @@ def _check(
             try:
                 found[check.__name__] = check()
             except Exception as error:
-                found[check.__name__] = _error_text(error)
+                found[check.__name__] = typed_error_text(error)
     return found
 
 
@@ -210,7 +210,7 @@ def _samples(
             expanded = expanded_prompts(policy, prompt, _RESPONSES)
             return sample_endless(policy, expanded, uniforms), None
         except Exception as error:
-            obstacle = _error_text(error)
+            obstacle = typed_error_text(error)
     repeated = select_rows(prompt, torch.zeros(_RESPONSES, dtype=torch.int64))
     return sample_endless(policy, repeated, uniforms), obstacle
 
@@ -230,7 +230,3 @@ def _disagreement(ours: torch.Tensor, plain: torch.Tensor, tolerance: float) -> 
     if distance <= tolerance:
         return None
     return f"log-probabilities differ from the plain pass by {distance:.2g} nats on average"
-
-
-def _error_text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error_text(error)}"

@@ -55,7 +55,7 @@ def training_step(
     scorer: Scorer,
     reference: Policy | None = None,
     sampler: Sampler = sample_with_policy,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> StepResult:
     """Sample responses, score them, and update the policy once.
 

@@ -36,7 +36,7 @@ def update_policy(
     config: TrainConfig,
     progress: Progress,
     entropy_weights: Sequence[float] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Metrics:
     """Take ``updates_per_batch`` optimiser steps on a batch of rollouts.
 
@@ -140,7 +140,7 @@ def with_reference(
     batch: Batch,
     reference: Policy,
     config: TrainConfig,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Batch:
     """Return the batch with the log-probabilities of a reference policy."""
     with reference.as_reference():
@@ -152,7 +152,7 @@ def batch_values(
     batch: Batch,
     policy: Policy,
     config: TrainConfig,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies (N, T) under a policy, in micro-batches."""
     logprobs, entropies = torch.zeros_like(batch.logprobs), torch.zeros_like(batch.logprobs)
@@ -206,7 +206,7 @@ def _step(
 def mini_batch_totals(
     batch: Batch,
     config: TrainConfig,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> g2rpo.BatchTotals:
     """Count the tokens of a mini-batch, of which each rank has a part.
 
@@ -228,7 +228,7 @@ def accumulate_gradients(
     totals: g2rpo.BatchTotals,
     config: TrainConfig,
     entropy_weights: Sequence[float] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Reports:
     """Add the gradient of a mini-batch, all ranks' parts of it, to that of the weights.
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from g2rpo._suggest import unknown_name
+from g2rpo._shown import error_text
 from g2rpo_trainer.config import Rollout, TrainConfig
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
@@ -79,7 +79,7 @@ class Sampled(NamedTuple):
 def open_sampler(
     config: TrainConfig,
     policy: Policy,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Iterator[Sampler]:
     """Yield the sampler of the training responses, and end vLLM when the context is left.
 
@@ -95,13 +95,8 @@ def open_sampler(
     Raises
     ------
     RunError
-        If vLLM cannot start or take over the policy's weights, or a limit is for an unknown task.
+        If vLLM cannot start or take over the policy's weights.
     """
-    with ranks.raise_on_all_ranks():
-        for task in config.rollout.limits:
-            if task not in config.data.tasks:
-                known = config.data.tasks
-                raise RunError(f"rollout.limits: {unknown_name('task', task, known)}")
     if config.rollout.engine == "transformers":
         yield sample_with_policy
         return
@@ -145,7 +140,7 @@ class VLLMSampler:
         self,
         engine: VLLMEngine,
         config: TrainConfig,
-        ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+        ranks: Ranks = Ranks(),
     ) -> None:
         self._engine, self._config, self._ranks = engine, config, ranks
         self._loaded: int | None = None
@@ -448,7 +443,7 @@ def _start_errors(arguments: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        reason = error_text(error, _LONGEST_REASON)
         raise RunError(
             f"vLLM cannot start with {arguments['model']} ({reason}); change rollout.vllm_memory "
             f"(it is {arguments['gpu_memory_utilization']}), set rollout.max_prompt_length to what "

@@ -166,7 +166,7 @@ class Source:
 
 
 def open_source(
-    data: Data = Data(),  # noqa: B008 - it does not change
+    data: Data = Data(),
     *,
     rows: Sequence[Mapping[str, Any]] | None = None,
     functions: Mapping[str, str] | None = None,

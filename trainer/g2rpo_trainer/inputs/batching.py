@@ -113,22 +113,6 @@ def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Prompts:
     return chosen
 
 
-def first_with_images(inputs: Inputs) -> int:
-    """Return the first prompt that has a video, else an image, else the first.
-
-    What fails, fails there: a video has all that makes images harder than text, and time.
-
-    Examples
-    --------
-    >>> first_with_images(Prompts({"pixel_values": torch.arange(3)}, {"pixel_values": (0, 2, 1)}))
-    1
-    """
-    counts = inputs.rows_each if isinstance(inputs, Prompts) else {}
-    videos = [each for name, each in counts.items() if "video" in name]
-    seen = [row for each in videos or counts.values() for row, count in enumerate(each) if count]
-    return min(seen, default=0)
-
-
 def trim_padding(inputs: Inputs) -> Inputs:
     """Return the inputs without the columns on the left in which no prompt has a token.
 

@@ -15,7 +15,6 @@ from .batching import (
     Prompts,
     collate,
     extend_rows,
-    first_with_images,
     select_rows,
     trim_padding,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "Prompts",
     "encode_prompts",
     "extend_rows",
-    "first_with_images",
     "prompt_fault",
     "select_rows",
     "trim_padding",

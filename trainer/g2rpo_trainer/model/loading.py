@@ -44,7 +44,7 @@ def load_described(
     config: TrainConfig,
     name: str | None = None,
     *,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Policy:
     """Load the policy of a run.
 
@@ -106,10 +106,10 @@ def load_policy(
     name: str,
     *,
     device: torch.device | str,
-    model: Model = Model(),  # noqa: B008 - it does not change
+    model: Model = Model(),
     max_prompt_length: int | None = None,
     max_completion_length: int = 0,
-    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
+    ranks: Ranks = Ranks(),
 ) -> Policy:
     """Load a policy from the package, a folder or the hub.
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from g2rpo._shown import error_text
+from g2rpo._shown import typed_error_text
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run_folder import RunFolder
 
@@ -138,7 +138,7 @@ class Trackers:
             except Exception as error:
                 self.close()
                 raise RunError(
-                    f"output.trackers: {name} does not start ({_reason(error)}); "
+                    f"output.trackers: {name} does not start ({typed_error_text(error)}); "
                     "put that right, or leave it out"
                 ) from error
 
@@ -164,9 +164,5 @@ class Trackers:
         _logger.warning(
             "%s gets no more metrics in this session, metrics.jsonl has them all: %s",
             name,
-            _reason(error),
+            typed_error_text(error),
         )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error_text(error)}"
