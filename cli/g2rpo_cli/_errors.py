@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,13 +23,16 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
     Of several processes that train together one tells what all find wrong alike, as all do with
     `RunError` while they read the configuration, before the start.
 
-    With ``G2RPO_DEBUG=1`` in the environment errors pass through with their traceback.
+    With ``g2rpo --debug``, or ``G2RPO_DEBUG=1`` in the environment, the traceback comes first.
     """
     try:
         yield
     except Exception as error:
-        if os.environ.get("G2RPO_DEBUG") == "1" or _is_exit(error):
+        if _is_exit(error):
             raise
+        is_debugging = os.environ.get("G2RPO_DEBUG") == "1"
+        if is_debugging:
+            traceback.print_exc()
         from g2rpo._shown import error_text
         from g2rpo_trainer.errors import RunError, SharedError
         from g2rpo_trainer.launch import Launch
@@ -45,8 +49,8 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
             _print_error("\n".join([str(error), *notes]))
             raise SystemExit(_USAGE) from None
         text = error_text(error, _LONGEST)
-        text = f"{type(error).__name__}: {text} (G2RPO_DEBUG=1 shows the traceback)"
-        _print_error("\n".join([text, *notes]))
+        hint = "" if is_debugging else " (g2rpo --debug shows the traceback)"
+        _print_error("\n".join([f"{type(error).__name__}: {text}{hint}", *notes]))
         raise SystemExit(_FAILURE) from None
 
 
@@ -74,5 +78,6 @@ def _is_exit(error: Exception) -> bool:
 
 def _print_error(text: str) -> None:
     # Not Rich: it would break the line, and a message may hold square brackets.
-    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    red, plain = ("\x1b[31m", "\x1b[0m") if coloured else ("", "")
     print(f"{red}error:{plain} {text}", file=sys.stderr)

@@ -1,33 +1,15 @@
-"""Options and progress bar of the commands that read tables of rewards."""
+"""Options of the commands that read tables of rewards."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from g2rpo_cli._output import waiting
 
 if TYPE_CHECKING:
     from g2rpo_cli.comparison import RewardTable
 
-__all__ = [
-    "LONG",
-    "MODULES",
-    "Decoupled",
-    "Group",
-    "Length",
-    "Reward",
-    "Task",
-    "Weight",
-    "bar",
-    "checked_weights",
-    "read",
-    "tracked",
-]
-
-#: What `g2rpo_cli.comparison` needs, of the extra `cli`.
-MODULES = ("pydantic", "yaml", "rich", "matplotlib")
-
-#: Fewer rows than this are done before a bar could be read.
-LONG = 50_000
+__all__ = ["Decoupled", "Group", "Length", "Reward", "Task", "Weight", "checked_weights", "read"]
 
 Reward = Annotated[
     list[str] | None,
@@ -71,12 +53,11 @@ Decoupled = Annotated[
 def read(
     path: str, reward: list[str] | None, group: str, task: str | None, length: str | None
 ) -> "RewardTable":
-    """Read a table, with a progress bar if it is long."""
+    """Read a table by the options of a command."""
     from g2rpo_cli.comparison import read_rewards
 
-    return read_rewards(
-        path, reward=reward or ["reward"], group=group, task=task, length=length, track=tracked
-    )
+    with waiting(f"reading {path}"):
+        return read_rewards(path, reward=reward or "reward", group=group, task=task, length=length)
 
 
 def checked_weights(
@@ -93,19 +74,3 @@ def checked_weights(
     if weight and len(weight) != components:
         raise RunError(f"--weight is given {len(weight)} times, but --reward {components} times")
     return weight or None
-
-
-def tracked(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Yield the items, with a progress bar if they are many."""
-    return bar(items, total, description) if total >= LONG else items
-
-
-def bar(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Yield the items, with a bar on a terminal, which goes away when they are done."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return items
-    return track(items, description, total=total, console=console, transient=True)

@@ -1,14 +1,24 @@
 """``g2rpo advantages``: a table of rewards, with the advantages beside them."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from g2rpo_cli._errors import need, reported
+from g2rpo_cli._output import (
+    Json,
+    number_text,
+    print_json,
+    print_table,
+    refuse_output,
+    waiting,
+)
 from g2rpo_cli._rewards import (
-    MODULES,
     Decoupled,
     Group,
     Length,
@@ -17,7 +27,6 @@ from g2rpo_cli._rewards import (
     Weight,
     checked_weights,
     read,
-    tracked,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +73,7 @@ def advantages(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the output, or the column, if it exists.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Add a column of advantages to a table of rewards.
 
@@ -82,12 +92,12 @@ def advantages(
 
     - `g2rpo advantages r.csv --reward accuracy --reward format --weight 0.9 --weight 0.1`
     """
-    need("g2rpo advantages", *MODULES, extra="cli")
+    need("g2rpo advantages", "pydantic", "yaml", "rich", extra="cli")
     with reported():
         from g2rpo_cli.comparison import compare, named_estimator, write_advantages
-        from g2rpo_cli.comparison.options import refuse_decoupled
-        from g2rpo_cli.comparison.reading import format_of
-        from g2rpo_cli.comparison.writing import refuse_clash, refuse_output
+        from g2rpo_cli.comparison.estimators import refuse_decoupled
+        from g2rpo_cli.comparison.rewards import rows_to_write
+        from g2rpo_cli.comparison.rows import format_of
 
         # Everything that can be refused is refused before the estimator runs.
         weights = checked_weights(reward, weight, decoupled)
@@ -100,40 +110,48 @@ def advantages(
             output = None
         if output is not None:
             format_of(output)
-            refuse_output(output, file, force)
+            refuse_output("--output", output, source=file, overwrite=force)
         table = read(file, reward, group, task, length)
-        refuse_clash(table, column, force)
+        rows_to_write(table, column, force)
 
         comparison = compare(table, {estimator: function}, influence=False)
         values = comparison.estimators[estimator].advantages
-        if output is not None:
-            write_advantages(table, values, output, column=column, overwrite=force, track=tracked)
-            _summarise(comparison, to_stderr=False)
-            return
-        _to_stdout(comparison, column, force)
+        if output is None:
+            with _open_stdout() as stdout:
+                write_advantages(table, values, stdout, column=column, overwrite=force)
+        else:
+            with waiting(f"writing {output}"):
+                write_advantages(table, values, output, column=column, overwrite=force)
+        if json:
+            print_json(comparison.to_json(), to_stderr=output is None)
+        else:
+            _summarise(comparison, to_stderr=output is None)
 
 
-def _to_stdout(comparison: "Comparison", column: str, force: bool) -> None:
-    import os
-
-    from g2rpo_cli.comparison import write_advantages
-
-    (report,) = comparison.estimators.values()
-    target = sys.stdout.buffer
+@contextmanager
+def _open_stdout() -> Iterator[IO[bytes]]:
     try:
-        write_advantages(
-            comparison.table, report.advantages, target, column=column, overwrite=force
-        )
-        target.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
     except BrokenPipeError:  # whoever reads, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    _summarise(comparison, to_stderr=True)
 
 
-def _summarise(comparison: "Comparison", to_stderr: bool) -> None:
-    from rich.console import Console
+def _summarise(comparison: "Comparison", *, to_stderr: bool) -> None:
+    from g2rpo_trainer.layout import PlainTable
 
-    from g2rpo_cli.comparison.tables import summary_table
-
-    Console(stderr=to_stderr).print(summary_table(comparison))
+    ((name, report),) = comparison.estimators.items()
+    undefined = any(of.undefined for of in report.tasks)
+    headings = ["rewards", "groups", "no signal", "variance", "W₁", "max |A|", "share"]
+    table = PlainTable("task", numbers=headings + ["NaN"] * undefined)
+    for task, rewards, of in zip(
+        comparison.table.task_names, comparison.tasks, report.tasks, strict=True
+    ):
+        counts = map(str, (rewards.rewards, rewards.groups, rewards.groups_without_signal))
+        moments = ("–", "–")
+        if of.normality is not None:
+            moments = number_text(of.normality.variance), number_text(of.normality.w1)
+        numbers = (*moments, number_text(of.largest), f"{of.share:.1%}")
+        table.add_row(task, *counts, *numbers, *([str(of.undefined)] * undefined))
+    print_table(table, f"Advantages by {name}", to_stderr=to_stderr)

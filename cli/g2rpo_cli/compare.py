@@ -6,23 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from g2rpo_cli._errors import need, reported
+from g2rpo_cli._output import (
+    Json,
+    number_text,
+    print_json,
+    print_table,
+    refuse_output,
+    waiting,
+    write_json,
+)
 from g2rpo_cli._rewards import (
-    LONG,
-    MODULES,
     Decoupled,
     Group,
     Length,
     Reward,
     Task,
     Weight,
-    bar,
     checked_weights,
     read,
-    tracked,
 )
 
 if TYPE_CHECKING:
-    from g2rpo_cli.comparison import Comparison
+    from g2rpo_cli.comparison import Comparison, TaskReport, TaskRewards
 
 __all__ = ["compare"]
 
@@ -58,6 +63,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for all numbers.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Compare what estimators make of the same rewards, task by task.
 
@@ -74,11 +80,12 @@ def compare(
 
     - `g2rpo compare rewards.csv -e grpo -e gaussian -e gaussian:task_stage=match`
     """
-    need("g2rpo compare", *MODULES, extra="cli")
+    need("g2rpo compare", "pydantic", "yaml", "rich", extra="cli")
+    if picture is not None:
+        need("g2rpo compare --picture", "matplotlib", extra="cli")
     with reported():
         from g2rpo_cli.comparison import compare as run
-        from g2rpo_cli.comparison import topology_rewards
-        from g2rpo_cli.comparison.options import named_estimator
+        from g2rpo_cli.comparison import named_estimator, plot_comparison, topology_rewards
         from g2rpo_cli.comparison.picture import check_picture
 
         weights = checked_weights(reward, weight, decoupled)
@@ -87,35 +94,30 @@ def compare(
             named_estimator(name)
         if picture is not None:
             check_picture(picture, estimator)
-        for option, path in (("--picture", picture), ("--output", output)):
-            _refuse(option, path, file)
+        refuse_output("--picture", picture, source=file)
+        refuse_output("--output", output, source=file)
         if file is None:
             _refuse_columns([*(reward or []), *filter(None, [task, length]), group])
 
         table = topology_rewards() if file is None else read(file, reward, group, task, length)
-        comparison = run(
-            table,
-            estimator,
-            component_weights=weights,
-            decoupled=decoupled,
-            track=bar if len(table) >= LONG else tracked,
-        )
+        with waiting("comparing"):
+            comparison = run(table, estimator, component_weights=weights, decoupled=decoupled)
         figure = None if file else _figure(estimator)
-        _show(comparison, figure)
+        content: dict[str, Any] = comparison.to_json()
+        if figure is not None:
+            content["figure"] = figure.to_json(values=True)
+        if json:
+            print_json(content)
+        else:
+            _show(comparison, figure)
         if estimator is None:
-            _say_what_is_left_out(comparison)
-        _write(comparison, figure, estimator, picture, output)
-
-
-def _refuse(option: str, path: Path | None, file: str | None) -> None:
-    from g2rpo_trainer.errors import RunError
-
-    if path is None:
-        return
-    if path.is_dir():
-        raise RunError(f"{option} {path}: is a folder; name a file")
-    if file is not None and path.exists() and Path(file).exists() and path.samefile(file):
-        raise RunError(f"{option} {path}: is the file to read; name another")
+            _say_what_is_left_out(comparison, to_stderr=json)
+        if picture is not None:
+            plot_comparison(comparison, picture, estimator)
+            typer.echo(picture, err=json)
+        if output is not None:
+            write_json(output, content)
+            typer.echo(output, err=json)
 
 
 def _refuse_columns(named: list[str]) -> None:
@@ -136,47 +138,66 @@ def _figure(estimators: list[str] | None) -> "Comparison":
 
 
 def _show(comparison: "Comparison", figure: "Comparison | None") -> None:
-    from rich.console import Console
+    from g2rpo_trainer.layout import PlainTable
 
-    from g2rpo_cli.comparison.tables import between_tasks_table, figure_tables, task_tables
-
-    console = Console(highlight=False)
     if figure is not None:
-        console.print(
-            "The paper's Figure 2: the advantages of four groups, each a task", style="bold"
-        )
-        for of_group in figure_tables(figure):
-            console.print(of_group)
-    for of_task in task_tables(comparison):
-        console.print(of_task)
-    console.print(between_tasks_table(comparison))
+        _show_figure(figure)
+    undefined = any(
+        of.undefined for report in comparison.estimators.values() for of in report.tasks
+    )
+    for index, (name, rewards) in enumerate(
+        zip(comparison.table.task_names, comparison.tasks, strict=True)
+    ):
+        headings = ["mean", "variance", "W₁", "W₂", "max |A|", "share"] + ["NaN"] * undefined
+        table = PlainTable("estimator", numbers=headings)
+        for estimator, report in comparison.estimators.items():
+            of = report.tasks[index]
+            table.add_row(estimator, *_measures(of), *([str(of.undefined)] * undefined))
+        table.add_section()
+        table.add_row("N(0, 1)", "0", "1", "0", "0", "", f"{rewards.share:.1%}", style="dim")
+        print_table(table, f"{name}: {_describe(rewards)}")
+    headings = ["equity", "in its group", "in its task", "in other tasks"]
+    table = PlainTable("estimator", numbers=headings)
+    for estimator, report in comparison.estimators.items():
+        table.add_row(estimator, *map(number_text, (report.equity, *report.influence)))
+    print_table(table, "Between tasks, and what one reward that becomes huge changes for others")
 
 
-def _say_what_is_left_out(comparison: "Comparison") -> None:
+def _show_figure(figure: "Comparison") -> None:
+    """Print a table a group: its rewards, and the advantages by each estimator below them."""
+    from g2rpo_trainer.layout import PlainTable
+
+    title = "The paper's Figure 2: the advantages of four groups, each a task"
+    for task in range(4):
+        own = figure.table.tasks == task
+        table = PlainTable("rewards", numbers=[f"{x:g}" for x in figure.table.rewards[own]])
+        for estimator, report in figure.estimators.items():
+            table.add_row(estimator, *(number_text(x, digits=4) for x in report.advantages[own]))
+        print_table(table, title)
+        title = ""
+
+
+def _measures(of: "TaskReport") -> list[str]:
+    moments = ["–"] * 4
+    if of.normality is not None:
+        normality = of.normality
+        numbers = (normality.mean, normality.variance, normality.w1, normality.w2)
+        moments = list(map(number_text, numbers))
+    return [*moments, number_text(of.largest), f"{of.share:.1%}"]
+
+
+def _describe(of: "TaskRewards") -> str:
+    parts = [f"{of.rewards} reward{'s' * (of.rewards != 1)}"]
+    parts += [f"{of.groups} group{'s' * (of.groups != 1)}"]
+    parts += [f"{of.groups_without_signal} without signal"]
+    parts += [f"{of.absent} absent"] * (of.absent > 0)
+    parts += [f"{of.infinite} infinite"] * (of.infinite > 0)
+    return ", ".join(parts)
+
+
+def _say_what_is_left_out(comparison: "Comparison", *, to_stderr: bool) -> None:
     from g2rpo import ESTIMATORS
 
     if missing := [name for name in ESTIMATORS if name not in comparison.estimators]:
-        typer.echo(f"not compared without a column of lengths (--length): {', '.join(missing)}")
-
-
-def _write(
-    comparison: "Comparison",
-    figure: "Comparison | None",
-    estimators: list[str] | None,
-    picture: Path | None,
-    output: Path | None,
-) -> None:
-    import json
-
-    from g2rpo_cli.comparison import plot_comparison
-    from g2rpo_cli.comparison.writing import replaced_file
-
-    if picture is not None:
-        typer.echo(plot_comparison(comparison, picture, estimators))
-    if output is not None:
-        content: dict[str, Any] = comparison.to_json()
-        if figure is not None:
-            content["figure"] = figure.to_json(values=True)
-        with replaced_file(output) as file:
-            file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-        typer.echo(output)
+        names = ", ".join(missing)
+        typer.echo(f"not compared without a column of lengths (--length): {names}", err=to_stderr)

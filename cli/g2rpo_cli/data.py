@@ -1,11 +1,13 @@
 """``g2rpo data``: what a source of prompts holds, before anything is trained on it."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Settings
+from g2rpo_cli._output import Json, print_json
 
 if TYPE_CHECKING:
     from g2rpo_trainer.record import Record
@@ -34,6 +36,7 @@ def show(
         typer.Argument(help="`builtin`, a file, a folder, `owner/name`, or `reasoning-gym:NAME`."),
     ],
     settings: Settings = None,
+    json: Json = False,
 ) -> None:
     """Check every record of a source, and show its tasks with the first held-out record of each.
 
@@ -56,6 +59,9 @@ def show(
         # The first records are opened before the summary, which counts what turns out broken.
         firsts = [_in_short(task, opened.held_out_records(task, 1)) for task in opened.tasks]
         summary = opened.summary()
+        if json:
+            print_json(asdict(summary))
+            return
         console = Console()
         console.print(summary_table(summary))
         for text in (*firsts, skipped_text(summary)):

@@ -19,6 +19,7 @@ from g2rpo_cli._options import (
     search_working_folder,
     unused_rewards,
 )
+from g2rpo_cli._output import Json, print_json, refuse_output, write_json
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the result.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Sample answers to held-out items, and show the mean reward of each task.
 
@@ -95,7 +97,9 @@ def evaluate(
         config = load_config(
             file, overrides, _without_other_tasks(file, data, task, settings or [])
         )
-        _evaluate(name, config, output, samples)
+        for option, path in (("--output", output), ("--samples", samples)):
+            refuse_output(option, path)
+        _evaluate(name, config, output, samples, as_json=json)
 
 
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
@@ -144,14 +148,18 @@ def _without_other_tasks(
     return [*texts, *settings]
 
 
-def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: Path | None) -> None:
+def _evaluate(
+    model: str,
+    config: "TrainConfig",
+    output: Path | None,
+    samples: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     trainer = load_trainer("g2rpo eval")
-    import json
-
     from rich.console import Console
 
     from g2rpo_trainer.data import open_run, skipped_text
-    from g2rpo_trainer.files import to_json
     from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.report.display import Display
     from g2rpo_trainer.report.tables import results_table
@@ -160,7 +168,7 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
     config, source = open_run(config)
     is_main = Launch.read().is_main
     if is_main:
-        _say(unused_rewards(config, source))
+        _say(unused_rewards(config, source), to_stderr=as_json)
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,
@@ -170,19 +178,20 @@ def _evaluate(model: str, config: "TrainConfig", output: Path | None, samples: P
     if not is_main:
         return
     summary = source.summary()
-    kinds = {name: task.reward_kind for name, task in summary.tasks.items()}
-    Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
-    _say([skipped_text(summary)])
+    content = {"model": model, **result}
+    if as_json:
+        print_json(content)
+    else:
+        kinds = {name: task.reward_kind for name, task in summary.tasks.items()}
+        Console().print(results_table(kinds, result["reward"], result["length"], result["detail"]))
+    _say([skipped_text(summary)], to_stderr=as_json)
     if output is not None:
-        plain = to_json({"model": model, **result})
-        output.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output, content)
 
 
-def _say(texts: Sequence[str]) -> None:
-    from rich.console import Console
-
+def _say(texts: Sequence[str], *, to_stderr: bool) -> None:
     for text in filter(None, texts):
-        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(text, err=to_stderr)
 
 
 @contextmanager
@@ -193,6 +202,7 @@ def _writer(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None
     if path is None:
         yield None
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
 
         def write(samples: list[dict[str, Any]]) -> None:

@@ -1,12 +1,14 @@
 """``g2rpo tasks``: what the built-in tasks are and what they look like."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Tasks
+from g2rpo_cli._output import Json, print_json, print_table, refuse_output
 
 __all__ = ["app"]
 
@@ -18,20 +20,18 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_tasks() -> None:
+def list_tasks(json: Json = False) -> None:
     """List the built-in tasks with the family that each stands for and its kind of reward."""
     need("g2rpo tasks", "PIL", "sklearn", "rich", extra="cli")
     with reported():
-        from rich.console import Console
-        from rich.table import Table
-
         from g2rpo_trainer.tasks import TASKS_BY_SOURCE
 
-        table = Table("task", "source", "family", "reward kind")
-        for source, tasks in TASKS_BY_SOURCE.items():
-            for task in tasks.values():
-                table.add_row(task.name, source, task.family, task.reward_kind)
-        Console().print(table)
+        rows = [
+            (task.name, source, task.family, task.reward_kind)
+            for source, tasks in TASKS_BY_SOURCE.items()
+            for task in tasks.values()
+        ]
+        _print_rows(rows, ("task", "source", "family", "reward kind"), json)
 
 
 @app.command()
@@ -42,9 +42,10 @@ def show(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the items.")] = 0,
     rows: Annotated[int, typer.Option(min=1, max=100, help="Items of each task.")] = 3,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="PNG file to write.", dir_okay=False)
-    ] = Path("tasks.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path(
+        "tasks.png"
+    ),
+    json: Json = False,
 ) -> None:
     """Draw items of each task into one picture, with their questions and answers.
 
@@ -68,24 +69,38 @@ def show(
         for name in names:
             if name not in {**TASKS, **TEXT_TASKS}:
                 raise RunError(unknown_name("task", name, [*TASKS, *TEXT_TASKS]))
+        refuse_output("--output", output)
         if pictured := [name for name in names if name in TASKS]:
+            if output.suffix.lower() != ".png":
+                raise RunError(f"--output {output}: must end in .png")
             output.parent.mkdir(parents=True, exist_ok=True)
-            typer.echo(contact_sheet(output, pictured, level=level, seed=seed, rows=rows))
-        if written := [name for name in names if name in TEXT_TASKS]:
-            _print_items(written, level, seed, rows)
+            path = contact_sheet(output, pictured, level=level, seed=seed, rows=rows)
+            typer.echo(path, err=json)
+        written = [name for name in names if name in TEXT_TASKS]
+        if written or json:
+            items = _items(written, level, seed, rows)
+            _print_rows(items, ("task", "level", "question", "answer"), json)
 
 
-def _print_items(names: list[str], level: int | None, seed: int, rows: int) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+def _items(names: list[str], level: int | None, seed: int, rows: int) -> list[tuple[Any, ...]]:
     from g2rpo_trainer.tasks import LEVELS, TEXT_TASKS
 
-    table = Table("task", "level", "question", "answer")
+    items = []
     for name in names:
         for row in range(rows):
             item_level = level or LEVELS[row % len(LEVELS)]
             record = TEXT_TASKS[name].item(seed, row, level=item_level).record
-            table.add_row(name, str(item_level), escape(record.problem), escape(record.answer))
-    Console().print(table)
+            items.append((name, item_level, record.problem, record.answer))
+    return items
+
+
+def _print_rows(rows: Sequence[tuple[Any, ...]], headings: tuple[str, ...], json: bool) -> None:
+    if json:
+        print_json([dict(zip(headings, row, strict=True)) for row in rows])
+        return
+    from g2rpo_trainer.layout import PlainTable
+
+    table = PlainTable(*headings)
+    for row in rows:
+        table.add_row(*map(str, row))
+    print_table(table)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from g2rpo_cli._errors import need, reported
+from g2rpo_cli._output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from g2rpo.testing import Result
@@ -47,6 +48,7 @@ def verify(
     ] = "float64",
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     list_: Annotated[bool, typer.Option("--list", help="List the invariants, and stop.")] = False,
+    json: Json = False,
 ) -> None:
     """Check an advantage function of your own against named invariants.
 
@@ -73,7 +75,7 @@ def verify(
         from g2rpo_trainer.errors import RunError
 
         if list_:
-            _print_invariants()
+            _list_invariants(json)
             return
         if target is None:
             raise RunError("name a TARGET, such as my_module:my_function, grpo or gaussian")
@@ -87,8 +89,12 @@ def verify(
             _try_options(target, function, subject)
         search = {"max_examples": examples, "seed": seed, **subject}
         results = _verify(function, _known(invariant), _known(waive), search)
-        _print_results(results, target.rpartition(":")[2], library)
-        _print_summary(target, results)
+        calls = [_call_of(result, target.rpartition(":")[2], library) for result in results]
+        if json:
+            _print_as_json(results, calls)
+        else:
+            _print_results(results, calls)
+            _print_summary(target, results)
     if any(result.verdict == "fails" for result in results):
         raise typer.Exit(1)
 
@@ -143,29 +149,51 @@ def _verify(
     return results
 
 
-def _print_results(results: "Sequence[Result]", name: str, library: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+def _call_of(result: "Result", name: str, library: str) -> str | None:
+    """Return the call that shows the counter-example, as Python text."""
     from g2rpo.testing import reproduction
 
+    found = result.counterexample
+    if found is None:
+        return None
+    module = {"numpy": "np", "torch": "torch", "jax": "jnp"}[library]
+    return reproduction(found.arguments, name, module, found.keywords)
+
+
+def _print_as_json(results: "Sequence[Result]", calls: Sequence[str | None]) -> None:
+    rows = []
+    for result, call in zip(results, calls, strict=True):
+        found = result.counterexample
+        rows.append(
+            {
+                "invariant": result.invariant.name,
+                "verdict": result.verdict,
+                "statement": result.invariant.statement,
+                "counterexample": None if found is None else str(found),
+                "call": call,
+            }
+        )
+    print_json(rows)
+
+
+def _print_results(results: "Sequence[Result]", calls: Sequence[str | None]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from g2rpo_trainer.layout import PlainTable
+
     styles = {"holds": "green", "fails": "bold red", "waived": "yellow"}
-    console = Console()
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table = PlainTable("invariant", "verdict", "statement")
     for result in results:
-        verdict = f"[{styles[result.verdict]}]{result.verdict}[/]"
+        verdict = Text(result.verdict, styles[result.verdict])
         table.add_row(result.invariant.name, verdict, result.invariant.statement)
-    console.print(table)
-    for result in results:
-        if result.counterexample is not None:
-            style = styles[result.verdict]
-            heading = f"\n[bold]{escape(result.invariant.name)}[/] [{style}]{result.verdict}[/]"
-            console.print(heading)
+    print_table(table)
+    for result, call in zip(results, calls, strict=True):
+        if call is not None:
+            heading = Text.assemble("\n", (result.invariant.name, "bold"), " ")
+            Console().print(heading.append(result.verdict, styles[result.verdict]))
             print(result.counterexample)
-            module = {"numpy": "np", "torch": "torch", "jax": "jnp"}[library]
-            found = result.counterexample
-            print(f"  {reproduction(found.arguments, name, module, found.keywords)}")
+            print(f"  {call}")
 
 
 def _print_summary(target: str, results: "Sequence[Result]") -> None:
@@ -184,13 +212,15 @@ def _print_summary(target: str, results: "Sequence[Result]") -> None:
         print(f"what is meant to be so can be waived: --waive {' --waive '.join(failing)}")
 
 
-def _print_invariants() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _list_invariants(json: bool) -> None:
     from g2rpo.testing import INVARIANTS
+    from g2rpo_trainer.layout import PlainTable
 
-    table = Table("invariant", "statement", box=None, padding=(0, 2), pad_edge=False)
-    for invariant in INVARIANTS.values():
-        table.add_row(invariant.name, invariant.statement)
-    Console().print(table)
+    rows = [(invariant.name, invariant.statement) for invariant in INVARIANTS.values()]
+    if json:
+        print_json([{"invariant": name, "statement": statement} for name, statement in rows])
+        return
+    table = PlainTable("invariant", "statement")
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)

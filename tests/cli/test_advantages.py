@@ -186,9 +186,9 @@ def test_hundred_thousand_rows(run, tmp_path):
 
 
 def test_missing_extra(without):
-    result = without(["matplotlib"], "advantages", "a.csv")
+    result = without(["rich"], "advantages", "a.csv")
     assert result.returncode == 2
-    assert 'g2rpo advantages needs matplotlib; run: pip install "g2rpo[cli]"' in result.stderr
+    assert 'g2rpo advantages needs rich; run: pip install "g2rpo[cli]"' in result.stderr
 
 
 def test_help_teaches(run):

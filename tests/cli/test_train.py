@@ -133,11 +133,10 @@ def test_errors_of_the_trainer(run, trainer, monkeypatch):
     assert code == 1
     assert "RuntimeError: out of memory" in one_line(err)
     monkeypatch.setenv("G2RPO_DEBUG", "1")
-    monkeypatch.setattr("sys.argv", ["g2rpo", "train", "-o", "c"])
-    from g2rpo_cli.main import main
-
-    with pytest.raises(RuntimeError, match="memory"):
-        main()
+    code, _, err = run("train", "-o", "c")
+    assert code == 1
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("error: RuntimeError: out of memory\n")
 
 
 def test_resume_may_change_what_makes_no_other_run(run, trainer):

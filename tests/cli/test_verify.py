@@ -136,7 +136,9 @@ def test_tensors(verify):
 def test_list(verify):
     code, out, _ = verify("--list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == list(INVARIANTS)
+    heading, _, *lines = (line for line in out.splitlines() if line.strip())
+    assert heading.split() == ["invariant", "statement"]
+    assert [line.split()[0] for line in lines] == list(INVARIANTS)
     assert all(invariant.statement in out for invariant in INVARIANTS.values())
 
 

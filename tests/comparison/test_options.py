@@ -6,7 +6,7 @@ import pytest
 
 import g2rpo
 from g2rpo_cli.comparison import named_estimator
-from g2rpo_cli.comparison.options import _HANDED_TO, estimator_options, refuse_decoupled
+from g2rpo_cli.comparison.estimators import _HANDED_TO, estimator_options, refuse_decoupled
 from g2rpo_trainer.errors import RunError
 
 RNG = np.random.default_rng(0)

@@ -125,8 +125,8 @@ def test_types_of_parquet(tmp_path, kind):
 BAD = [
     ("a.parqet", b"", "{}: unknown suffix '.parqet'; did you mean '.parquet'? (there are:"),
     ("a", b"", "{}: unknown suffix '' (there are: .jsonl, .ndjson, .json, .csv, .tsv, .parquet)"),
-    ("a.jsonl", b"", "{}: is empty"),
-    ("a.csv", b" \n\n", "{}: is empty"),
+    ("a.jsonl", b"", "{}: has no rows"),
+    ("a.csv", b" \n\n", "{}: has no rows"),
     ("a.csv", b"reward,group\n", "{}: has no rows"),
     (
         "a.jsonl",
@@ -218,7 +218,10 @@ BAD = [
         "{}, line 2: is not JSON (Expecting property name enclosed in double quotes, "
         "character 14); a line must be an object",
     ),
-    ("a.json", b"[1, 2]\n", "{}, line 1: is a JSON list, but must be an object"),
+    ("a.jsonl", b"[1, 2]\n", "{}, line 1: is a JSON list, but must be an object"),
+    ("a.json", b"[1, 2]\n", "{}, record 1: is 1, but must be an object with columns"),
+    ("a.json", b"[]", "{}: has no rows"),
+    ("a.json", b'[{"reward": 1}, x]', "{}, line 1: is not JSON (Expecting value)"),
     ("a.jsonl", b"[" * 100_000, "{}, line 1: cannot be read (maximum recursion depth exceeded"),
     ("a.jsonl", b'{"reward": %s}' % (b"1" * 5000), "{}, line 1: cannot be read (Exceeds the limit"),
     (
@@ -261,7 +264,7 @@ def test_file_that_cannot_be_opened(tmp_path, name):
 
 def test_parquet_names_the_row(write):
     rows = [{"reward": "1", "group": "a"}, {"reward": "x", "group": "a"}]
-    with pytest.raises(RunError, match=r"a\.parquet, row 2, column 'reward': is 'x', but must"):
+    with pytest.raises(RunError, match=r"a\.parquet, record 2, column 'reward': is 'x', but must"):
         read_rewards(write("a.parquet", rows))
 
 
@@ -278,16 +281,25 @@ def test_parquet_without_pyarrow(monkeypatch, write):
         read_rewards(path)
 
 
-def test_track_sees_every_row(write):
-    seen = []
+def test_a_list_of_objects(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[\n  {"reward": 1, "group": "a"},\n  {"reward": 2, "group": "a"}\n]\n')
+    assert read_rewards(path).rewards.tolist() == [1, 2]
 
-    def track(items, total, description):
-        for item in items:
-            seen.append((total, description))
-            yield item
 
-    read_rewards(write("a.jsonl"), track=track)
-    assert seen == [(7, "reading")] * 7  # the last is what follows the last line
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_file_that_opens_and_cannot_be_read(tmp_path, name):
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(RunError, match=rf"{name}: cannot be read \(Input/output error\)"):
+        read_rewards(tmp_path / name)
+
+
+def test_two_columns_of_one_name_in_parquet(tmp_path):
+    columns = [pa.array([1.0]), pa.array(["a"]), pa.array([2.0])]
+    table = pa.Table.from_arrays(columns, names=["reward", "group", "reward"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RunError, match=r"a\.parquet: has two columns 'reward'; rename one of them"):
+        read_rewards(tmp_path / "a.parquet")
 
 
 def test_the_core_does_not_load_it():

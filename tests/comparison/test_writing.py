@@ -97,21 +97,22 @@ def test_any_format_to_any_other_and_back(write, source, target):
     np.testing.assert_array_equal(back.rewards[:, 2], ADVANTAGES)
     assert back.groups.tolist() == expected.groups.tolist()
     assert back.task_names == expected.task_names
-    texts = [row.get("text") for row in back.rows.records()]
+    texts = [row.get("text") for row in back.rows.records]
     assert texts == ["no, “never”", "", "two\nlines", "x", "x,y", '"']
 
 
 def test_a_csv_becomes_numbers_only_where_all_are(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(
-        "reward,group,zip,mixed,count,gap,huge,none\n"
-        "0.5,1,007,1,3,1.5,99999999999999999999,\n1e2,1,008,x,-4,,1,\n"
+        "reward,group,zip,mixed,count,gap,huge,none,id,endless\n"
+        "0.5,1,007,1,3,1.5,99999999999999999999,,9223372036854775807,1e999\n"
+        "1e2,1,008,x,-4,,1,,-9223372036854775807,1\n"
     )
     write_advantages(read_rewards(path), [0, 0], tmp_path / "b.jsonl")
     first, second = lines_of(tmp_path / "b.jsonl")
     assert first == {
         "reward": 0.5, "group": 1, "zip": "007", "mixed": "1", "count": 3, "gap": 1.5,
-        "huge": 1e20, "none": "", "advantage": 0.0,
+        "huge": 1e20, "none": "", "id": 2**63 - 1, "endless": "1e999", "advantage": 0.0,
     }  # fmt: skip
     assert (second["reward"], second["count"], second["gap"]) == (100.0, -4, None)
     assert isinstance(second["count"], int)
@@ -186,15 +187,18 @@ def test_what_a_format_cannot_hold(tmp_path):
     refused(tmp_path, source, tmp_path / "b.csv", "half a surrogate pair cannot be written as CSV")
 
 
-def test_interruption_leaves_nothing(write, tmp_path):
-    def interrupt(items, total, description):
-        yield next(iter(items))
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("name", ["b.jsonl", "b.csv"])
+def test_interruption_leaves_nothing(write, tmp_path, monkeypatch, name):
+    def interrupt(value):
+        if value == ADVANTAGES[3]:
+            raise KeyboardInterrupt
+        return value
 
     table = read_rewards(write("a.jsonl"))
     before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("g2rpo_cli.comparison.rows.to_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_advantages(table, ADVANTAGES, tmp_path / "b.jsonl", track=interrupt)
+        write_advantages(table, ADVANTAGES, tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -23,8 +24,9 @@ def show(monkeypatch, capsys):
 
 
 def rows_of(out):
-    lines = [line for line in out.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    lines = [line.strip() for line in out.splitlines()]
+    start = next(number for number, line in enumerate(lines, 1) if line.startswith("──"))
+    return [re.split(" {2,}", line) for line in lines[start : lines.index("", start)]]
 
 
 def test_a_file(write, show):

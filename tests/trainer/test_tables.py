@@ -1,6 +1,7 @@
 import io
 import math
 
+from rich import box
 from rich.console import Console
 
 from g2rpo_trainer.config import load_config
@@ -30,6 +31,7 @@ def text_of(table, **options) -> str:
 
 
 def cells_of(table) -> list[list[str]]:
+    table.box = box.HEAVY_HEAD  # draws lines between the cells
     lines = [line for line in text_of(table).splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
@@ -110,9 +112,7 @@ def test_a_task_without_items_has_a_dash_and_no_part_in_the_mean():
 
 def test_start_table_says_what_is_trained_and_how_it_is_shaped():
     settings = ["data.tasks=[ocr, vqa]", "length.targets={ocr: [0, 0, 10, 20]}", "entropy.high=2"]
-    text = text_of(start_table(*open_run(load_config(settings=settings))))
-    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    (ocr, vqa) = ([cell.strip() for cell in row] for row in rows)
+    ocr, vqa = cells_of(start_table(*open_run(load_config(settings=settings))))
     assert ocr == ["ocr", "character OCR", "∞", "∞", "50.0%", "0–10", "0.05–2"]
     assert vqa[-2:] == ["–", "0.05–2"]
     calibrated = load_config(settings=[*settings, "length.calibrate=true"])

@@ -1,17 +1,21 @@
 """Tables of rewards from files, and estimators side by side on them, in numbers and in a picture.
 
-Everything is computed by the core; this package reads, arranges and shows. It is not imported by
-``import g2rpo``, and needs what comes with the extra ``cli``; reading and writing Parquet needs
-pyarrow.
+The formulas are the core's. In the order of the data: ``rows`` (files), ``rewards`` and ``builtin``
+(tables of rewards), ``estimators`` (names with options), ``measure`` (their numbers), ``picture``.
+It needs the extra ``cli``.
 """
 
-from g2rpo_cli.comparison.measure import compare
-from g2rpo_cli.comparison.options import named_estimator
+from g2rpo_cli.comparison.builtin import TOPOLOGIES, figure_rewards, topology_rewards
+from g2rpo_cli.comparison.estimators import named_estimator
+from g2rpo_cli.comparison.measure import (
+    Comparison,
+    EstimatorReport,
+    TaskReport,
+    TaskRewards,
+    compare,
+)
 from g2rpo_cli.comparison.picture import plot_comparison
-from g2rpo_cli.comparison.reports import Comparison, EstimatorReport, TaskReport, TaskRewards
-from g2rpo_cli.comparison.table import RewardTable, read_rewards
-from g2rpo_cli.comparison.topologies import TOPOLOGIES, figure_rewards, topology_rewards
-from g2rpo_cli.comparison.writing import write_advantages
+from g2rpo_cli.comparison.rewards import RewardTable, read_rewards, write_advantages
 
 __all__ = [
     "TOPOLOGIES",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,145 @@ import numpy.typing as npt
 from g2rpo.advantages import ESTIMATORS, Estimator, takes_lengths
 from g2rpo.diagnostics import (
     Influence,
+    Normality,
     equity,
     normality,
     outlier_influence,
     squared_shares,
 )
 from g2rpo.transport import has_signal
-from g2rpo_cli.comparison.options import named_estimator
-from g2rpo_cli.comparison.reading import Track, untracked
-from g2rpo_cli.comparison.reports import Comparison, EstimatorReport, TaskReport, TaskRewards
-from g2rpo_cli.comparison.table import RewardTable
+from g2rpo_cli.comparison.estimators import named_estimator
+from g2rpo_cli.comparison.rewards import RewardTable
+from g2rpo_trainer.files import to_json
 
-__all__ = ["compare"]
+__all__ = ["Comparison", "EstimatorReport", "TaskReport", "TaskRewards", "compare"]
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TaskRewards:
+    """Rewards of a task, before any estimator.
+
+    Attributes
+    ----------
+    rewards, groups : int
+        Rows that hold a reward, and groups that hold such a row.
+    groups_without_signal : int
+        Groups without signal: all their rewards are equal.
+    absent, infinite : int
+        Rows without a reward, and with an infinite one.
+    share : float
+        Share of the rewards in groups with signal: the share of the squared advantages that the
+        task would hold if all tasks weighed alike.
+    """
+
+    rewards: int
+    groups: int
+    groups_without_signal: int
+    absent: int
+    infinite: int
+    share: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """Advantages of a task by one estimator.
+
+    Attributes
+    ----------
+    normality : Normality or None
+        Of the advantages in groups with signal, less those that are NaN; None if there are none.
+    largest : float
+        The largest magnitude of an advantage; NaN if there is none.
+    share : float
+        Share of the squared advantages of all tasks.
+    undefined : int
+        Advantages that are NaN.
+    """
+
+    normality: Normality | None
+    largest: float
+    share: float
+    undefined: int
+
+
+@dataclass(frozen=True)
+class EstimatorReport:
+    """Advantages of all tasks by one estimator.
+
+    Attributes
+    ----------
+    advantages : numpy.ndarray
+        float64, shape (N,).
+    tasks : tuple of TaskReport
+        In the order of the table's tasks.
+    equity : float
+        Largest root mean square advantage of a task (over groups with signal) over the smallest.
+    influence : Influence
+        How far one extreme reward reaches; the largest over the components, if there are several.
+    """
+
+    advantages: npt.NDArray[np.float64]
+    tasks: tuple[TaskReport, ...]
+    equity: float
+    influence: Influence
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several estimators on one table of rewards.
+
+    Attributes
+    ----------
+    table : RewardTable
+        The rewards.
+    has_signal : numpy.ndarray
+        bool, shape (N,): whether a row holds a reward in a group with signal.
+    tasks : tuple of TaskRewards
+        In the order of ``table.task_names``.
+    estimators : dict of str to EstimatorReport
+        By name, in the order asked for.
+    """
+
+    table: RewardTable
+    has_signal: Flags
+    tasks: tuple[TaskRewards, ...]
+    estimators: dict[str, EstimatorReport]
+
+    def to_json(self, *, values: bool = False) -> dict[str, Any]:
+        """Return all numbers for JSON: NaN becomes null, infinities become texts.
+
+        With ``values``, also the rewards and advantages themselves.
+        """
+        names, estimators = self.table.task_names, self.estimators
+        content: dict[str, Any] = {
+            "source": self.table.source,
+            "rewards": self.table.reward_names,
+            "tasks": dict(zip(names, map(asdict, self.tasks), strict=True)),
+            "estimators": {
+                estimator: {
+                    "equity": report.equity,
+                    "outlier_influence": report.influence._asdict(),
+                    "tasks": dict(zip(names, map(_numbers, report.tasks), strict=True)),
+                }
+                for estimator, report in estimators.items()
+            },
+        }
+        if values:
+            content["values"] = {
+                "rewards": self.table.rewards.tolist(),
+                "groups": self.table.groups.tolist(),
+                "tasks": [names[task] for task in self.table.tasks],
+                "advantages": {name: of.advantages.tolist() for name, of in estimators.items()},
+            }
+        plain: dict[str, Any] = to_json(content)
+        return plain
+
+
+def _numbers(of: TaskReport) -> dict[str, float]:
+    moments = (of.normality or Normality(0, *[math.nan] * 6))._asdict()
+    return {**moments, "largest": of.largest, "share": of.share, "undefined": of.undefined}
 
 
 def compare(
@@ -34,7 +162,6 @@ def compare(
     component_weights: Sequence[float] | None = None,
     decoupled: bool = False,
     influence: bool = True,
-    track: Track = untracked,
 ) -> Comparison:
     """Run estimators on the same rewards and measure what each makes of every task.
 
@@ -55,8 +182,6 @@ def compare(
     influence : bool, optional
         Whether to measure the influence of an outlier, which runs each estimator twice more; NaN
         without.
-    track : callable, optional
-        As in :func:`read_rewards`.
 
     Returns
     -------
@@ -90,87 +215,75 @@ def compare(
     >>> [round(task.share, 3) for task in result.estimators["gaussian"].tasks]
     [0.5, 0.5]
     """
+    if estimators is None:
+        has_lengths = table.lengths is not None
+        estimators = [
+            name for name, of in ESTIMATORS.items() if has_lengths or not takes_lengths(of)
+        ]
     if not isinstance(estimators, Mapping):
-        names = list(dict.fromkeys(default_estimators(table) if estimators is None else estimators))
         estimators = {
             name: named_estimator(name, component_weights=component_weights, decoupled=decoupled)
-            for name in names
+            for name in estimators
         }
-    has_signal = _has_signal(table)
+    with_signal = _with_signal(table)
     index = _outlier(table)
-    unknown = Influence(math.nan, math.nan, math.nan)
     reports = {}
     # Huge advantages have no moments, and infinite ones no mean: both show as what they are.
     with np.errstate(over="ignore", invalid="ignore"):
-        for name, function in track(list(estimators.items()), len(estimators), "comparing"):
+        for name, function in estimators.items():
             takes = takes_lengths(function)
             estimator = partial(function, lengths=table.lengths) if takes else function
-            reach = _influence(table, estimator, index) if influence else unknown
-            reports[name] = _report(table, has_signal, estimator, reach)
-    return Comparison(table, has_signal, _task_rewards(table, has_signal), reports)
+            reach = _influence(table, estimator, index) if influence else _UNKNOWN
+            reports[name] = _report(table, with_signal, estimator, reach)
+    return Comparison(table, with_signal, tuple(_task_rewards(table, with_signal)), reports)
 
 
-def default_estimators(table: RewardTable) -> list[str]:
-    """Return the names of all estimators that can work on the table."""
-    has_lengths = table.lengths is not None
-    return [name for name, each in ESTIMATORS.items() if has_lengths or not takes_lengths(each)]
+_UNKNOWN = Influence(math.nan, math.nan, math.nan)
 
 
 def _components(table: RewardTable) -> npt.NDArray[np.float64]:
     return table.rewards if table.rewards.ndim == 2 else table.rewards[:, np.newaxis]
 
 
-def _has_signal(table: RewardTable) -> npt.NDArray[np.bool_]:
+def _with_signal(table: RewardTable) -> Flags:
     found = np.zeros(len(table), dtype=bool)
     for column in _components(table).T:
         found |= has_signal(column, table.groups) & ~np.isnan(column)
     return found
 
 
-def _task_rewards(table: RewardTable, has_signal: npt.NDArray[np.bool_]) -> tuple[TaskRewards, ...]:
+def _task_rewards(table: RewardTable, with_signal: Flags) -> Iterator[TaskRewards]:
     columns = _components(table)
     present = ~np.isnan(columns).all(axis=1)
     infinite = np.isinf(columns).any(axis=1)
-    reports = []
     for task in range(len(table.task_names)):
         own = table.tasks == task
         groups = np.unique(table.groups[own & present]).size
-        reports.append(
-            TaskRewards(
-                rewards=int((own & present).sum()),
-                groups=groups,
-                groups_without_signal=groups - np.unique(table.groups[own & has_signal]).size,
-                absent=int((own & ~present).sum()),
-                infinite=int((own & infinite).sum()),
-                share=float((own & has_signal).sum() / max(1, has_signal.sum())),
-            )
+        yield TaskRewards(
+            rewards=int((own & present).sum()),
+            groups=groups,
+            groups_without_signal=groups - np.unique(table.groups[own & with_signal]).size,
+            absent=int((own & ~present).sum()),
+            infinite=int((own & infinite).sum()),
+            share=float((own & with_signal).sum() / max(1, with_signal.sum())),
         )
-    return tuple(reports)
 
 
 def _report(
-    table: RewardTable,
-    has_signal: npt.NDArray[np.bool_],
-    estimator: Estimator,
-    influence: Influence,
+    table: RewardTable, with_signal: Flags, estimator: Estimator, influence: Influence
 ) -> EstimatorReport:
-    rewards, groups, tasks = table.rewards, table.groups, table.tasks
-    advantages = np.asarray(estimator(rewards, groups, tasks), dtype=np.float64)
-    gaussian = normality(advantages[has_signal], tasks[has_signal])
+    tasks = table.tasks
+    advantages = np.asarray(estimator(table.rewards, table.groups, tasks), dtype=np.float64)
+    gaussian = normality(advantages[with_signal], tasks[with_signal])
     shares = squared_shares(advantages, tasks)
-    sizes = {t: math.hypot(of.mean, math.sqrt(of.variance)) for t, of in gaussian.items()}
     reports = []
     for task in range(len(table.task_names)):
         own = advantages[tasks == task]
         defined = own[~np.isnan(own)]
-        reports.append(
-            TaskReport(
-                normality=gaussian.get(task),
-                largest=float(np.abs(defined).max()) if defined.size else math.nan,
-                share=shares.get(task, 0.0),
-                undefined=own.size - defined.size,
-            )
-        )
+        largest = float(np.abs(defined).max()) if defined.size else math.nan
+        undefined = own.size - defined.size
+        reports.append(TaskReport(gaussian.get(task), largest, shares.get(task, 0.0), undefined))
+    sizes = {task: math.hypot(of.mean, math.sqrt(of.variance)) for task, of in gaussian.items()}
     return EstimatorReport(advantages, tuple(reports), equity(sizes), influence)
 
 
@@ -203,6 +316,4 @@ def _influence(table: RewardTable, estimator: Estimator, index: int | None) -> I
         changes.append(
             outlier_influence(of_component, column, table.groups, table.tasks, index=index)
         )
-    if not changes:
-        return Influence(math.nan, math.nan, math.nan)
-    return Influence(*np.max(changes, axis=0).tolist())
+    return Influence(*np.max(changes, axis=0).tolist()) if changes else _UNKNOWN

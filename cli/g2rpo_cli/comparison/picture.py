@@ -1,4 +1,4 @@
-"""A picture of a comparison: what rewards look like, and what each estimator makes of them."""
+"""Picture of a comparison: distributions of rewards, and of each estimator's advantages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo._suggest import unknown_name
-from g2rpo_cli.comparison.reports import Comparison, TaskReport
-from g2rpo_cli.comparison.writing import replaced_file
+from g2rpo_cli._output import replaced_file
+from g2rpo_cli.comparison.measure import Comparison, TaskReport
 from g2rpo_trainer.errors import RunError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["check_picture", "plot_comparison"]
 
 Values = npt.NDArray[np.float64]
 
-#: What is drawn when nothing is asked for: the linear rescale, the one that knows tasks, and ours.
+#: Drawn by default: the linear rescale, the one that knows tasks, and ours.
 _MAIN = ("grpo", "ema-grpo", "gaussian")
 _MOST_ESTIMATORS = 5
 _MOST_TASKS = 12
@@ -60,10 +60,10 @@ def plot_comparison(
     comparison : Comparison
         From :func:`compare`.
     path : path
-        The file to write, ``.png`` or ``.svg``; an existing one is replaced.
+        File to write, ``.png`` or ``.svg``; an existing one is replaced.
     estimators : sequence of str, optional
-        Which of the comparison's to draw, five at most; by default GRPO, EMA-GRPO and G²RPO where
-        they were compared, else the first three.
+        Names of at most five of the comparison's; by default GRPO, EMA-GRPO and G²RPO where they
+        were compared, else the first three.
 
     Returns
     -------
@@ -91,16 +91,17 @@ def plot_comparison(
     check_picture(path, estimators)
     names = _chosen(comparison, estimators)
     others = iter(_OTHER_COLOURS)
-    colours = {name: _COLOURS.get(name) or next(others) for name in names}
-    tasks = _largest_tasks(comparison)
+    tasks = np.argsort([-task.rewards for task in comparison.tasks], kind="stable")[:_MOST_TASKS]
     size = (2.35 * (1 + len(names)) + 0.2, 1.5 * len(tasks) + 0.85)
     layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05)
     figure = Figure(figsize=size, layout=layout, facecolor="white")
     panels = figure.subplots(len(tasks), 1 + len(names), squeeze=False)
-    for row, task in zip(panels, tasks, strict=True):
+    for row, task in zip(panels, sorted(tasks.tolist()), strict=True):
         _draw_rewards(row[0], comparison, task)
-        for panel, name in zip(row[1:], names, strict=True):
-            _draw_advantages(panel, comparison, name, task, colours[name])
+    for column, name in zip(panels.T[1:], names, strict=True):
+        colour = _COLOURS.get(name) or next(others)
+        for panel, task in zip(column, sorted(tasks.tolist()), strict=True):
+            _draw_advantages(panel, comparison, name, task, colour)
     for panel, heading in zip(panels[0], ("rewards", *names), strict=True):
         panel.annotate(
             heading.replace("$", r"\$"),
@@ -133,11 +134,6 @@ def _chosen(comparison: Comparison, estimators: Sequence[str] | None) -> list[st
     return list(estimators)
 
 
-def _largest_tasks(comparison: Comparison) -> list[int]:
-    order = np.argsort([-task.rewards for task in comparison.tasks], kind="stable")
-    return sorted(order[:_MOST_TASKS].tolist())
-
-
 def _draw_rewards(panel: Axes, comparison: Comparison, task: int) -> None:
     table, of = comparison.table, comparison.tasks[task]
     rewards = table.rewards[table.tasks == task].ravel()
@@ -146,17 +142,13 @@ def _draw_rewards(panel: Axes, comparison: Comparison, task: int) -> None:
     title += f", {of.infinite} infinite" if of.infinite else ""
     _frame(panel, title, name=table.task_names[task])
     if not finite.size:
-        return _say(panel, "no finite reward")
+        _say(panel, "no finite reward")
+        return
     low, high = _visible_range(finite)
-    bins = np.linspace(low, high, 36)
-    _bars(panel, finite, bins, _REWARD_COLOUR)
-    panel.set_xlim(low, high)
+    heights = _bars(panel, finite, np.linspace(low, high, 36), _REWARD_COLOUR)
+    panel.set_ylim(0, 1.35 * heights.max())  # room for an arrow
     panel.locator_params(axis="x", nbins=4)
-    beyond = finite[(finite < low) | (finite > high)]
-    if beyond.size:
-        furthest = beyond[np.argmax(np.abs(beyond - np.median(finite)))]
-        _arrow(panel, beyond.size, furthest, bool(furthest > high), height=0.72)
-    return None
+    _bound(panel, finite, low, high, height=0.72)
 
 
 def _visible_range(values: Values) -> tuple[float, float]:
@@ -180,19 +172,20 @@ def _draw_advantages(
     values = values[~np.isnan(values)]
     _frame(panel, _measures(of))
     if not values.size:
-        return _say(panel, f"{of.undefined} NaN" if of.undefined else "no signal")
+        _say(panel, f"{of.undefined} NaN" if of.undefined else "no signal")
+        return
     if of.undefined:
         panel.text(0, 0.88, f"{of.undefined} NaN", transform=panel.transAxes, fontsize=7.5)
-    _bars(panel, values, _BINS, colour, cut=_TOP)
+    heights = _bars(panel, values, _BINS, colour)
+    for left, height in zip(_BINS, heights, strict=False):
+        if height > _TOP:
+            middle, share = left + 0.25, f"{height / 2:.0%}"  # bins are half a unit wide
+            panel.text(middle, 0.97 * _TOP, share, rotation=90, va="top", ha="center", fontsize=7.5)
+    panel.set_ylim(0, _TOP)
     grid = np.linspace(-_LIMIT, _LIMIT, 201)
     panel.plot(grid, np.exp(-0.5 * grid**2) / math.sqrt(2 * math.pi), color="black", linewidth=1.1)
-    panel.set_xlim(-_LIMIT, _LIMIT)
     panel.set_xticks([-3, -1.5, 0, 1.5, 3], ["−3", "", "0", "", "3"])
-    for side, beyond in ((False, values < -_LIMIT), (True, values > _LIMIT)):
-        if beyond.any():
-            furthest = values[np.argmax(values) if side else np.argmin(values)]
-            _arrow(panel, int(beyond.sum()), furthest, side, height=0.32)
-    return None
+    _bound(panel, values, -_LIMIT, _LIMIT, height=0.32)
 
 
 def _measures(report: TaskReport) -> str:
@@ -205,20 +198,12 @@ def _measures(report: TaskReport) -> str:
     )
 
 
-def _bars(panel: Axes, values: Values, bins: Values, colour: str, cut: float | None = None) -> None:
+def _bars(panel: Axes, values: Values, bins: Values, colour: str) -> Values:
+    """Draw a histogram and return its densities; values beyond the bins count in its total."""
     counts, _ = np.histogram(values, bins)
-    shares = counts / values.size
-    heights = shares / np.diff(bins)
+    heights: Values = counts / values.size / np.diff(bins)
     panel.bar(bins[:-1], heights, np.diff(bins), align="edge", color=colour, linewidth=0)
-    if cut is None:
-        panel.set_ylim(0, 1.35 * heights.max())  # room for an arrow
-        return
-    panel.set_ylim(0, cut)
-    for centre, height, share in zip((bins[1:] + bins[:-1]) / 2, heights, shares, strict=True):
-        if height > cut:
-            panel.text(
-                centre, 0.97 * cut, f"{share:.0%}", rotation=90, va="top", ha="center", fontsize=7.5
-            )
+    return heights
 
 
 def _frame(panel: Axes, line: str, name: str = "") -> None:
@@ -236,22 +221,17 @@ def _say(panel: Axes, text: str) -> None:
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", fontsize=9)
 
 
-def _arrow(panel: Axes, count: int, furthest: float, right: bool, *, height: float) -> None:
-    """Point to the values outside a panel, and tell how many they are and how far they go."""
+def _bound(panel: Axes, values: Values, low: float, high: float, *, height: float) -> None:
+    """Draw from `low` to `high`, with an arrow to the values beyond: how many, and how far."""
+    panel.set_xlim(low, high)
     arrow: dict[str, Any] = {"arrowstyle": "->", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-    edge, inside = (1.0, 0.84) if right else (0.0, 0.16)
-    panel.annotate(
-        "", (edge, height), (inside, height), "axes fraction", "axes fraction", arrowprops=arrow
-    )
-    number = f"{furthest:.3g}".replace("-", "−")
-    text = f"{count} beyond,\nto {number}"
-    side = "right" if right else "left"
-    panel.text(
-        edge,
-        height + 0.05,
-        text,
-        transform=panel.transAxes,
-        ha=side,
-        fontsize=7.5,
-        linespacing=1.05,
-    )
+    for count, furthest, edge, inside, side in (
+        (np.sum(values < low), values.min(), 0.0, 0.16, "left"),
+        (np.sum(values > high), values.max(), 1.0, 0.84, "right"),
+    ):
+        if count:
+            ends = (edge, height), (inside, height)
+            panel.annotate("", *ends, "axes fraction", "axes fraction", arrowprops=arrow)
+            text = f"{count} beyond,\nto {furthest:.3g}".replace("-", "−")
+            style: dict[str, Any] = {"ha": side, "fontsize": 7.5, "linespacing": 1.05}
+            panel.text(edge, height + 0.05, text, transform=panel.transAxes, **style)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from g2rpo_trainer.layout import PlainTable
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Summary:
 
 def summary_table(
     summary: Summary, more: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-) -> Table:
+) -> PlainTable:
     """Return the table that begins a run: one row a task.
 
     Parameters
@@ -67,27 +67,23 @@ def summary_table(
 
     Returns
     -------
-    Table
+    PlainTable
         Problem types with their numbers of records, records trained on and held out, share of the
         prompts. Tasks that are drawn without end have ∞ records.
     """
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title="Data", title_justify="left")
-    table.add_column("task")
-    table.add_column("problem types", style="dim")
-    for heading in ("training", "held out", "share"):
-        table.add_column(heading, justify="right")
-    for heading in more:
-        table.add_column(heading)
+    from g2rpo_trainer.layout import PlainTable
+
+    types, numbers = "problem types", ("training", "held out", "share")
+    table = PlainTable("task", types, numbers=numbers, more=more, optional=types, title="Data")
     for name, task in summary.tasks.items():
         counts = task.problem_types.items()
         # One type needs no number: it is all of the task's.
-        types = [kind if len(counts) == 1 else f"{kind} ({count:,})" for kind, count in counts]
+        kinds = [kind if len(counts) == 1 else f"{kind} ({count:,})" for kind, count in counts]
         table.add_row(
             escape(name),
-            escape(", ".join(types)),
+            escape(", ".join(kinds)),
             _number(task.training),
             _number(task.held_out),
             f"{task.share:.1%}",

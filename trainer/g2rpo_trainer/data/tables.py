@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 from g2rpo._extras import require
 from g2rpo._json_lines import parse_object
-from g2rpo._shown import clipped, shown
+from g2rpo._shown import clipped, error_text, shown
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import BrokenRecord
 
@@ -115,21 +116,27 @@ class Objects(Table):
 
 
 class ArrowRows(Table):
-    """A table of pyarrow, in memory or mapped from a file."""
+    """A table of pyarrow, in memory or mapped from a file.
+
+    Attributes
+    ----------
+    arrow : pyarrow.Table
+        The table itself.
+    """
 
     def __init__(self, table: Any, name: str, task: str, folder: Path | None, keep: Any = None):
         super().__init__(name, task, folder)
-        self._table = table
+        self.arrow = table
         self._keep = keep  # the folder of a mapped file, which goes when the table does
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Convert one row."""
-        rows: list[dict[str, Any]] = self._table.slice(index, 1).to_pylist()
+        rows: list[dict[str, Any]] = self.arrow.slice(index, 1).to_pylist()
         return rows[0]
 
     def scan(self) -> Iterator[Found]:
         """Convert a few rows at a time."""
-        for batch in self._table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        for batch in self.arrow.to_batches(max_chunksize=_ROWS_AT_ONCE):
             yield from batch.to_pylist()
 
 
@@ -194,7 +201,8 @@ def _found(line: bytes) -> Found:
 
 
 def _read_array(path: Path) -> Objects:
-    data = path.read_bytes()
+    with _opened(path) as file:
+        data = file.read()
     try:
         rows = json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -210,6 +218,9 @@ def _read_parquet(path: Path) -> ArrowRows:
     try:
         # Opened by Python first, whose errors say what is wrong with a path.
         with _opened(path), pa.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise RunError(f"{path}: has two columns {shown(twice[0])}; rename one of them")
             groups = range(file.metadata.num_row_groups)
             size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
             if size <= _IN_MEMORY:
@@ -242,8 +253,13 @@ def _first_byte(path: Path) -> bytes:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; what goes wrong while it is read is an error of the file, too."""
     try:
-        return path.open("rb")
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+        # Those of pyarrow have no other text than their own.
+        reason = error.strerror or error_text(error)
+        raise RunError(f"{path}: cannot be read ({reason})") from None

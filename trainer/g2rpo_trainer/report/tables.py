@@ -10,6 +10,7 @@ from rich.text import Text
 
 from g2rpo_trainer.config import Length, TrainConfig
 from g2rpo_trainer.data import Source, summary_table
+from g2rpo_trainer.layout import PlainTable
 
 __all__ = ["before_after_table", "completions_table", "results_table", "start_table"]
 
@@ -17,10 +18,11 @@ __all__ = ["before_after_table", "completions_table", "results_table", "start_ta
 # anything a reward can be.
 _FEWEST_ITEMS = 5
 
+_KIND = "reward kind"
 _PROMPT_CHARACTERS, _RESPONSE_CHARACTERS = 120, 320
 
 
-def start_table(config: TrainConfig, source: Source) -> Table:
+def start_table(config: TrainConfig, source: Source) -> PlainTable:
     """Return the table at the start of a run: records, length target and entropy band of each task.
 
     Parameters
@@ -79,7 +81,7 @@ def completions_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> Table:
+def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> PlainTable:
     """Return the table at the end of a run: one row a task and a row of means.
 
     Parameters
@@ -94,11 +96,9 @@ def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> 
     columns = ("before", "after", "length_before", "length_after")
     sure = _sure(kinds, summary)
     known = ", ± 95 % interval" if sure else ""
-    table = Table(title=f"Held-out reward before and after{known}", title_justify="left")
-    table.add_column("task")
-    table.add_column("reward kind", style="dim")
-    for heading in ("before", "after", "change", "length"):
-        table.add_column(heading, justify="right")
+    title = f"Held-out reward before and after{known}"
+    headings = ("before", "after", "change", "length")
+    table = PlainTable("task", _KIND, numbers=headings, optional=_KIND, title=title)
     for task, kind in kinds.items():
         values = [summary[column][task] for column in columns]
         table.add_row(escape(task), escape(kind), *_compared(values, summary, task, task in sure))
@@ -147,7 +147,7 @@ def results_table(
     rewards: Mapping[str, float],
     lengths: Mapping[str, float],
     detail: Mapping[str, Mapping[str, Any]],
-) -> Table:
+) -> PlainTable:
     """Return the table of one evaluation: one row a task and a row of means.
 
     Parameters
@@ -163,11 +163,8 @@ def results_table(
     """
     generations = max((detail[task]["generations"] for task in kinds), default=1)
     title = f"Held-out reward, {generations} responses an item, 95 % intervals"
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
-    table.add_column("reward kind", style="dim")
-    for heading in ("items", f"mean@{generations}", "interval", f"best@{generations}", "length"):
-        table.add_column(heading, justify="right")
+    headings = ("items", f"mean@{generations}", "interval", f"best@{generations}", "length")
+    table = PlainTable("task", _KIND, numbers=headings, optional=_KIND, title=title)
     for task, kind in kinds.items():
         table.add_row(
             escape(task),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo_cli.comparison.table import RewardTable
+from g2rpo_cli.comparison.rewards import RewardTable
 
 __all__ = ["TOPOLOGIES", "figure_rewards", "topology_rewards"]
 
@@ -56,14 +55,12 @@ def _nearly_constant(rng: np.random.Generator, shape: tuple[int, int]) -> Reward
 
 
 #: ``draw(rng, (groups, size))`` -> rewards of that shape, by the name of the shape of reward.
-TOPOLOGIES: Mapping[str, Topology] = MappingProxyType(
-    {
-        "binary (maths)": _binary,
-        "dense (box IoU)": _dense,
-        "sparse, heavy tail (OCR)": _heavy_tailed,
-        "nearly constant": _nearly_constant,
-    }
-)
+TOPOLOGIES: Mapping[str, Topology] = {
+    "binary (maths)": _binary,
+    "dense (box IoU)": _dense,
+    "sparse, heavy tail (OCR)": _heavy_tailed,
+    "nearly constant": _nearly_constant,
+}
 
 
 def topology_rewards(groups: int = 128, size: int = 8, *, seed: int = 0) -> RewardTable:
@@ -78,7 +75,7 @@ def topology_rewards(groups: int = 128, size: int = 8, *, seed: int = 0) -> Rewa
     size : int, optional
         Responses a prompt.
     seed : int, optional
-        Of the random numbers.
+        Seed of the random numbers.
 
     Examples
     --------
@@ -106,17 +103,16 @@ def figure_rewards() -> RewardTable:
     """
     names = tuple(" ".join(f"{reward:g}" for reward in group) for group in _FIGURE)
     rewards = [np.asarray([group]) for group in _FIGURE]
-    return _table(rewards, names, "the paper's Figure 2", np.ones(sum(map(len, _FIGURE))))
+    return _table(rewards, names, "the paper's Figure 2", np.ones(20))
 
 
 def _table(
-    rewards: list[Rewards], names: tuple[str, ...], source: str, lengths: Rewards
+    rewards: Sequence[Rewards], names: tuple[str, ...], source: str, lengths: Rewards
 ) -> RewardTable:
-    shapes = [task.shape for task in rewards]
-    groups = np.repeat(
-        np.arange(sum(shape[0] for shape in shapes)), [size for n, size in shapes for _ in range(n)]
+    """Return a table of tasks of equal shape (groups, size)."""
+    values = np.stack(rewards)
+    tasks, groups, size = values.shape
+    labels = np.repeat(np.arange(tasks * groups), size)
+    return RewardTable(
+        values.ravel(), labels, labels // groups, names, source=source, lengths=lengths
     )
-    tasks = np.repeat(np.arange(len(shapes)), [task.size for task in rewards])
-    values = np.concatenate([task.ravel() for task in rewards])
-    labels = groups.astype(np.int64), tasks.astype(np.int64)
-    return RewardTable(values, *labels, names, ("reward",), source, lengths=lengths)
