@@ -96,6 +96,13 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be finite and {bound}, got {value!r}")
 
 
+def require_weights(**weights: Array | float) -> None:
+    """Raise unless each weight that is a Python number is finite and not negative."""
+    for name, weight in weights.items():
+        if not is_array_api_obj(weight):
+            require_positive(name, weight, zero=True)
+
+
 def working_dtype(xp: Namespace, name: str, array: Array) -> tuple[Array, Array]:
     """Return the dtype to compute in and the dtype to answer in.
 

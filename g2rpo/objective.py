@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from array_api_compat import is_array_api_obj
 
 from g2rpo._aggregation import aggregate, as_divisor
-from g2rpo._checks import namespace_of, require_floating, require_shape, widen
+from g2rpo._checks import namespace_of, require_floating, require_shape, require_weights, widen
 from g2rpo._entropy_bounds import beyond
 from g2rpo._kl import kl_of_log_ratios
 from g2rpo._libraries import stop_gradient
@@ -113,7 +113,8 @@ def g2rpo_loss(
     TypeError
         If an argument is of a wrong type, or ``entropies`` come without tasks and bounds.
     ValueError
-        If a shape is wrong or an option is out of its range.
+        If a shape is wrong, an option is out of its range, or a weight that is a number is negative
+        or not finite.
 
     Notes
     -----
@@ -137,6 +138,7 @@ def g2rpo_loss(
     >>> round(float(terms.entropy), 6), float(terms.policy)
     (0.006, 0.0)
     """
+    require_weights(entropy_weight=entropy_weight, length_weight=length_weight, beta=beta)
     resolved = loss_options(options, keywords)
     batch = PolicyBatch.of(logprobs, old_logprobs, mask, resolved, tasks, num_tasks, totals)
     xp, mask = batch.xp, batch.reduction.mask

@@ -105,6 +105,7 @@ def evaluate(
 def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     """Return the model to load, and the configuration file of its run if it is one."""
     from g2rpo_trainer.errors import RunError
+    from g2rpo_trainer.files import checksum_fault
     from g2rpo_trainer.run_folder import RunFolder
 
     if argument and option and argument != option:
@@ -116,6 +117,8 @@ def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise RunError(f"the run in {name} has no checkpoint yet; name another model")
+    if fault := checksum_fault(checkpoint.path):
+        raise RunError(f"{checkpoint.path} is damaged ({fault}); name another checkpoint as MODEL")
     return str(checkpoint.path), Path(name) / "config.yaml"
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 STAGES = {
     "rollout": ("sampling.py", "prefill.py", "prompts.py", "rollouts.py"),
     "scoring": ("scoring.py", "advantages.py", "metrics.py"),
-    "update": ("update.py", "batch.py", "forward.py", "packed.py", "optimizer.py", "equity.py"),
+    "update": ("update.py", "batch.py", "logprobs.py", "packing.py", "optimizer.py", "equity.py"),
     "checkpoint": ("checkpoint.py",),
     "log": ("files.py", "run_folder.py", "progress.py"),
     "evaluation": ("evaluation.py",),

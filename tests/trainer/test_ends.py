@@ -18,6 +18,7 @@ class Watcher:
 
     def __init__(self, on_step=lambda step: None, on_items=lambda name: None) -> None:
         self.on_step, self.on_items = on_step, on_items
+        self.messages: list[str] = []
 
     def step(self, step, metrics):
         self.on_step(step)
@@ -26,7 +27,7 @@ class Watcher:
         return nullcontext(lambda items: self.on_items(name))
 
     def message(self, text):
-        pass
+        self.messages.append(text)
 
 
 def steps_of(config) -> list[int]:
@@ -154,13 +155,71 @@ def test_lack_of_memory_in_a_step_says_what_to_change(tiny_run, fails_in_step_tw
     assert steps_of(smaller) == [1, 2, 3]
 
 
-def test_a_damaged_checkpoint_is_named(tiny_run):
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_in_half(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = {
+    "model.safetensors": (flip_a_byte, "model.safetensors does not have the checksum"),
+    "optimizer.safetensors": (cut_in_half, "optimizer.safetensors does not have the checksum"),
+    "trainer_state.json": (Path.unlink, "trainer_state.json is missing"),
+    "checksums.json": (cut_in_half, "checksums.json is missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(tiny_run, name):
+    whole, config = (tiny_run("output.trackers=[]", folder=each) for each in ("whole", "damaged"))
+    train(whole)
+    train(tiny_run("output.trackers=[]", "optimization.steps=2", folder="damaged"))
+    folder = Path(config.output.dir) / "checkpoints"
+    damage, fault = DAMAGES[name]
+    damage(folder / "step-000002" / name)
+    watcher = Watcher()
+    train(config, resume=True, display=watcher)
+    assert fault in watcher.messages[0]
+    assert "damaged-step-000002" in watcher.messages[0]
+    assert saved(config) == ["damaged-step-000002", "step-000002", "step-000003"]
+    assert steps_of(config) == [1, 2, 3]
+    weights = [
+        (Path(each.output.dir) / "checkpoints/step-000003/model.safetensors").read_bytes()
+        for each in (whole, config)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_again_in_silence(tiny_run):
     config = tiny_run("output.trackers=[]", "optimization.steps=2")
     train(config)
-    newest = Path(config.output.dir) / "checkpoints" / "step-000002"
-    (newest / "optimizer.safetensors").write_bytes(b"half")
-    with pytest.raises(RunError, match=r"step-000002 is damaged .*remove"):
-        train(tiny_run("output.trackers=[]"), resume=True)
+    before = saved(config)
+    for name in before:
+        flip_a_byte(Path(config.output.dir) / "checkpoints" / name / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"every checkpoint .* is damaged .*step-000002.*copy"):
+            train(tiny_run("output.trackers=[]"), resume=True)
+        assert saved(config) == before
+
+
+def test_a_folder_in_use_is_refused_and_stays_as_it_is(tiny_run):
+    config = tiny_run("output.trackers=[]")
+    refused = []
+
+    def interfere(step):
+        for resume in (True, False):
+            with pytest.raises(RunError, match=r"is in use|already holds a run") as error:
+                train(config, resume=resume)
+            refused.append(str(error.value))
+
+    train(config, display=Watcher(on_step=interfere))
+    assert len(refused) == 6
+    assert "is in use: another process trains there" in refused[0]
+    assert steps_of(config) == [1, 2, 3]
 
 
 def test_a_resumed_run_takes_the_shortcuts_that_it_took_before(tiny_run, monkeypatch):

@@ -120,7 +120,36 @@ def test_checkpoints_are_pruned_in_the_order_of_their_steps(folder):
 def test_checkpoint_of_the_same_step_stays(folder):
     folder.save_checkpoint(1, lambda path: (path / "first").write_text(""))
     path = folder.save_checkpoint(1, lambda path: (path / "second").write_text(""))
-    assert [file.name for file in path.iterdir()] == ["first"]
+    assert sorted(file.name for file in path.iterdir()) == ["checksums.json", "first"]
+
+
+def test_only_checkpoints_newer_than_the_newest_whole_one_are_set_aside(tmp_path):
+    config = load_config(settings=["output.trackers=[]", "output.keep_checkpoints=9"])
+    folder = RunFolder.create(tmp_path / "run", config)
+    for step in (1, 2, 3, 4):
+        path = folder.save_checkpoint(step, write_weights)
+        if step != 2:
+            (path / "weights" / "a.bin").write_bytes(b"4321")
+    texts = folder.set_damaged_aside()
+    assert [text.rpartition(" ")[2] for text in texts] == [
+        "damaged-step-000004",
+        "damaged-step-000003",
+    ]
+    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [1, 2]
+    assert folder.set_damaged_aside() == []
+
+
+def test_a_folder_is_locked_against_others_until_the_end(tmp_path):
+    with RunFolder.locked(tmp_path / "run"):
+        with (
+            pytest.raises(RunError, match=r"run is in use.*--output-dir"),
+            RunFolder.locked(tmp_path / "run"),
+        ):
+            pass
+        with RunFolder.locked(tmp_path / "other"):
+            pass
+    with RunFolder.locked(tmp_path / "run"):
+        pass
 
 
 def test_checkpoint_that_fails_leaves_nothing(folder):

@@ -1,6 +1,7 @@
 """Files that survive a crash: replaced as a whole, or logs to which whole lines are appended."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -13,15 +14,18 @@ from typing import Any
 
 __all__ = [
     "append_lines",
+    "checksum_fault",
     "is_full",
     "read_lines",
     "replacing",
     "sync",
     "to_json",
     "truncate_lines",
+    "write_checksums",
     "write_text",
 ]
 
+_CHECKSUMS = "checksums.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Writers in Rust (safetensors, tokenizers) give the error number in their text alone.
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -102,6 +106,53 @@ def truncate_lines(path: Path, after_step: int) -> None:
             break
         kept = end
     os.truncate(path, kept)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write ``checksums.json``: the SHA-256 of each file of a folder, by its path in there."""
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def checksum_fault(folder: Path) -> str | None:
+    """Return in words how a folder differs from its ``checksums.json``; None if it does not.
+
+    Files that were added later do not count.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> folder = Path(mkdtemp())
+    >>> _ = (folder / "a.txt").write_text("whole")
+    >>> write_checksums(folder)
+    >>> checksum_fault(folder)
+    >>> _ = (folder / "a.txt").write_text("whale")
+    >>> checksum_fault(folder)
+    'a.txt does not have the checksum that it was written with'
+    """
+    try:
+        sums = dict(json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return f"{_CHECKSUMS} is missing or damaged"
+    for name, expected in sums.items():
+        try:
+            found = _sha256(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found != expected:
+            return f"{name} does not have the checksum that it was written with"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def sync(path: Path) -> None:

@@ -110,10 +110,17 @@ class _Run:
             if not resume:
                 RunFolder.refuse_existing(path)
             folder = RunFolder.open(path) if resume else None
+            damaged: list[str] = []
+            if folder and ranks.is_main:
+                at_end.enter_context(RunFolder.locked(path))
+                damaged = folder.set_damaged_aside()
             require_trackers(config.output.trackers)
             self.config, self.source = open_run(config, source)
+        with ranks.raise_on_all_ranks():  # rank 0 has renamed what is damaged
             checkpoint = folder.latest_checkpoint() if folder else None
         self.display = display or self._own_display()
+        for text in damaged:
+            self.display.message(text)
         self.progress = Progress()
         self._load(checkpoint.path if checkpoint else None)
         # Records that other runs of this process skipped are not skipped by this one.
@@ -166,6 +173,7 @@ class _Run:
         if not self.ranks.is_main:
             return RunFolder(Path(path), self.config)
         if folder is None:
+            self.at_end.enter_context(RunFolder.locked(path))
             return RunFolder.create(path, self.config)
         folder.update_config(self.config)
         return folder

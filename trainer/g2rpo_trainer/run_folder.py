@@ -4,9 +4,11 @@
 ``config.yaml``        the resolved configuration; `load_config` reads it
 ``metrics.jsonl``      one JSON object a line, with ``step`` and the metrics of that step
 ``completions.jsonl``  some responses of every step, one JSON object a line
-``checkpoints/``       ``step-000025/``, … ; a folder with such a name is complete
+``checkpoints/``       ``step-000025/``, … ; a folder with such a name was written to its end, and
+                       has the checksums of its files; ``damaged-step-…`` did not have them later
 ``tensorboard/``       the metrics as TensorBoard events
 ``plots/``             plots of the metrics
+``.lock``              held by the process that writes the folder
 ``summary.json``       held-out rewards before and after; written when the run has ended
 =====================  ==========================================================================
 """
@@ -31,12 +33,14 @@ from g2rpo_trainer.config import TrainConfig, dump_config, load_config
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import (
     append_lines,
+    checksum_fault,
     is_full,
     read_lines,
     replacing,
     sync,
     to_json,
     truncate_lines,
+    write_checksums,
     write_text,
 )
 
@@ -73,15 +77,40 @@ class RunFolder:
         """Start a new run in `path`, which must hold none yet; write ``config.yaml``."""
         path = Path(path)
         cls.refuse_existing(path)
-        try:
+        with _creating(path):
             path.mkdir(parents=True, exist_ok=True)
             write_text(path / "config.yaml", dump_config(config))
-        except OSError as error:
+        return cls(path, config)
+
+    @staticmethod
+    @contextmanager
+    def locked(path: str | Path) -> Iterator[None]:
+        """Keep other processes from writing in `path`, which is created if it does not exist.
+
+        The lock does not outlive this process, however it ends.
+
+        Raises
+        ------
+        RunError
+            If another process has the lock.
+        """
+        from filelock import FileLock, Timeout
+
+        path = Path(path)
+        lock = FileLock(path / ".lock", blocking=False, thread_local=False)
+        try:
+            with _creating(path):
+                path.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+        except Timeout:
             raise RunError(
-                f"{path} cannot be written ({error.strerror}); "
+                f"{path} is in use: another process trains there; wait for its end, stop it, or "
                 "name another folder with --output-dir"
             ) from None
-        return cls(path, config)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
@@ -212,6 +241,41 @@ class RunFolder:
         """Return the newest complete checkpoint, or None before the first."""
         return max(self.checkpoints(), default=None)
 
+    def set_damaged_aside(self) -> list[str]:
+        """Rename the checkpoints that are newer than the newest whole one, as they are damaged.
+
+        Returns
+        -------
+        list of str
+            A sentence for each.
+
+        Raises
+        ------
+        RunError
+            If there are checkpoints, and none is whole. They then keep their names.
+        """
+        damaged: list[tuple[Checkpoint, str]] = []
+        for checkpoint in reversed(self.checkpoints()):
+            fault = checksum_fault(checkpoint.path)
+            if fault is None:
+                break
+            damaged.append((checkpoint, fault))
+        else:
+            if damaged:
+                faults = "; ".join(f"{each.path.name}: {fault}" for each, fault in damaged)
+                raise RunError(
+                    f"every checkpoint in {self._checkpoints_path} is damaged ({faults}); bring "
+                    "back a copy, or start again in another folder with --output-dir"
+                )
+        texts = []
+        for each, fault in damaged:
+            aside = each.path.with_name(f"damaged-{each.path.name}")
+            with self.writing("the name of a damaged checkpoint"):
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(each.path, aside)
+            texts.append(f"{each.path} is damaged ({fault}); it is now {aside.name}")
+        return texts
+
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint by `write(folder)`, then drop the oldest beyond ``keep_checkpoints``.
 
@@ -231,6 +295,7 @@ class RunFolder:
             with replacing(path) as partial:
                 partial.mkdir(parents=True)
                 write(partial)
+                write_checksums(partial)
             sync(path.parent)
         for old in self.checkpoints()[: -self.config.output.keep_checkpoints]:
             _drop(old.path)
@@ -246,7 +311,15 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """Return ``summary.json``, or nothing before the run has ended."""
         path = self.path / "summary.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged ({error_text(error)}); bring back a copy, or remove it and let "
+                "--resume write it again"
+            ) from None
 
     @contextmanager
     def writing(self, name: str) -> Iterator[None]:
@@ -269,6 +342,18 @@ class RunFolder:
                 else "it must be a folder that this process may write to"
             )
             raise RunError(f"{self.path}: {name} cannot be written ({reason}); {advice}") from error
+
+
+@contextmanager
+def _creating(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:  # of a lock; an OSError, too
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}); name another folder with --output-dir"
+        ) from None
 
 
 def keep_some(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
