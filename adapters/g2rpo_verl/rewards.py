@@ -22,6 +22,7 @@ def compute_score(
     weights: Mapping[str, float] | None = None,
     seconds: float = 10.0,
     workers: int = 1,
+    functions: Mapping[str, str] | None = None,
     **_: Any,
 ) -> dict[str, float]:
     """Score a response by the accuracy of its problem type, by its format and its structure.
@@ -44,6 +45,8 @@ def compute_score(
         Most time that one response may take; beyond it, its components are 0.
     workers : int
         Processes that score, for each of verl's reward workers; with 0 there is no time limit.
+    functions : mapping, optional
+        Problem type -> import path ``module:function`` of a reward of one's own.
 
     Returns
     -------
@@ -53,7 +56,8 @@ def compute_score(
     Raises
     ------
     ValueError
-        If there is no problem type, it is unknown, or the answer does not fit it.
+        If there is no problem type, it is unknown, or the answer does not fit it; or an import
+        path leads nowhere.
 
     Notes
     -----
@@ -74,11 +78,12 @@ def compute_score(
             "reward.custom_reward_function.reward_kwargs.problem_type"
         )
     with _one_at_a_time:
-        scored = _pool(workers, seconds).score([record], [solution_str], places=[place])
+        pool = _pool(workers, seconds, tuple(sorted((functions or {}).items())))
+        scored = pool.score([record], [solution_str], places=[place])
     (parts,) = scored.components
     return {"score": parts.total(Weights(**(weights or {}))), **parts._asdict()}
 
 
 @cache
-def _pool(workers: int, seconds: float) -> RewardPool:
-    return RewardPool(workers, seconds=seconds)
+def _pool(workers: int, seconds: float, functions: tuple[tuple[str, str], ...]) -> RewardPool:
+    return RewardPool(workers, seconds=seconds, functions=dict(functions))

@@ -4,10 +4,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Json",
+    "bar",
     "number_text",
     "print_json",
     "print_table",
@@ -24,6 +25,8 @@ __all__ = [
     "waiting",
     "write_json",
 ]
+
+T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 
@@ -37,6 +40,17 @@ def waiting(text: str) -> Iterator[None]:
     console = Console(stderr=True)
     with console.status(escape(text)) if console.is_terminal else nullcontext():
         yield
+
+
+def bar(items: Iterable[T], total: int, description: str) -> Iterable[T]:
+    """Yield the items, with a bar on a terminal, which goes away when they are done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return items
+    return track(items, description, total=total, console=console, transient=True)
 
 
 def print_table(table: "PlainTable", title: str = "", *, to_stderr: bool = False) -> None:

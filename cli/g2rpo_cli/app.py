@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from g2rpo_cli import advantages, compare, data, tasks, train, verify
+from g2rpo_cli import advantages, compare, data, export, tasks, train, verify
 from g2rpo_cli import eval as eval_
 
 __all__ = ["app"]
@@ -25,6 +25,7 @@ app.command("eval")(eval_.evaluate)
 app.command("advantages")(advantages.advantages)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("export")(export.export)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(data.app, name="data")
 

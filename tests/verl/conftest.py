@@ -116,8 +116,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 def train(host: Host, folder: Path, changes: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """Run verl's launcher in ``folder``, with some of its arguments changed."""
+    return start([sys.executable, "-m", "verl.trainer.main_ppo"], folder, host.arguments | changes)
+
+
+def start(
+    command: list[str], folder: Path, arguments: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in ``folder`` that starts verl's launcher, on the CPU."""
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = host.arguments | changes
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         "VERL_USE_EXTERNAL_MODULES": "cpu_host",
@@ -127,8 +133,7 @@ def train(host: Host, folder: Path, changes: dict[str, Any]) -> subprocess.Compl
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, "-m", "verl.trainer.main_ppo"]
-    command += [f"{name}={value}" for name, value in arguments.items()]
+    command = command + [f"{name}={value}" for name, value in arguments.items()]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -50,6 +50,17 @@ def test_scoring_has_a_time_limit():
     assert scored["accuracy"] == 0.0
 
 
+def test_functions_of_ones_own_are_found_by_their_import_path(tmp_path, monkeypatch):
+    (tmp_path / "own_colours.py").write_text("def near(answer, truth):\n    return 0.25\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"functions": {"colour": "own_colours:near"}, "workers": 0}
+    assert compute_score("a", ANSWER, "red", {"problem_type": "colour"}, **own)["accuracy"] == 0.25
+    assert compute_score("a", ANSWER, "42", {"problem_type": "maths"}, **own)["accuracy"] == 1.0
+    own["functions"] = {"colour": "own_colours:far"}
+    with pytest.raises(ValueError, match="own_colours"):
+        compute_score("a", ANSWER, "red", {"problem_type": "colour"}, **own)
+
+
 def test_a_record_without_a_problem_type_is_refused():
     with pytest.raises(ValueError, match="no problem_type in extra_info; add it there, or set"):
         compute_score("sums", ANSWER, "42", {})

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from .data.videos import Video
 
 
+FORMAT_INSTRUCTION = (
+    "Think first, then answer, exactly in this form: "
+    "<think>your reasoning</think><answer>your answer</answer>"
+)
+"""How a model is told to answer, in the system message of every prompt."""
+
+
 class BrokenRecord(ValueError):
     """A record cannot be used; the text says what it is and what it must be, without its place."""
 
@@ -80,3 +87,33 @@ class Record:
             "task_type": self.task,
             "options": self.options,
         }
+
+
+def conversation(record: Record, *, instruct: bool = True) -> list[dict[str, Any]]:
+    """Return the turns of a record, which begin with how to answer.
+
+    Parameters
+    ----------
+    record : Record
+        A question with images and videos before it, or a conversation of its own.
+    instruct : bool
+        Say how to answer; False leaves the turns as they are.
+
+    Returns
+    -------
+    list of dict
+        Contents as parts.
+    """
+    instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
+    messages = record.messages
+    if not messages:
+        images = [{"type": "image"} for _ in record.images]
+        videos = [{"type": "video"} for _ in record.videos]
+        question = {"type": "text", "text": record.problem}
+        messages = [{"role": "user", "content": [*images, *videos, question]}]
+    if not instruct:
+        return list(messages)
+    if messages[0]["role"] == "system":
+        first, *rest = messages
+        return [{**first, "content": [*first["content"], instruction]}, *rest]
+    return [{"role": "system", "content": [instruction]}, *messages]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from g2rpo._shown import listed
@@ -16,7 +18,7 @@ from g2rpo_trainer.record import Record
 
 from .mixing import schedule, shares
 from .opening import open_tables, table_of
-from .stored import Library, Skipped, SkippedState
+from .stored import Library, Skipped, SkippedState, StoredStream
 from .streams import PREFIX, PROBLEM_TYPE, Stream, builtin_streams, reasoning_streams
 from .summary import Summary, TaskSummary
 
@@ -119,6 +121,43 @@ class Source:
             raise RunError(unknown_name("task", task, self.tasks))
         return self._streams[self.tasks.index(task)].held_out(count)
 
+    def stored_records(self, *, held_out: bool) -> Iterator[Record]:
+        """Yield each record of a file or a data set once, in their order there.
+
+        Parameters
+        ----------
+        held_out : bool
+            Records for evaluation, rather than those to train on.
+
+        Yields
+        ------
+        Record
+            With open images.
+
+        Raises
+        ------
+        RunError
+            If the records are drawn without end, or one cannot be used, unless
+            ``data.skip_broken`` allows it.
+
+        Examples
+        --------
+        >>> from g2rpo_trainer.data import open_source
+        >>> from g2rpo_trainer.config import Data
+        >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(20)]
+        >>> source = open_source(Data(problem_type="numerical"), rows=rows)
+        >>> records = [*source.stored_records(held_out=False)]
+        >>> len(records) + len([*source.stored_records(held_out=True)])
+        20
+        """
+        stored = [stream for stream in self._streams if isinstance(stream, StoredStream)]
+        if not stored:
+            raise RunError("the records of this source are drawn without end; say how many")
+        in_order = heapq.merge(
+            *(stream.stored(held_out=held_out) for stream in stored), key=itemgetter(0)
+        )
+        return (record for _, record in in_order)
+
     def refuse(self, find_fault: Callable[[Record], str | None]) -> None:
         """Take records for broken that the caller cannot use, such as those too long for a model.
 
@@ -131,6 +170,11 @@ class Source:
         """
         if self._library is not None:
             self._library.find_fault = find_fault
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What any record has: ``images``, ``videos``, ``text`` alone, ``answers`` (several)."""
+        return frozenset[str]().union(*(stream.parts for stream in self._streams))
 
     def summary(self) -> Summary:
         """Return what there is of each task, and what was left out."""

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -116,6 +117,7 @@ class Library:
                 numbers[tasks == self._tasks[name]],
                 digests[tasks == self._tasks[name]],
                 [kinds[kind] for kind in types[tasks == self._tasks[name]]],
+                frozenset(self._parts[name]),
                 fraction=self._data.eval_fraction,
                 open_record=self._open,
                 skip_broken=self._data.skip_broken,
@@ -128,6 +130,7 @@ class Library:
         numbers, digests, tasks, types = array("q"), array("Q"), array("i"), array("i")
         self._tasks: dict[str, int] = {}
         self._types: dict[str, int] = {}
+        self._parts: dict[str, set[str]] = {}
         for number, row in enumerate(self._rows()):
             if isinstance(row, BrokenRecord):
                 self.skipped.add(number, f"{self._place(number)}: {row}")
@@ -137,6 +140,7 @@ class Library:
             digests.append(row.digest())
             tasks.append(self._tasks.setdefault(task, len(self._tasks)))
             types.append(self._types.setdefault(problem_type, len(self._types)))
+            self._parts.setdefault(task, set()).update(_parts(row))
         self._columns = (
             np.asarray(numbers, np.int64),
             np.asarray(digests, np.uint64),
@@ -211,6 +215,7 @@ class StoredStream(Stream):
         numbers: npt.NDArray[np.int64],
         digests: npt.NDArray[np.uint64],
         types: Sequence[str],
+        parts: frozenset[str],
         *,
         fraction: float,
         open_record: Callable[[int], Record | BrokenRecord],
@@ -221,6 +226,7 @@ class StoredStream(Stream):
         self.name = name
         self.problem_types = dict(Counter(types))
         self.reward_kind = ", ".join(self.problem_types)
+        self.parts = parts
         self._training = numbers[order][~held]
         self._held_out = numbers[order][held]
         self.training_size, self.held_out_size = len(self._training), len(self._held_out)
@@ -248,16 +254,30 @@ class StoredStream(Stream):
 
     def held_out(self, count: int) -> list[Record]:
         """Open the first of the held-out records in the order of their digests."""
-        records: list[Record] = []
-        for number in self._held_out:
-            if len(records) == count:
-                break
-            record = self._open(int(number))
+        return [record for _, record in islice(self._usable(self._held_out), count)]
+
+    def stored(self, *, held_out: bool) -> Iterator[tuple[int, Record]]:
+        """Open each record of one side once, in the order of the tables, with its number there."""
+        return self._usable(np.sort(self._held_out if held_out else self._training))
+
+    def _usable(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, Record]]:
+        for number in map(int, numbers):
+            record = self._open(number)
             if not isinstance(record, BrokenRecord):
-                records.append(record)
+                yield number, record
             elif not self._skip:
                 raise RunError(f"{record}; put it right, or set data.skip_broken: true")
-        return records
+
+
+def _parts(row: Row) -> Iterator[str]:
+    if row.images:
+        yield "images"
+    if row.videos:
+        yield "videos"
+    if not row.images and not row.videos:
+        yield "text"
+    if isinstance(row.record.answer, list):
+        yield "answers"
 
 
 def _held_out(name: str, digests: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:

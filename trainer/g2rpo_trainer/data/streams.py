@@ -14,7 +14,7 @@ from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.tasks import TASKS_BY_SOURCE, Task
+from g2rpo_trainer.tasks import TASKS_BY_SOURCE, ImageTask, Task
 
 from .tables import need_library
 
@@ -43,6 +43,9 @@ class Stream(ABC):
         How many records it has of each problem type; 0 if they are drawn without end.
     reward_kind : str
         The shape of the reward, or the problem types, for people.
+    parts : frozenset of str
+        What there is in any record: ``images``, ``videos``, ``text`` without either, ``answers``
+        (several right ones).
     training_size, held_out_size : int or None
         Numbers of records; None if they are drawn without end.
     """
@@ -50,6 +53,7 @@ class Stream(ABC):
     name: str
     problem_types: dict[str, int]
     reward_kind: str
+    parts: frozenset[str]
     training_size: int | None
     held_out_size: int | None
 
@@ -81,6 +85,7 @@ class BuiltinStream(Stream):
         self.name, self._task, self._level = task.name, task, level
         self.problem_types = {task.problem_type: 0}
         self.reward_kind = task.reward_kind
+        self.parts = frozenset({"images" if isinstance(task, ImageTask) else "text"})
 
     def training(self, seed: int, turn: int, position: int) -> Record:
         """Draw the item of this position of the run."""
@@ -111,6 +116,7 @@ def is_held_out(digest: int, fraction: float) -> bool:
 class ReasoningStream(Stream):
     """One data set of reasoning-gym with its default settings."""
 
+    parts = frozenset({"text"})
     training_size = held_out_size = None
 
     def __init__(self, name: str, fraction: float) -> None:

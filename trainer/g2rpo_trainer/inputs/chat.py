@@ -5,48 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from g2rpo_trainer.policy.build import CHAT_TEMPLATE
-from g2rpo_trainer.record import BrokenRecord, Record
+from g2rpo_trainer.record import FORMAT_INSTRUCTION, BrokenRecord, Record, conversation
 
 from ..model.chat_template import ANSWER_TAG, Message, render, split_at, template_of
 from ..model.policy_model import Policy
 
-FORMAT_INSTRUCTION = (
-    "Think first, then answer, exactly in this form: "
-    "<think>your reasoning</think><answer>your answer</answer>"
-)
+__all__ = ["FORMAT_INSTRUCTION", "chat_text", "conversation", "opened_text", "whole_responses"]
 
 # A word that no template knows, of characters that no template escapes or strips.
 _MARK = "c7f3e1m{:04d}"
-
-
-def conversation(record: Record, *, instruct: bool = True) -> list[Message]:
-    """Return the turns of a record, which begin with how to answer.
-
-    Parameters
-    ----------
-    record : Record
-        A question with images and videos before it, or a conversation of its own.
-    instruct : bool
-        Say how to answer; False leaves the turns as they are.
-
-    Returns
-    -------
-    list of dict
-        Contents as parts.
-    """
-    instruction = {"type": "text", "text": FORMAT_INSTRUCTION}
-    messages = record.messages
-    if not messages:
-        images = [{"type": "image"} for _ in record.images]
-        videos = [{"type": "video"} for _ in record.videos]
-        question = {"type": "text", "text": record.problem}
-        messages = [{"role": "user", "content": [*images, *videos, question]}]
-    if not instruct:
-        return list(messages)
-    if messages[0]["role"] == "system":
-        first, *rest = messages
-        return [{**first, "content": [*first["content"], instruction]}, *rest]
-    return [{"role": "system", "content": [instruction]}, *messages]
 
 
 def chat_text(policy: Policy, record: Record) -> str:
