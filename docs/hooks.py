@@ -1,15 +1,25 @@
-"""Write tables of the configuration into pages, so that they cannot fall behind the code."""
+"""Write tables of the configuration and formulas into pages.
 
+Tables come from the code, so that they cannot fall behind it. Formulas become MathML, which
+browsers render themselves: the pages need no script and no other host.
+"""
+
+import html
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from latex2mathml.converter import convert
 from pydantic import BaseModel
 
 from g2rpo_trainer.config import PRESETS, TrainConfig, load_config
 
 _KEYS = "<!-- table of the configuration -->"
 _PRESETS = "<!-- table of the presets -->"
+_FORMULA = re.compile(
+    r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>', re.DOTALL
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -24,6 +34,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if _PRESETS in markdown:
         markdown = markdown.replace(_PRESETS, "\n".join(_preset_table()))
     return markdown
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Write formulas as MathML; called by MkDocs."""
+    return _FORMULA.sub(_mathml, content)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    return convert(html.unescape(found[2]), display="block" if found[1] == "[" else "inline")
 
 
 def _preset_table() -> Iterator[str]:
@@ -49,7 +68,7 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.default, field.description or ""
+            yield f"{prefix}{name}", field.default, (field.description or "").replace("[", r"\[")
 
 
 def _at(config: BaseModel, key: str) -> Any:
