@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,11 @@ def test_formulas_and_names_of_docstrings_are_rendered(pages):
     for name, page in pages.items():
         assert "arithmatex" not in page, name
         assert not re.search(r":[a-z]+:<code>|\.\. math::", page), name
+
+
+@pytest.mark.parametrize("library", ["NumPy", "PyTorch", "JAX"])
+def test_code_of_the_home_page_runs(library):
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    tab = re.search(rf'=== "{library}"\n\n    ```python\n(.*?)    ```', text, re.DOTALL)
+    assert tab
+    exec(compile(textwrap.dedent(tab[1]), "docs/index.md", "exec"), {})
