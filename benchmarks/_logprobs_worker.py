@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks/logprobs.py``, in a process that does nothing else."""
+"""One measurement of ``benchmarks/logprobs.py``, in a separate process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Who is measured, and what it is called in the table.
+#: Implementations, with their names in the table.
 CONTENDERS = {
     "operator": "logprobs_and_entropy",
     "operator_triton": "logprobs_and_entropy, Triton",
@@ -24,12 +24,12 @@ CONTENDERS = {
     "verl": "verl, fused linear",
 }
 
-#: Those that need a GPU.
+#: Implementations that need a GPU.
 ON_A_GPU = ("operator_triton", "fused_triton")
 
 
 class Setting(NamedTuple):
-    """The size of a measurement, and where it is made."""
+    """Size and device of a measurement."""
 
     entries: int
     width: int
@@ -39,11 +39,11 @@ class Setting(NamedTuple):
 
 
 def needed_bytes(name: str, setting: Setting) -> float:
-    """Return about how much memory a measurement takes, generously."""
+    """Return an upper estimate of the memory of a measurement."""
     weight = setting.entries * setting.width
     logits = setting.entries * setting.tokens
     copies = {"plain": 6 * logits, "verl": 2 * weight + 8 * 512 * setting.entries}
-    # The weight, its gradient and a float32 sum of it, and what the contender needs beyond.
+    # The weight, its gradient and a float32 sum of it, and memory of the implementation.
     return 4.0 * (3 * weight + copies.get(name, weight)) + 2**30
 
 
@@ -64,7 +64,7 @@ class Pass:
         self.weight = torch.empty(entries, width, **options).normal_(std=0.03).requires_grad_()
         self.labels = torch.randint(0, entries, self.shape, device=device)
         self.given = (
-            # Near what the policy says, so that no token is clipped.
+            # Near the policy's, so that no token is clipped.
             torch.full(self.shape, -math.log(entries), device=device),
             torch.randn(responses, device=device),
             torch.ones(self.shape, dtype=torch.bool, device=device),
@@ -75,7 +75,7 @@ class Pass:
         self.band = {
             "entropy_low": 0 * high,
             "entropy_high": high,
-            # Above the band, so that every token is pulled at.
+            # Above the upper bound, so that every token has a gradient.
             "totals": BatchTotals(counted[0], counted[0] * 0 + responses, counted, 9 * high),
             "epsilon": 0.9,
             "epsilon_high": 99.0,
@@ -87,7 +87,7 @@ class Pass:
         self._loss = self._fused if way == "fused" else self._of(getattr(self, f"_{way}"))
 
     def __call__(self) -> None:
-        """Go forward and backward."""
+        """Run the forward and backward pass."""
         self.hidden.grad = self.weight.grad = None
         loss = self._loss()
         loss.backward()
@@ -98,7 +98,7 @@ class Pass:
         return self.hidden.nbytes + self.weight.nbytes
 
     def _of(self, values: Callable[[], tuple[Any, Any]]) -> Callable[[], Any]:
-        """Put the core's loss on log-probabilities and entropies."""
+        """Apply the core's loss to log-probabilities and entropies."""
         from g2rpo import g2rpo_loss
 
         def loss() -> Any:
@@ -158,7 +158,7 @@ class Pass:
 
 
 class PeakMemory:
-    """The most memory that a block takes beyond what there is when it begins, in bytes."""
+    """Peak memory of a block beyond that at its start, in bytes."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -205,7 +205,7 @@ def main(name: str, *rest: str) -> None:
     """Measure, and print a line of JSON."""
     entries, width, tokens, dtype, device, repeats = rest
     setting = Setting(int(entries), int(width), int(tokens), dtype, device)
-    # A small pass first: libraries are loaded, threads started.
+    # A small pass first, which imports libraries and starts threads.
     Pass(name, setting._replace(entries=2048, tokens=64))()
     one_pass = Pass(name, setting)
     with PeakMemory(device) as memory:

@@ -1,4 +1,4 @@
-"""What every benchmark prints: the machine, the versions, and tables in Markdown."""
+"""Output of all benchmarks: machine, versions, and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["markdown_table", "measured_on"]
 
 
 def measured_on(device: str = "cpu", packages: Iterable[str] = ()) -> str:
-    """Return one sentence: when, on what, and with which versions a table was measured."""
+    """Return one sentence with the date, the machine and the versions of a measurement."""
     if device.startswith("cuda"):
         import torch
 

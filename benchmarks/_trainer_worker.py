@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks/trainer.py``, in a process that does nothing else."""
+"""One measurement of ``benchmarks/trainer.py``, in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ("read", "top", "green", "circle", "square", "axis", "value", "text", "r
 
 
 class Setting(NamedTuple):
-    """The size of a measurement, in tokens, prompts and steps, and where it is made."""
+    """Size of a measurement in tokens, prompts and steps, and its device."""
 
     prompt: int
     response: int
@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Seconds of each step, bytes beyond what there was before the first, and tokens a response."""
+    """Seconds of each step, bytes beyond those before the first, and tokens per response."""
 
     seconds: list[float]
     extra: int
@@ -67,7 +67,7 @@ def save_model(folder: Path, setting: Setting) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer = build_tokenizer()
-    # The parts of a conversation one after the other, so that the length of a prompt is known.
+    # A template that only joins the parts, so that the length of a prompt is known.
     tokenizer.chat_template = (
         "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
         "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}"
@@ -78,7 +78,7 @@ def save_model(folder: Path, setting: Setting) -> None:
 
 
 def questions(tokenizer: Any, setting: Setting) -> list[str]:
-    """Return different questions, each so long that its prompt has ``setting.prompt`` tokens."""
+    """Return different questions whose prompts have ``setting.prompt`` tokens."""
     from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION
 
     draw = random.Random(0)
@@ -90,12 +90,12 @@ def questions(tokenizer: Any, setting: Setting) -> list[str]:
 
 
 def rewards_of(texts: list[str]) -> list[float]:
-    """Return rewards that cost nothing, and that the responses to one prompt do not share."""
+    """Return rewards that take no time and differ within a group."""
     return [float(len(text) % 2) for text in texts]
 
 
 def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
-    """Measure the steps of this project's trainer, as its loop takes them."""
+    """Measure the steps of this project's trainer, run by its loop."""
     import numpy as np
     import torch
     from transformers import AutoTokenizer
@@ -183,7 +183,7 @@ def trl(folder: Path, setting: Setting) -> Measured:
         per_device_train_batch_size=setting.prompts * GENERATIONS,
         num_generations=GENERATIONS,
         max_completion_length=setting.response,
-        # Every response has the same length, as ours have.
+        # All responses have the same length, as in this project's trainer.
         generation_kwargs={"min_new_tokens": setting.response},
         max_steps=setting.steps,
         learning_rate=1e-6,
@@ -216,7 +216,7 @@ def trl(folder: Path, setting: Setting) -> Measured:
     return Measured(seconds, memory.extra, sum(lengths) / len(lengths))
 
 
-#: Who is measured, by the name in the table.
+#: Trainers, with their names in the table.
 CONTENDERS = {
     "ours": lambda folder, setting: ours(folder, setting, "auto"),
     "ours, prompts not shared": lambda folder, setting: ours(folder, setting, "off"),
@@ -232,7 +232,7 @@ def main(name: str, text: str) -> None:
         save_model(folder, setting)
         measured = CONTENDERS[name](folder, setting)
     assert measured.length == setting.response, f"{measured.length} tokens a response"
-    # The first step is also that in which libraries are loaded and kernels are compiled.
+    # The first step includes the import of libraries and the compilation of kernels.
     first, *others = measured.seconds
     print(json.dumps({"seconds": median(others), "first": first, "extra": measured.extra}))
 

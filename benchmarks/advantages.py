@@ -1,10 +1,11 @@
-"""Time and memory of the advantages beside a loop, verl, TRL and one stable sort, with the aims.
+"""Time and memory of the advantages, compared with a loop, verl, TRL and one stable sort.
 
     python benchmarks/advantages.py --output benchmarks/results/advantages.md
 
-Every pair runs in a process of its own, in turns, on the same rewards: prompts of eight responses,
-six tasks whose rewards are binary, dense and heavy-tailed. verl is used where it can be imported
-(``pip install --no-deps verl`` and what its import then asks for). Takes about two minutes.
+The two implementations of a comparison run alternately in one process, on the same rewards: prompts
+of eight responses, six tasks with binary, dense and heavy-tailed rewards. verl is measured where it
+can be imported (``pip install --no-deps verl``, and the packages that its import needs). It takes
+about two minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Run = Callable[[], Any]
 
 
 class Pair(NamedTuple):
-    """What is compared: ours may take ``aim`` times as long as the peer, None for no aim."""
+    """A comparison; the aim is at most ``aim`` times the time of the peer, None for no aim."""
 
     size: int
     ours: str
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def measure(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return median seconds and first bytes of both, and the median ratio of their turns."""
+    """Return median seconds and peak bytes of both, and the median ratio of alternate runs."""
     few, batch = (
         rewards_of(size, arguments.dtype, arguments.shuffled)
         for size in (RESPONSES * TASKS, pair.size)
@@ -136,7 +137,7 @@ def rewards_of(size: int, dtype: str, shuffled: bool) -> Batch:
 
 
 def peak_of(run: Run, device: str) -> int | None:
-    """Return how many bytes the process grows by, at most, while ``run`` runs; Linux or CUDA."""
+    """Return the peak growth of the process in bytes during ``run``; Linux or CUDA."""
     if device.startswith("cuda"):
         import torch
 
@@ -219,7 +220,7 @@ def torch_loop(batch: Batch, device: str) -> Run:
     def advantages() -> torch.Tensor:
         matched = torch.zeros_like(rewards)
         live = torch.zeros_like(rewards, dtype=torch.bool)
-        # As a trainer has them: the members of a group are known, not searched for.
+        # As in a trainer, the members of a group are known.
         order = torch.argsort(groups, stable=True)
         for members in order.split(torch.bincount(groups).tolist()):
             values, block = torch.unique(rewards[members], return_inverse=True)
@@ -240,17 +241,17 @@ def torch_loop(batch: Batch, device: str) -> Run:
 
 
 def verl_trainer(batch: Batch, device: str) -> Run:
-    """Call ``grpo_vectorized`` as verl's trainer does: named prompts, rewards by token."""
+    """Call ``grpo_vectorized`` like verl's trainer: named prompts, token rewards."""
     return _verl(batch, device, _names(batch), tokens=256)
 
 
 def verl_names(batch: Batch, device: str) -> Run:
-    """Call it for responses of one token: the statistics of named prompts, nothing else."""
+    """Call it for responses of one token: only the statistics of named prompts."""
     return _verl(batch, device, _names(batch), tokens=1)
 
 
 def verl_numbers(batch: Batch, device: str) -> Run:
-    """Call it with prompts that are numbered 0, 1, ... already, which spares it a sort."""
+    """Call it with prompts that are already numbered 0, 1, ..., which needs no sort."""
     return _verl(batch, device, _tensors(batch, device)[1], tokens=1)
 
 
@@ -269,7 +270,7 @@ def _verl(batch: Batch, device: str, index: Any, tokens: int) -> Run:
 
 
 def trl_reshape(batch: Batch, device: str) -> Run:
-    """GRPO as TRL computes it: contiguous groups of equal size, as rows."""
+    """TRL's GRPO: contiguous groups of equal size, as rows."""
     rewards = _tensors(batch, device)[0]
 
     def advantages() -> Any:

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(folder: Path, estimator: str, seed: int) -> dict[str, Any]:
-    """Return the summary of one run, training it if it is not there."""
+    """Return the summary of one run; train it if there is none."""
     summary = folder / "summary.json"
     if not summary.exists():
         command = [sys.executable, "-m", "g2rpo_cli", "train", "--estimator", estimator]

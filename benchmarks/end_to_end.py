@@ -19,7 +19,7 @@ from _report import markdown_table, measured_on
 
 PARTS = ("rollout", "scoring", "update")
 
-# What a pretrained model needs that the built-in policy does not: room for words, targets that
+# Settings for a pretrained model: longer completions, targets that
 # follow from what it does, and small changes.
 PRETRAINED = {
     "rollout.max_completion_length": 256,
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run(model: str, arguments: argparse.Namespace) -> Path:
-    """Train a model in a process of its own, unless that is done; return its folder."""
+    """Train a model in a separate process, unless it is done; return its folder."""
     folder: Path = arguments.runs / model.replace("/", "--")
     if not (folder / "memory.json").exists():
         command = [sys.executable, __file__, "--one", "--models", model, "--runs", str(folder)]
@@ -77,7 +77,7 @@ def run(model: str, arguments: argparse.Namespace) -> Path:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one model, and write down the most memory that it took."""
+    """Train one model, and record its peak memory."""
     from transformers.utils.logging import disable_progress_bar
 
     from g2rpo_trainer import train as run_training
@@ -103,7 +103,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def peak_memory(device: str) -> dict[str, Any]:
-    """Return where this process ran, and the most memory that it held there, in MiB."""
+    """Return the device of this process, and its peak memory there, in MiB."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():
@@ -145,7 +145,7 @@ def _rewards(task: str, summary: dict[str, Any]) -> list[str]:
 
 
 def _times(folder: Path) -> list[str]:
-    """Return mean seconds of a step's parts and of the whole, without the first step's warm-up."""
+    """Return mean seconds of a step and its parts, without the first step."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines][1:]
     names = [*(f"time/{part}" for part in PARTS), "step_time"]

@@ -5,13 +5,13 @@
     python benchmarks/logprobs.py --device cuda --dtype bfloat16
     python benchmarks/logprobs.py --quick
 
-Every contender gets the same random hidden states and weight, and the same loss on top: the core's,
-with its policy and entropy terms, such that every token has a gradient by both outputs. Liger
-computes no entropy: its loss is the policy term alone. On a GPU ours are measured with both kinds
-of tiles, those of PyTorch's operations and those of Triton's kernels. Each measurement is a process
-of its own: the time is the best of its passes, the memory the peak of the first beyond inputs and
-gradients. A measurement that the results hold already is read, not repeated; one that does not fit,
-and a peer that is not installed, is skipped with a message.
+Every implementation gets the same random hidden states and weight, and the same loss: the core's,
+with policy and entropy terms, such that every token has a gradient by both outputs. Liger
+computes no entropy: its loss is the policy term alone. On a GPU g2rpo is measured with both
+backends, PyTorch's operations and Triton kernels. Each measurement is a separate process:
+the time is the best of its passes, the memory the peak of the first beyond inputs and
+gradients. Measurements in the results file are not repeated; one that does not fit into memory,
+or needs a package that is not installed, is skipped with a message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BASE = "trl"
 
 
 def main() -> None:
-    """Measure what is missing, and write one table."""
+    """Run the missing measurements, and write one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 151_936])
     parser.add_argument("--hidden", type=int, nargs="+", default=[896, 2048])
@@ -76,7 +76,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def measure(name: str, setting: Setting, repeats: int, memory: float) -> dict[str, Any] | None:
-    """Return one measurement, made in a process of its own; None if there is none to make."""
+    """Return one measurement from a separate process; None if it is not possible."""
     needed, available = needed_bytes(name, setting), memory * 2**30 or available_bytes(setting)
     if needed > available:
         print(
@@ -98,7 +98,7 @@ def measure(name: str, setting: Setting, repeats: int, memory: float) -> dict[st
 
 
 def available_bytes(setting: Setting) -> float:
-    """Return how much memory the device has left."""
+    """Return the free memory of the device."""
     if setting.device == "cuda":
         import torch
 

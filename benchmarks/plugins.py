@@ -1,13 +1,13 @@
-"""Time of a training step of other trainers with and without our plug-in, on the same model.
+"""Time of a training step of other trainers with and without the plug-in, on the same model.
 
     python benchmarks/plugins.py --output benchmarks/results/plugins.md
     python benchmarks/plugins.py --device cuda --dtype bfloat16 --hidden 2048 --layers 16
 
-TRL: short runs of `GRPOTrainer` and `G2RPOTrainer` alternate, in pairs, so that both meet the same
-load of the machine; which comes first changes from pair to pair. Everybody gets the same random
-Qwen3, the same prompts of three tasks and responses of exactly R tokens. Ours has estimator,
-entropy term, length term and metrics by task. A run's time is the median of its steps after the
-first; the figure is the median over the pairs of ours divided by TRL's, with its quartiles.
+TRL: short runs of `GRPOTrainer` and `G2RPOTrainer` alternate, in pairs, so that both have the same
+load of the machine; the order changes from pair to pair. Both get the same random
+Qwen3, the same prompts of three tasks and responses of exactly R tokens. `G2RPOTrainer` has its
+estimator, entropy term, length term and metrics by task. A run's time is the median of its steps
+after the first; the result is the median ratio of a pair, with its quartiles.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
 
 
 def _save_model(folder: Path, options: argparse.Namespace) -> None:
-    """Write a random Qwen3 and a tokenizer with a token a byte."""
+    """Write a random Qwen3 and a tokenizer with one token per byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -162,7 +162,7 @@ def _seconds(folder: Path, options: argparse.Namespace, parts: int, is_ours: boo
         callbacks=[Clock()],
     )
     trainer.train()
-    # The first step is also that in which libraries are loaded.
+    # The first step includes the import of libraries.
     return statistics.median(after - before for before, after in pairwise(ticks))
 
 

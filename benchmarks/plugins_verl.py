@@ -1,4 +1,4 @@
-"""Time of the advantages inside verl, of g2rpo's estimator against verl's own.
+"""Time of the advantages inside verl: g2rpo's estimator and verl's own.
 
     python benchmarks/plugins_verl.py --output benchmarks/results/plugins_verl.md
 
@@ -33,7 +33,7 @@ CONFIG = {"g2rpo": {"tasks": [f"task {number}" for number in range(TASKS)]}}
 
 
 def main() -> None:
-    """Measure all contenders in turn, and write a table."""
+    """Measure all implementations alternately, and write a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rollouts", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=512, help="Longest response.")
@@ -78,7 +78,7 @@ def make_batch(size: int, tokens: int) -> DataProto:
 
 
 def run(data: DataProto, name: str, shaping: Shaping) -> Any:
-    """Compute advantages as verl's trainer does, and ours as the trainer with tasks does."""
+    """Compute advantages like verl's trainer, and g2rpo's like the trainer with tasks."""
     keys = data.non_tensor_batch["keys"].tolist()
     tasks, _ = tasks_of(data.non_tensor_batch, shaping.options, len(keys))
     with handed_over(Handover(shaping, tasks, {}, keys)):

@@ -1,13 +1,13 @@
-"""Time one update and one rollout with prompts computed once for all responses, and once for each.
+"""Time one update and one rollout, with each prompt computed once per group and once per response.
 
     python benchmarks/shared_prompts.py --output benchmarks/results/shared_prompts.md
     python benchmarks/shared_prompts.py --models text --output benchmarks/results/shared_prompts.md
     python benchmarks/shared_prompts.py --device cuda --hidden 2048 --layers 16
 
-An update is the log-probability pass and its backward pass; a rollout is the encoding of one
-prompt and the sampling of 8 responses of exactly R tokens to it. Both ways get the same prompt,
-weights and random numbers, in turns, and are compared: the run fails if their results differ. The
-models are random: a Llama, and a Qwen3-VL whose prompt is an image but for its last tokens.
+An update is the log-probability pass and its backward pass; a rollout is the prefill of one
+prompt and the sampling of 8 responses of exactly R tokens to it. Both variants get the same prompt,
+weights and random numbers, alternately; the run fails if their results differ. The models are
+random: a Llama, and a Qwen3-VL with a prompt of an image and a few tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row(NamedTuple):
     shared: float
 
     def cells(self) -> list[str]:
-        """Return the row of the table, with the ratio that counting tokens allows."""
+        """Return the row of the table, with the ratio of token counts."""
         responses = GENERATIONS * self.response
         limit = (GENERATIONS * self.prompt + responses) / (self.prompt + responses)
         figures = (f"{self.plain:.2f}", f"{self.shared:.2f}", f"{self.plain / self.shared:.1f}")
@@ -68,7 +68,7 @@ def main() -> None:
     for model in options.models:
         policy = BUILDERS[model](options)
         for part in options.parts:
-            # The check at the start of a run, and all else that only a first call costs.
+            # The check at the start of a run, and other costs of a first call.
             _measure(policy, model, part, 64, 4, repeats=1)
             for prompt in options.prompts:
                 for response in options.responses:
@@ -98,7 +98,7 @@ def _options() -> argparse.Namespace:
 def _measure(
     policy: Policy, model: str, part: str, prompt: int, response: int, repeats: int
 ) -> Row:
-    """Time both ways in turns, and compare their results."""
+    """Time both variants alternately, and compare their results."""
     inputs = _prompt(policy, model, prompt)
     ways = {
         "plain": policy,
@@ -116,7 +116,7 @@ def _measure(
 
 
 def _update(policy: Policy, inputs: Inputs, response: int) -> torch.Tensor:
-    """Return a gradient, so that the two ways can be compared."""
+    """Return a gradient, to compare the two variants."""
     torch.manual_seed(1)
     shape = (GENERATIONS, response)
     tokens = torch.randint(10, VOCABULARY, shape, device=policy.device)
@@ -131,7 +131,7 @@ def _update(policy: Policy, inputs: Inputs, response: int) -> torch.Tensor:
 
 
 def _rollout(policy: Policy, inputs: Inputs, response: int) -> torch.Tensor:
-    """Return the tokens, so that the two ways can be compared."""
+    """Return the tokens, to compare the two variants."""
     torch.manual_seed(1)
     return sample(
         policy, inputs, num_generations=GENERATIONS, max_completion_length=response
@@ -215,13 +215,13 @@ def _policy(model: Any, options: argparse.Namespace) -> Policy:
     torch.manual_seed(0)
     model = model.eval().to(options.device, getattr(torch, options.dtype))
     policy = make_policy(model, SimpleNamespace(tokenizer=build_tokenizer()))
-    # Every response is to have the same length, so it must not end.
+    # Without an end token, so that all responses have the same length.
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     return replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
 
 
 def _report(rows: list[Row], options: argparse.Namespace) -> str:
-    """Return the table; rows that an earlier call measured the same day, the same way, stay."""
+    """Return the table, including rows of the same day and settings from earlier calls."""
     header = ["model", "part", "P", "R", "plain [s]", "shared [s]", "ratio", "limit"]
     conditions = (
         f"{measured_on(options.device, ['torch', 'transformers'])} {GENERATIONS} responses of R "

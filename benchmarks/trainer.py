@@ -1,4 +1,4 @@
-"""Time and memory of whole training steps, beside TRL's GRPOTrainer.
+"""Time and memory of whole training steps, compared with TRL's GRPOTrainer.
 
     python benchmarks/trainer.py --output benchmarks/results/trainer.md
     python benchmarks/trainer.py --prompt 512 --output benchmarks/results/trainer.md
@@ -6,9 +6,9 @@
 
 A step samples 8 responses of exactly R tokens to each prompt of P tokens with transformers'
 generation, scores them, and takes one AdamW update on all of them; the seconds are the median of
-the steps after the first, the memory the peak beyond what there is before the first. Everybody
-gets the same random Llama, the same texts and the same batch. Ours computes exact entropies with
-their gradient besides, TRL reports its own without. Each measurement is a process of its own.
+the steps after the first, the memory the peak beyond that before the first. Both trainers
+get the same random Llama, the same texts and the same batch. This trainer also computes exact
+entropies with a gradient, TRL without. Each measurement is a separate process.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _rows(setting: Setting, results: dict[str, dict[str, float]]) -> list[list[s
 
 
 def _report(rows: list[list[str]], options: argparse.Namespace) -> str:
-    """Return the table; rows that an earlier call measured the same day, the same way, stay."""
+    """Return the table, including rows of the same day and settings from earlier calls."""
     conditions = (
         f"{measured_on(options.device, PACKAGES)} {options.prompts} prompts of P tokens a step "
         f"with {GENERATIONS} responses of R tokens each; {options.dtype}, hidden size "

@@ -3,9 +3,9 @@
     pip install "g2rpo[jax]"
     python examples/jax_grpo.py
 
-1. Cold start: imitate worked and unworked answers, with the wrong mixture of the two.
-2. Reinforcement learning: sample groups of responses under `jit`, score them, turn the rewards into
-   Gaussian advantages, and step on the policy, length and entropy terms of `g2rpo_loss`.
+1. Cold start: imitate answers with and without a thought, in the wrong proportion.
+2. Reinforcement learning: sample groups of responses under `jit`, score them, compute Gaussian
+   advantages, and step on the policy, length and entropy terms of `g2rpo_loss`.
 3. A table of held-out reward and length, before and after.
 
 Shapes: P prompts of L tokens (padded on the left), G responses of T tokens to each (padded on the
@@ -39,9 +39,9 @@ D, LAYERS, HEADS, HIDDEN = 128, 3, 4, 256
 PAD, END, ASK = 0, 1, 2
 PIECE = re.compile(r"</?think>|</?answer>| ?[A-Z]?[a-z]{2,}|.", re.DOTALL)
 
-# Share of the imitated answers that are worked out first, the opposite of what pays.
+# Share of imitated answers with a thought, chosen against the length targets.
 THINKS = (0.3, 0.3, 0.3, 0.7)
-# Tokens, in the order of the tasks: sorting gains nothing from a thought, the other three do.
+# In tokens, by task: sorting gains nothing from a thought, the other three do.
 LENGTH_TARGETS = ((6, 16, 36, 40), (12, 24, 36, 40), (6, 16, 30, 36), (0, 0, 15, 24))
 ENTROPY_LOW, ENTROPY_HIGH = jnp.full(len(TASKS), 0.05), jnp.full(len(TASKS), 0.6)  # nats
 LEARNING_RATE, LENGTH_WEIGHT, ENTROPY_WEIGHT = 3e-4, 1.0, 0.02
@@ -54,7 +54,7 @@ def draw(seed: int, start: int, count: int, split: Any = "train") -> list[Any]:
 
 
 def answer(item: Any, thinks: bool) -> str:
-    """Return a right response, worked out or given at once."""
+    """Return a right response, with or without a thought."""
     thought = item.worked if thinks else ""
     return f"<think>{thought}</think><answer>{item.record.answer}</answer>"
 
@@ -84,7 +84,7 @@ def encode_prompts(items: list[Any]) -> np.ndarray:
 
 
 def imitation_batch(rng: Any, seed: int, number: int) -> tuple[Any, Any]:
-    """Return prompts [64, L] and right responses [64, 1, T], worked out as often as `THINKS`."""
+    """Return prompts [64, L] and right responses [64, 1, T], a share `THINKS` with a thought."""
     items = draw(seed, number * 64, 64)
     tokens = np.full((64, 1, T), PAD, np.int32)
     for row, item in enumerate(items):
@@ -119,7 +119,7 @@ def rotate(vectors: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def forward(params: Params, tokens: Any, real: Any, cache: Any, place: Any) -> tuple[Any, Any]:
-    """Return hidden states [P, G, t, D] of tokens [P, G, t], and the cache with them in it.
+    """Return hidden states [P, G, t, D] of tokens [P, G, t], and the updated KV cache.
 
     The cache [P, G, L + T, heads, d] of each layer takes their keys and values from `place` on;
     `real` [P, L + T] is False at the padding of the prompts.
@@ -146,7 +146,7 @@ def forward(params: Params, tokens: Any, real: Any, cache: Any, place: Any) -> t
 
 
 def read_prompts(params: Params, prompts: jax.Array, group: int) -> tuple[Any, Any, Any]:
-    """Read [P, L] once; return the last hidden state [P, G, D], `real` and cache for a group."""
+    """Prefill [P, L]; return the last hidden state [P, G, D], `real` and cache for a group."""
     real = jnp.concatenate([prompts != PAD, jnp.ones((len(prompts), T), bool)], axis=1)
     room = jnp.zeros((len(prompts), 1, L + T, HEADS, D // HEADS))
     hidden, cache = forward(params, prompts[:, None], real, [(room, room)] * LAYERS, 0)
@@ -188,7 +188,7 @@ def score_all(items: list[Any], tokens: jax.Array) -> np.ndarray:
 
 
 def imitation_loss(params: Params, prompts: jax.Array, tokens: jax.Array) -> tuple[jax.Array, Any]:
-    """Return the cross-entropy of the responses [P, 1, T] in nats, every task weighing the same."""
+    """Return the cross-entropy of the responses [P, 1, T] in nats, with equal weights of tasks."""
     hidden, labels = response_states(params, prompts, tokens)[:, 0], tokens[:, 0]
     logprobs, _ = logprobs_and_entropy(hidden, params["head"], labels)
     tasks = jnp.arange(len(prompts)) % len(TASKS)
@@ -220,7 +220,7 @@ def objective(
 
 
 def make_step(loss: Any, params: Params, optimizer: Any) -> tuple[Any, Any]:
-    """Return the optimiser's state, and a compiled step of it on `loss`."""
+    """Return the optimiser's state, and a compiled step for `loss`."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -233,7 +233,7 @@ def make_step(loss: Any, params: Params, optimizer: Any) -> tuple[Any, Any]:
 
 
 def cold_start(seed: int, steps: int) -> Params:
-    """Return a policy that has imitated `steps` batches of answers."""
+    """Return a policy after `steps` batches of imitation."""
     params = init_policy(jax.random.key(seed), len(PIECES))
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, int(1.3 * steps))
     muon = optax.contrib.muon(schedule, adam_b2=0.98, consistent_rms=0.2)
@@ -257,7 +257,7 @@ def train(params: Params, seed: int, steps: int) -> Params:
         prompts, key = encode_prompts(items), jax.random.key(seed)
         rollouts = sample(params, prompts, jax.random.fold_in(key, number))
         rewards, accuracies = score_all(items, rollouts[0])
-        # Half an answer is short too, so only the length of a right one is rewarded.
+        # Only right answers get a length reward: half an answer is short too.
         lengths = np.asarray(rollouts[1], np.float32).sum(-1).reshape(-1)
         length_rewards = g2rpo.length_reward(lengths, targets) * (accuracies > 0)
         batch = (prompts, rollouts, rewards, length_rewards, tasks)

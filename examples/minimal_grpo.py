@@ -10,26 +10,26 @@ Departures from the paper (arXiv:2604.08539):
 
 - Rewards are matched to N(0, 1) in each prompt's group, then divided by the task's standard
   deviation. The paper matches "the task's rewards", its released code matches twice.
-- Length is a term of its own, in tokens, over right responses only: half an answer is short, too.
+- Length is a separate term, in tokens, for right responses only: half an answer is short, too.
   The paper gives neither thresholds nor a weight.
 - Entropies are exact, over the whole vocabulary, and a task's bounds apply to its mean over the
   batch. The released code averages -log p of sampled tokens over a micro-batch.
 - The loss is clipped at .2 and .3 with a dual clip of 3, and a mean over the batch's tokens, as in
   the released code. The paper has one clip range, and a mean over responses.
-- One update a batch, no dynamic sampling; small batches, short responses, a high learning rate.
+- One update per batch, no dynamic sampling; small batches, short responses, high learning rate.
 
 Departures from the reference trainer (`g2rpo train`), which computes the same loss and gradients:
 
 - Each response has its own copy of its prompt; the trainer computes a prompt once for its group.
-- Logits are computed in full; with a large vocabulary the trainer does without them.
-- Old log-probabilities and entropies come from a second pass; passes are cut by rows, not tokens.
-- All special tokens but the ends are banned, and only a token ends a response; the trainer studies
+- Logits are stored in full; with a large vocabulary the trainer computes them tile by tile.
+- Old log-probabilities and entropies come from a second pass; passes are split by rows, not tokens.
+- All special tokens but the ends are banned, and only a token ends a response; the trainer checks
   the chat template. The answer format is explained in the question, not in a system message.
 - Rewards are scored in this process, without a time limit.
 - Weights are float32 in one process, the learning rate is constant, a gradient that is not finite
   ends the run. There are no controllers, no KL term, no adapters and no checkpoints.
 
-Shapes: N = P·n rollouts, n to each of P prompts and next to each other; T tokens; V entries.
+Shapes: N = P·n rollouts, n consecutive ones of each of P prompts; T tokens; V entries.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from g2rpo.rewards import score
 from g2rpo_trainer.policy import policy_path
 from g2rpo_trainer.tasks import TASKS, TEXT_TASKS
 
-# In tokens, of the embedded policy: perception is answered outright, the rest with a thought.
+# In tokens of the built-in policy: direct answers in perception tasks, thoughts in the others.
 BUILTIN_TARGETS = {
     "grounding": g2rpo.LengthTarget(0, 0, 20, 32),
     "vqa": g2rpo.LengthTarget(5, 9, 24, 40),
@@ -65,7 +65,7 @@ FORMAT = "Think first, then answer: <think>your reasoning</think><answer>your an
 
 
 class Policy(NamedTuple):
-    """A model, how to talk to it, and the tasks that it is asked."""
+    """A model with its processor and the records of its tasks."""
 
     model: Any
     processor: Any  # a tokenizer, if the model reads text only
@@ -78,7 +78,7 @@ class Policy(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """N scored responses, with what they were sampled from."""
+    """N scored responses, with their prompts."""
 
     inputs: list[dict[str, torch.Tensor]]  # of each pass: n copies of each prompt
     tokens: torch.Tensor  # [N, T]
@@ -100,17 +100,17 @@ def load_policy(name: str, max_completion_length: int, device: str = "cpu") -> P
     kind, tasks = transformers.AutoModelForCausalLM, dict(TEXT_TASKS)
     if hasattr(processor, "image_processor"):
         kind, tasks = transformers.AutoModelForImageTextToText, dict(TASKS)
-    # In evaluation mode: with dropout, the update would see another policy than the one sampled.
+    # In evaluation mode: with dropout, the policy of the update would differ from the sampler.
     model = kind.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
     ends = sorted({tokenizer.eos_token_id, *known} - {None})
     if not ends:
         raise ValueError(f"--model is {name!r}, which has no eos_token; it must have one")
-    # A sampled image token would make the next pass look for an image that is not there.
+    # A sampled image token would need an image in the next pass.
     vocabulary = range(model.config.get_text_config().vocab_size)
     banned = sorted(set(tokenizer.all_special_ids).intersection(vocabulary).difference(ends))
-    # In place of the model's own settings: `generate` would take over their top-p and penalties.
+    # In place of the model's own settings, with their top-p and penalties.
     model.generation_config = transformers.GenerationConfig(
         do_sample=True,
         top_k=0,
@@ -134,7 +134,7 @@ def draw(policy: Policy, seed: int, start: int, count: int, split: Any = "train"
 
 
 def encode(policy: Policy, records: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """Return the model's inputs, one row a record, padded on the left to L tokens."""
+    """Return the model's inputs, one row per record, padded on the left to L tokens."""
     texts, render = [], policy.processor.apply_chat_template
     for record in records:
         question: Any = record.problem + policy.instruction
@@ -143,7 +143,7 @@ def encode(policy: Policy, records: Sequence[Any]) -> dict[str, torch.Tensor]:
             question = [*images, {"type": "text", "text": question}]
         turns = [{"role": "user", "content": question}]
         texts.append(render(turns, add_generation_prompt=True, tokenize=False))
-    # The template has written the special tokens already.
+    # The template contains the special tokens.
     options: Any = {"add_special_tokens": False, "padding": True, "return_tensors": "pt"}
     if records[0].images:
         options["images"] = [record.images for record in records]
@@ -162,10 +162,10 @@ def predict(
     policy: Policy, inputs: dict[str, Any], tokens: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and exact entropies [N, T] in nats, both differentiable."""
-    # Padding may be banned; an end has a finite log-probability.
+    # The padding token may be banned; the end token has a finite log-probability.
     tokens, prompt = tokens.masked_fill(~mask, policy.ends[0]), inputs["attention_mask"]
     real = torch.cat([prompt, mask.long()], dim=1)
-    # All padding moves to the right, so that every model counts its positions by itself.
+    # All padding is moved to the right, so that default positions are right for every model.
     order = real.argsort(dim=1, descending=True, stable=True)
     whole = {**inputs, "attention_mask": real.gather(1, order)}
     for name in inputs.keys() & {"input_ids", "token_type_ids", "mm_token_type_ids"}:
@@ -184,7 +184,7 @@ def predict(
 
 
 def roll_out(policy: Policy, records: Sequence[Any], n: int, rows: int) -> Rollouts:
-    """Return n responses to each record; a pass has at most `rows` rows, or one group."""
+    """Return n responses to each record, in passes of at most `rows` rows, or one group."""
     prompts, parts = max(1, rows // n), []
     copies = [record for record in records for _ in range(n)]
     for start in range(0, len(copies), prompts * n):
@@ -216,11 +216,11 @@ def advantages_of(policy: Policy, rollouts: Rollouts, n: int) -> list[torch.Tens
 
 
 def accumulate_gradients(policy: Policy, rollouts: Rollouts, n: int) -> g2rpo.LossTerms:
-    """Add the gradient of a batch's loss to the weights', pass by pass; return its terms."""
+    """Accumulate the gradient of a batch's loss, pass by pass; return its terms."""
     _, tokens, mask, old_logprobs, old_entropies, *_, tasks = rollouts
     advantages, length_advantages = advantages_of(policy, rollouts, n)
     count, sums, start = len(policy.tasks), torch.zeros(5, device=tokens.device), 0
-    # Every pass knows the whole batch: its tokens, and on which side of its bounds each task is.
+    # The totals of the whole batch: tokens, and mean entropies for the bounds of the tasks.
     totals = g2rpo.batch_totals(mask, entropies=old_entropies, tasks=tasks, num_tasks=count)
     for inputs in rollouts.inputs:
         rows = slice(start, start := start + len(inputs["input_ids"]))

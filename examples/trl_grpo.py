@@ -22,7 +22,7 @@ FORM = "Write a thought in <think></think>, then the answer alone in <answer></a
 
 
 def make_dataset(size: int, seed: int = 0) -> Dataset:
-    """Return records of two tasks: a product, which is to be worked out, and a word to be read."""
+    """Return records of two tasks: a product to compute, and a word to read."""
     draw = random.Random(seed)
     records = []
     for number in range(size):
@@ -44,7 +44,7 @@ def make_dataset(size: int, seed: int = 0) -> Dataset:
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Train with the options of the command line."""
     args, model = TrlParser((G2RPOConfig, ModelConfig)).parse_args_and_config()
     args.reward_weights = args.reward_weights or [0.9, 0.1]
     args.length_only_right = args.length_only_right or "accuracy"

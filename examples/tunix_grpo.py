@@ -1,4 +1,4 @@
-"""G²RPO in tunix: a small Qwen3 of tunix's own class learns four text tasks, in a few minutes.
+"""G²RPO in tunix: a small Qwen3 of tunix learns four text tasks, in a few minutes.
 
     pip install "g2rpo[tunix,rewards]"
     python examples/tunix_grpo.py
@@ -48,7 +48,7 @@ class Tokenizer:
     """The methods that tunix calls; a text is encoded as a prompt."""
 
     def encode(self, text: str, **_: Any) -> list[int]:
-        """Return the tokens of a question, up to where the response begins."""
+        """Return the prompt tokens of a question."""
         return [*encode(text), ASK]
 
     def decode(self, ids: Any, **_: Any) -> str:
@@ -56,14 +56,14 @@ class Tokenizer:
         return decode(ids)
 
     def bos_id(self) -> None:
-        """Return nothing: prompts have no token for their beginning."""
+        """Return None: prompts have no start token."""
 
     def eos_id(self) -> int:
-        """Return the token that ends a response."""
+        """Return the end token."""
         return END
 
     def pad_id(self) -> int:
-        """Return the padding."""
+        """Return the padding token."""
         return PAD
 
 
@@ -85,7 +85,7 @@ def make_model(vocabulary: int, seed: int) -> qwen3.Qwen3:
 
 
 def cold_start(model: qwen3.Qwen3, seed: int, steps: int) -> None:
-    """Imitate `steps` batches of answers, in place."""
+    """Train on `steps` batches of answers, in place."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, int(1.3 * steps))
     muon = optax.contrib.muon(schedule, adam_b2=0.98, consistent_rms=0.2)
     chain = optax.chain(optax.clip_by_global_norm(1.0), muon)
@@ -117,7 +117,7 @@ def cold_start(model: qwen3.Qwen3, seed: int, steps: int) -> None:
 
 
 class Dataset:
-    """Batches of columns for tunix, all of them NumPy arrays; `row` finds the item again."""
+    """Batches of columns for tunix, all NumPy arrays; `row` is the index of the item."""
 
     def __init__(self, seed: int, steps: int) -> None:
         self.seed, self.steps = seed, steps
@@ -132,14 +132,14 @@ class Dataset:
             }
 
     def accuracy(self, completions: list[str], row: Any, **_: Any) -> list[float]:
-        """Return a reward function's values, by the task of each row."""
+        """Return the values of a reward function, by the task of each row."""
         return [
             score(draw(self.seed, int(number), 1)[0].record.as_row(), text).accuracy
             for number, text in zip(row, completions, strict=True)
         ]
 
     def layout(self, completions: list[str], row: Any, **_: Any) -> list[float]:
-        """Return 1 for one thought and one answer, else 0."""
+        """Return the format reward: 1 for one thought and one answer, else 0."""
         return [
             score(draw(self.seed, int(number), 1)[0].record.as_row(), text).format
             for number, text in zip(row, completions, strict=True)

@@ -1,11 +1,12 @@
-"""From token losses to one number."""
+"""Reduction of token values (B, T): of losses to a scalar, of metrics to scalars and task means."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from g2rpo._libraries import device_of
 from g2rpo._typing import Array, Namespace
-from g2rpo.entropy import membership
+from g2rpo.entropy import membership, task_sums
 from g2rpo.task_weights import weights_of
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ Aggregation: TypeAlias = Literal["token", "sequence", "constant", "task"]
 
 
 class Reduction(NamedTuple):
-    """Everything that turns token values into one number; checked, the options without gaps."""
+    """Mask, resolved options, totals and tasks of a batch, all checked."""
 
     mask: Array
     options: LossOptions
     totals: BatchTotals | None
     tasks: Array | None
-    num_tasks: Any  # an int wherever tasks are asked for
+    num_tasks: Any  # an int, if there are tasks
 
 
 def aggregate(
@@ -57,7 +58,7 @@ def _mean_of_tasks(
 ) -> Array:
     """Return the mean over the tasks with tokens of each task's weighted mean over its tokens."""
     member = membership(xp, batch.tasks, batch.num_tasks)
-    # Selected, not multiplied by 0: an infinite row is its own task's affair.
+    # `where`, since 0 * infinity would make the other tasks NaN.
     of_task = xp.sum(xp.where(member, xp.expand_dims(sums, axis=1), 0.0), axis=0)
     if batch.totals is not None:
         tokens = xp.astype(batch.totals.task_tokens, sums.dtype)
@@ -70,6 +71,42 @@ def _mean_of_tasks(
     return xp.sum(means) / at_least_one(xp, present)
 
 
+def reported(xp: Namespace, values: dict[str, Array], batch: Reduction) -> dict[str, Array]:
+    """Return metrics of constant token values (B, T), finite where masked out.
+
+    A metric is the mean over the tokens, or the maximum if its name ends in ``/max``. If the number
+    of tasks is given, ``tasks/<name>`` is the same by task, shape (num_tasks,): means are divided
+    by the task's tokens in the totals, if given, else in this batch; 0 for a task without tokens.
+    """
+    mask = batch.mask
+    metrics = {
+        name: (masked_max if name.endswith("/max") else masked_mean)(xp, column, mask)
+        for name, column in values.items()
+    }
+    if batch.num_tasks is None:
+        return metrics
+    for name, column in values.items():
+        of_task = _task_max if name.endswith("/max") else _task_share
+        metrics[f"tasks/{name}"] = of_task(xp, column, batch)
+    return metrics
+
+
+def _task_share(xp: Namespace, values: Array, batch: Reduction) -> Array:
+    sums, tokens = task_sums(xp, values, batch.mask, batch.tasks, batch.num_tasks)
+    total = tokens if batch.totals is None else batch.totals.task_tokens
+    return sums / as_divisor(xp, total, sums)
+
+
+def _task_max(xp: Namespace, values: Array, batch: Reduction) -> Array:
+    # A zero column and a zero row are added: there may be no token, or no response.
+    marked = xp.where(batch.mask, values, 0.0)
+    column = xp.zeros_like(xp.sum(marked, axis=1, keepdims=True))
+    of_row = xp.max(xp.concat([column, marked], axis=1), axis=1, keepdims=True)
+    of_task = xp.where(membership(xp, batch.tasks, batch.num_tasks), of_row, 0.0)
+    row = xp.zeros((1, batch.num_tasks), dtype=of_task.dtype, device=device_of(of_task))
+    return xp.max(xp.concat([row, of_task], axis=0), axis=0)
+
+
 def masked_mean(xp: Namespace, values: Array, mask: Array) -> Array:
     """Return the mean of the values that the mask marks; 0 if there are none."""
     tokens = xp.sum(xp.astype(mask, values.dtype))
@@ -79,17 +116,17 @@ def masked_mean(xp: Namespace, values: Array, mask: Array) -> Array:
 def masked_max(xp: Namespace, values: Array, mask: Array) -> Array:
     """Return the largest of non-negative values that the mask marks; 0 if there are none."""
     marked = xp.reshape(xp.where(mask, values, 0.0), (-1,))
-    # A zero in front gives arrays without tokens a largest element.
+    # The added zero is the maximum of an array without tokens.
     return xp.max(xp.concat([xp.zeros_like(xp.sum(marked, keepdims=True)), marked]))
 
 
 def at_least_one(xp: Namespace, count: Array) -> Array:
-    """Return the count, or 1 where nothing was counted."""
+    """Return the count, and 1 in place of 0."""
     return xp.where(count > 0, count, 1.0)
 
 
 def as_divisor(xp: Namespace, total: Array | float, like: Array) -> Array | float:
-    """Return a total of the caller's as a safe divisor in the dtype of ``like``."""
+    """Return a total as a divisor in the dtype of ``like``, with 1 in place of 0."""
     if isinstance(total, int | float):
         return total if total > 0 else 1.0
     return at_least_one(xp, xp.astype(total, like.dtype))

@@ -1,8 +1,9 @@
-"""What a block of equal values gets, and ranks of small segments by counting instead of sorting.
+"""Normal scores of blocks of equal values, and ranks of small segments by counting comparisons.
 
-A block is known by three numbers: how many values its segment has, how many of them are smaller,
-and how many are greater. For segments of up to a few dozen values all blocks there can be fit into
-a table, made by the same sums as for sorted segments, so that results agree to the last bit.
+The score of a block depends on three integers: the size of its segment, and the numbers of smaller
+and of greater values in it. For segments of up to a few dozen values the scores of all possible
+blocks fit into a table. It is computed by the same sums as those of sorted segments, so that
+results agree to the last bit.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ Ties = Literal["midpoint", "barycentre"]
 #: No midpoint quantile reaches 2**QUANTILE_BITS in magnitude: 8 would take 10**15 values.
 QUANTILE_BITS = 3
 
-#: Largest segments whose ranks are counted, with as many comparisons a value. Beyond, sorting each
-#: segment by itself is as fast.
+#: Largest size of a segment whose ranks are counted, by as many comparisons per value. Sorting is
+#: as fast for larger ones.
 MOST_COUNTED = 32
 
 
 def midpoint_means(
     xp: Namespace, rank: Array, size: Array, first: Array, stop: Array, dtype: Array, length: int
 ) -> Array:
-    """Return the mean midpoint quantile of the blocks at positions [first, stop); any if empty.
+    """Return the mean midpoint quantile of the blocks at positions [first, stop).
 
-    ``rank`` is each position's rank in its segment of ``size`` values, from 0; positions whose
-    rank is no less belong to absent values. ``length`` is the ``size`` of :func:`exact_sum`.
+    Empty blocks get an arbitrary value. ``rank`` is each position's rank from 0 in its segment of
+    ``size`` present values; absent values have ranks of ``size`` and more. ``length`` is the
+    ``size`` of :func:`exact_sum`.
     """
     ranked = rank < size
     numerator = xp.where(ranked, 2 * rank + 1, 1)
@@ -52,16 +54,19 @@ def midpoint_means(
 def barycentres(
     xp: Namespace, lower: Array, upper: Array, size: Array, wanted: Array, dtype: Array
 ) -> Array:
-    """Return the mean of N(0, 1) over the blocks of ranks [lower, upper); any unless wanted."""
+    """Return the mean of N(0, 1) over the blocks of ranks [lower, upper).
+
+    Blocks that are not ``wanted`` get an arbitrary value.
+    """
     lower, upper = xp.where(wanted, lower, 0), xp.where(wanted, upper, 1)
     return mean_between(xp, lower, upper, xp.where(wanted, size, 1), dtype)
 
 
 def count_columns(xp: Namespace, values: Array, members: int, ties: Ties) -> tuple[Array, Array]:
-    """Match segments of ``members`` consecutive values (N,), and return them as columns.
+    """Match segments of ``members`` consecutive values (N,); see ``transport.match_columns``.
 
-    See ``transport.match_columns``. What is done to all members of a segment then runs along the
-    segments, which are many.
+    The result has one column per segment, so that reductions over the few members of a segment run
+    along the contiguous axis of the many segments.
     """
     columns = as_columns(xp, values, members)
     columns = xp.reshape(xp.reshape(columns, (-1,)), columns.shape)  # contiguous
@@ -85,14 +90,14 @@ def tabled_means(
     values: Array,
     ties: Ties,
 ) -> Array:
-    """Return what blocks of small segments get, of an array like ``values``; 0 unless wanted."""
+    """Return scores of blocks of small segments, in the dtype of ``values``; 0 unless wanted."""
     code = _code(size, smaller, greater, MOST_COUNTED)
     table = _table_for(xp, values, MOST_COUNTED, ties)
     return gather(xp, table, xp.where(wanted, code, 0))
 
 
 def _code(size: Array, smaller: Array, greater: Array, members: int) -> Array:
-    """Return where a block stands in the table of segments of up to ``members`` values."""
+    """Return the index of a block in the table of segments of up to ``members`` values."""
     return size * members**2 + smaller * members + greater
 
 
@@ -114,7 +119,7 @@ def from_columns(xp: Namespace, columns: Array) -> Array:
 
 
 def _table(xp: Namespace, device: Any, dtype: Array, members: int, ties: Ties, bits: int) -> Array:
-    """Return what each block gets, in the order of (size, smaller, greater).
+    """Return the score of each block, in the order of (size, smaller, greater).
 
     Segments have 0 to ``members`` values. Blocks that do not occur, and segments without signal,
     get 0.
@@ -132,10 +137,10 @@ def _table(xp: Namespace, device: Any, dtype: Array, members: int, ties: Ties, b
         first = size * members + xp.where(wanted, smaller, 0)
         stop = first + xp.where(wanted, equal, 0)
         rank, of_size = ranks % members, ranks // members
-        # As many limbs as for any array of so many bits: the same bits as in sorted segments.
+        # The limbs of any array of this bit length, so that results equal those of sorted segments.
         mean = midpoint_means(xp, rank, of_size, first, stop, dtype, (1 << bits) - 1)
     return xp.where(wanted, mean, 0.0)
 
 
-#: Tables that are no part of a compiled program. They are small, and only the latest are kept.
+#: For eager calls; inside of a compiled program the table is computed there.
 _kept_table = lru_cache(maxsize=32)(_table)

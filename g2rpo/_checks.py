@@ -1,7 +1,7 @@
-"""Checks of arguments: everything that dtypes and shapes tell, and nothing that needs values.
+"""Checks of the dtypes and shapes of arguments, never of their values.
 
-Values live on a device and may be traced by a compiler, so looking at them would synchronise or
-fail. What is checked here is static, and costs nothing under ``jax.jit`` and ``torch.compile``.
+Values may be on another device or traced by a compiler, so reading them would synchronise or fail.
+Dtypes and shapes are static: under ``jax.jit`` and ``torch.compile`` the checks cost nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from g2rpo._typing import Array, Namespace
 
 
 def namespace_of(**arrays: Array | None) -> Namespace:
-    """Return the one namespace of the named arrays; a ``None`` takes no part."""
+    """Return the namespace that the named arrays share; None is skipped."""
     given = {name: array for name, array in arrays.items() if array is not None}
     for name, array in given.items():
         if not is_array_api_obj(array):
@@ -104,10 +104,10 @@ def require_weights(**weights: Array | float) -> None:
 
 
 def working_dtype(xp: Namespace, name: str, array: Array) -> tuple[Array, Array]:
-    """Return the dtype to compute in and the dtype to answer in.
+    """Return the dtype of the computation and that of the result.
 
-    Floating dtypes answer in kind, and half precision is computed in float32. Integers and
-    booleans are promoted to the library's default floating dtype.
+    A floating dtype is that of the result too, and half precision is computed in float32. Integers
+    and booleans are promoted to the library's default floating dtype.
     """
     if xp.isdtype(array.dtype, "real floating"):
         result = array.dtype
@@ -125,7 +125,7 @@ def wide_dtype(xp: Namespace, dtype: Array) -> Array:
 
 
 def widen(xp: Namespace, array: Array) -> Array:
-    """Widen half precision to float32 and leave every other floating dtype alone."""
+    """Return half precision as float32 and every other floating array unchanged."""
     return xp.astype(array, wide_dtype(xp, array.dtype), copy=False)
 
 

@@ -1,8 +1,8 @@
-"""Several reward components: their weights, their weighted sum, and how exact that sum is.
+"""Several reward components: their weights, their weighted sum, and the rounding error of that sum.
 
-A sum is computed, so sums that are equal on paper can differ in the last bits: .1 + .2 and .3 + 0
-do. Every sum therefore comes with the sum of its terms' magnitudes, and :func:`rounding_margin`
-derives from it how far apart two equal sums can be. A ranking takes what is nearer for equal.
+Sums that are equal in exact arithmetic can differ in the last bits, as .1 + .2 and .3 + 0 do. Every
+sum therefore comes with the sum of its terms' magnitudes, from which :func:`rounding_margin`
+computes how far apart two equal sums can be. A ranking treats sums within that margin as equal.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def weighted_rewards(xp: Namespace, rewards: Array, weights: Array) -> tuple[Arr
 def weighted_sum(xp: Namespace, columns: Array, weights: Array) -> tuple[Array, Array]:
     """Return the weighted sums (N,) of columns (N, K) and of the terms' magnitudes.
 
-    Terms are added in ascending order, so that rows of the same terms get equal bits in whatever
-    order the terms stand. No compiler fuses a product into an addition across the sort.
+    Terms are added in ascending order, so that rows of the same terms have equal bits for any order
+    of the columns. No compiler fuses a product into an addition across the sort.
     """
     terms = xp.sort(columns * xp.expand_dims(weights, axis=0), axis=1)
     total, size = terms[:, 0], xp.abs(terms[:, 0])
@@ -69,12 +69,12 @@ def weighted_sum(xp: Namespace, columns: Array, weights: Array) -> tuple[Array, 
 
 
 def rounding_margin(xp: Namespace, size: Array, components: int, dtype: Array) -> Array:
-    """Return the largest distance of sums that are equal on paper, from their terms' magnitudes.
+    """Return the largest distance of sums that are equal in exact arithmetic.
 
-    To first order a sum is off by half an eps of ``dtype``, in which the rewards are given, and by
-    half an eps of the computation's dtype for the weight, the product and each addition, all
-    relative to ``size``. Of two sums that makes eps + (K + 1) eps; the second part is doubled, for
-    rewards that were themselves computed.
+    ``size`` is the sum of the terms' magnitudes. To first order the relative error of a sum is half
+    an eps of ``dtype``, in which the rewards are given, and half an eps of the computation's dtype
+    for the weight, the product and each addition. For two sums that is eps + (K + 1) eps; the
+    second part is doubled, for rewards that were themselves computed.
     """
     computed = 2 * (components + 1) * float(xp.finfo(size.dtype).eps)
     return xp.where(xp.isfinite(size), size, 0.0) * (float(xp.finfo(dtype).eps) + computed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,10 +15,9 @@ from g2rpo._checks import (
     require_positive,
     require_shape,
 )
-from g2rpo._libraries import device_of, gather
+from g2rpo._libraries import device_of, gather, to_numpy
 from g2rpo._moments import SHRINK, Moments, moments
 from g2rpo._segments import segment_peak
-from g2rpo._state import state_from_json, state_to_json
 from g2rpo._typing import Array, Groups, Namespace
 
 Outliers: TypeAlias = Literal["clip", "group", "keep"]
@@ -26,8 +26,8 @@ Outliers: TypeAlias = Literal["clip", "group", "keep"]
 class EMAState(NamedTuple):
     """Running moments of every task's rewards, shape (num_tasks,) each; save it with the model.
 
-    The variance m2 - m1² is carried in place of the second moment m2: its update is the same
-    algebra, without the cancellation.
+    The state has the variance m2 - m1² instead of the second moment m2: its update is equivalent,
+    without cancellation.
 
     Attributes
     ----------
@@ -50,13 +50,35 @@ class EMAState(NamedTuple):
         return cls(zeros, zeros, xp.zeros_like(zeros, dtype=xp.bool))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the state as dictionaries and lists."""
-        return state_to_json(self)
+        """Return the state as dictionaries and lists, with infinities as strings, for JSON."""
+        return {
+            name: [
+                value if math.isfinite(value) else str(value) for value in to_numpy(array).tolist()
+            ]
+            for name, array in self._asdict().items()
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], like: Array) -> EMAState:
-        """Return the state that :meth:`to_json` wrote, with the library and dtype of ``like``."""
-        return state_from_json(cls, data, like)
+        """Return the state that :meth:`to_json` wrote, on the library, device, dtype of ``like``.
+
+        Raises
+        ------
+        ValueError
+            If ``data`` has other fields than a state.
+        """
+        xp = namespace_of(like=like)
+        if set(data) != set(cls._fields):
+            raise ValueError(
+                f"EMAState must have the fields {', '.join(cls._fields)}, "
+                f"got {', '.join(sorted(data)) or 'none'}"
+            )
+        mean, variance = (
+            xp.asarray([float(x) for x in data[name]], dtype=like.dtype, device=device_of(like))
+            for name in ("mean", "variance")
+        )
+        seen = xp.asarray(list(data["seen"]), dtype=xp.bool, device=device_of(like))
+        return cls(mean, variance, seen)
 
 
 def ema_grpo_advantages(
@@ -91,7 +113,7 @@ def ema_grpo_advantages(
     state : EMAState
         From the previous batch, or :meth:`EMAState.start`.
     decay : float, optional
-        Share of the past in the moments, in [0, 1].
+        Weight of the previous moments, in [0, 1].
     minimum_std : float, optional
         Smallest standard deviation, in reward units.
     epsilon : float, optional
@@ -107,8 +129,8 @@ def ema_grpo_advantages(
     advantages : array
         Shape (N,), the device and floating dtype of ``rewards``.
     state : EMAState
-        To pass with the next batch. A task without a finite reward in this batch keeps its
-        moments: an infinite one makes its group's advantages NaN, and enters no moment.
+        Argument of the next call. A task without a finite reward in this batch keeps its moments;
+        an infinite reward makes its group's advantages NaN and enters no moment.
 
     Raises
     ------
@@ -154,14 +176,14 @@ def ema_grpo_advantages(
     if outliers == "clip":
         advantages = xp.clip(advantages, -limit, limit)
     elif outliers == "group":
-        advantages = _rescale_wild_groups(xp, advantages, group, groups, limit, epsilon)
+        advantages = _rescale_outlier_groups(xp, advantages, group, groups, limit, epsilon)
     return xp.astype(advantages, result), state
 
 
 def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: float) -> EMAState:
-    # One infinite reward must not stay in the state: it has no moments, and those of the others do.
+    # An infinite reward enters no moment: it would stay in the state.
     batch = moments(xp, xp.where(xp.isinf(values), xp.nan, values), tasks)
-    # One rollout of each task holds its statistics: find it in the sorted labels.
+    # The statistics of a task are those of any of its rollouts: find one in the sorted labels.
     order = xp.argsort(tasks, stable=True)
     labels = gather(xp, tasks, order)
     codes = xp.arange(state.mean.shape[0], dtype=tasks.dtype, device=device_of(tasks))
@@ -185,9 +207,10 @@ def _update(xp: Namespace, values: Array, tasks: Array, state: EMAState, decay: 
     )
 
 
-def _rescale_wild_groups(
+def _rescale_outlier_groups(
     xp: Namespace, advantages: Array, group: Moments, groups: Groups, limit: float, epsilon: float
 ) -> Array:
+    """Divide groups with an advantage beyond the limit by their own standard deviation."""
     own = group.deviation / (group.std(xp, unbiased=False) + SHRINK * epsilon)
     magnitude = xp.abs(advantages)
     peak = segment_peak(xp, xp.where(xp.isnan(magnitude), 0.0, magnitude), groups)

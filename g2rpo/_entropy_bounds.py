@@ -110,9 +110,9 @@ def adapt_entropy_weights(
     .. math:: w_t \leftarrow \mathrm{clip}(w_t + \eta \, g_t), \qquad
               g_t = \max(H_t - high_t, low_t - H_t)
 
-    A fixed weight either does nothing or dominates. This is the ascent on the multiplier of the
-    constraint g <= 0: the weight grows for as long as the entropy is outside, and what the task
-    no longer needs it gives back.
+    A fixed weight either does nothing or dominates. This is gradient ascent on the multiplier of
+    the constraint g <= 0: the weight grows while the entropy is outside the band, and shrinks while
+    it is inside.
 
     Parameters
     ----------
@@ -172,10 +172,10 @@ def adapt_entropy_weights(
 def beyond(
     xp: Namespace, total: Array, count: Array | float, low: Array, high: Array, is_above: Array
 ) -> Array:
-    """Return how far the sum of ``count`` entropies is above its upper bound, else below its lower.
+    """Return the distance of a sum of ``count`` entropies to its upper bound, else to its lower.
 
-    Negative inside of the band.
+    Positive outside of the band, negative inside.
     """
-    # An infinite bound must not be multiplied by a count of 0 where it is not chosen.
+    # An infinite bound must not be multiplied by a count of 0 where it is not used.
     upper = xp.where(is_above, high, 0.0)
     return xp.where(is_above, total - upper * count, low * count - total)

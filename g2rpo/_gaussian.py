@@ -169,15 +169,15 @@ def _decoupled(
     ties: Ties,
     resolution: float | None,
 ) -> tuple[Array, Array]:
-    """Return weighted sums (N,) of components matched by themselves, and how exact they are.
+    """Return weighted sums (N,) of separately matched components, and their rounding margins (N,).
 
-    NaN where all components are absent. The second array is how far apart equal sums can be.
+    A sum is NaN where all components are absent. Two sums within the margin count as equal.
     """
     columns = [rewards[:, k] for k in range(rewards.shape[1])]
     matched = [match(xp, column, groups, ties, resolution)[0] for column in columns]
     total, sizes = weighted_sum(xp, xp.stack(matched, axis=1), weights)
     margin = rounding_margin(xp, sizes, len(columns), rewards.dtype)
-    # Components that cancel leave nothing but rounding.
+    # Components that cancel leave only rounding errors.
     total = xp.where(xp.abs(total) <= segment_peak(xp, margin, groups), 0.0, total)
     return xp.where(xp.all(xp.isnan(rewards), axis=1), xp.nan, total), margin
 
@@ -185,11 +185,11 @@ def _decoupled(
 def _standardise(
     xp: Namespace, values: Array, with_signal: Array, tasks: Array, bits: int
 ) -> Array:
-    """Divide columns (members, B), a group each, by each task's root mean square.
+    """Divide columns (members, B), one per group, by each task's root mean square.
 
-    It is that over ``with_signal``; elsewhere ``values`` are 0, and nowhere more than 2**bits. No
-    mean is subtracted: it is 0 but for rounding, and taking the rounding away would cost the exact
-    zeros and signs.
+    The mean square is taken over ``with_signal``; elsewhere ``values`` are 0. Their magnitude is at
+    most 2**bits. No mean is subtracted: it is 0 up to rounding, and subtracting the rounding error
+    would change exact zeros and signs.
     """
     members, columns = values.shape
     places, number = places_of(xp, _one_of_each_row(xp, tasks, members))
@@ -208,7 +208,7 @@ def _standardise(
 
 
 def _one_of_each_row(xp: Namespace, tasks: Array, members: int) -> Array:
-    """Return the task of each group of so many consecutive rollouts."""
+    """Return the task of each group of ``members`` consecutive rollouts."""
     if members == 1:
         return tasks
     rows = xp.reshape(tasks, (-1, members))

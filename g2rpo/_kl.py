@@ -1,15 +1,17 @@
-"""Estimates of the distance to a reference policy from the sampled tokens."""
+"""Log-ratios of policies, without overflow, and estimates of their KL divergence from them."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-from g2rpo._checks import namespace_of, require_choice, require_floating, require_shape
+from g2rpo._checks import namespace_of, require_choice, require_floating, require_shape, widen
 from g2rpo._libraries import stop_gradient
-from g2rpo._ratios import clamped, log_ratios, with_slope
 from g2rpo._typing import Array, Namespace
 
 KLKind: TypeAlias = Literal["k1", "k2", "k3", "k1+", "k3+", "k3-weighted"]
+
+#: Bound of log-ratios in magnitude; exp(20) is a large ratio, and finite in float32.
+MAX_LOG_RATIO = 20.0
 
 
 def kl_penalty(
@@ -96,9 +98,9 @@ def kl_penalty(
 def kl_of_log_ratios(
     xp: Namespace, logprobs: Array, to_ref: Array, to_old: Array, kind: KLKind
 ) -> Array:
-    """Return the estimate from log-probabilities and their distances to reference and old policy.
+    """Return the estimate from log-probabilities and log-ratios to reference and old policy.
 
-    Its gradient is written down, not derived: it is then right beyond the clamp as well.
+    Its gradient is given in closed form, so that it is right beyond the clamp as well.
     """
     d = clamped(xp, stop_gradient(to_ref))
     if kind == "k1":
@@ -119,3 +121,23 @@ def kl_of_log_ratios(
 def k3_of(xp: Namespace, log_ratio: Array) -> Array:
     """Return exp(-d) + d - 1."""
     return xp.expm1(-log_ratio) + log_ratio
+
+
+def log_ratios(xp: Namespace, logprobs: Array, other: Array, mask: Array) -> tuple[Array, Array]:
+    """Return log-probabilities and their difference to constant others, 0 where masked out."""
+    logprobs = widen(xp, logprobs)
+    # Both are masked before the subtraction: a later `where` would leave NaN in the gradients.
+    new = xp.where(mask, logprobs, 0.0)
+    old = xp.where(mask, xp.astype(stop_gradient(other), logprobs.dtype), 0.0)
+    return new, new - old
+
+
+def clamped(xp: Namespace, log_ratio: Array) -> Array:
+    """Return the log-ratio within +-20, without a gradient beyond."""
+    return xp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def with_slope(xp: Namespace, value: Array, slope: Array | float, logprobs: Array) -> Array:
+    """Return a constant value with a constant derivative by each log-probability."""
+    finite = xp.where(xp.isfinite(logprobs), logprobs, 0.0)
+    return value + slope * (finite - stop_gradient(finite))

@@ -1,6 +1,7 @@
-"""What the Array API standard leaves to each library, or says more slowly than it can.
+"""Operations that the Array API standard lacks, or for which a library has a faster one.
 
-A library is named only once one of its arrays is at hand: nothing is imported here.
+PyTorch and JAX are not imported: a library is taken from ``sys.modules`` once one of its arrays is
+given.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 from array_api_compat import device, is_jax_array, is_numpy_array, is_torch_array
 
 from g2rpo._typing import Array, Namespace
 
 
 def stop_gradient(array: Array) -> Array:
-    """Return ``array`` as a constant to differentiation; without gradients, as it is."""
+    """Return ``array`` as a constant to differentiation, where the library has gradients."""
     if is_torch_array(array):
         return array.detach()
     if is_jax_array(array):
@@ -23,12 +25,19 @@ def stop_gradient(array: Array) -> Array:
 
 
 def device_of(array: Array) -> Any:
-    """Return where to create arrays that meet ``array``.
+    """Return the device on which to create arrays to combine with ``array``.
 
-    For JAX that is nowhere in particular: an uncommitted array follows the one it meets, whereas
-    the sharding of ``array`` would not fit another size.
+    None for JAX: it moves an uncommitted array to the device of the other operand, whereas the
+    sharding of ``array`` would not fit another size.
     """
     return None if is_jax_array(array) else device(array)
+
+
+def to_numpy(array: Array) -> Any:
+    """Copy an array of any library to the host, as an array of NumPy."""
+    if is_torch_array(array):
+        array = array.detach().cpu()
+    return np.asarray(array)
 
 
 def index_dtype(xp: Namespace, array: Array) -> Array:
@@ -39,8 +48,7 @@ def index_dtype(xp: Namespace, array: Array) -> Array:
 def gather(xp: Namespace, array: Array, indices: Array) -> Array:
     """Return ``array`` (N,) at ``indices`` that lie in [0, N).
 
-    Indices in general may be negative or out of bounds, which PyTorch's and JAX's ``take`` spend
-    more time on than on gathering.
+    The ``take`` of PyTorch and JAX spends most of its time on negative and out-of-bounds indices.
     """
     if is_torch_array(array):
         return array.index_select(0, indices)
@@ -52,7 +60,7 @@ def gather(xp: Namespace, array: Array, indices: Array) -> Array:
 def sorted_order(xp: Namespace, labels: Array, keys: Array) -> Array:
     """Return the indices that sort by ``labels`` and then by ``keys``, both (N,), without NaN.
 
-    Elements that are equal in both come in any order.
+    Elements that are equal in both have an arbitrary order.
     """
     if is_jax_array(labels):
         return xp.lexsort((keys, labels))
@@ -72,8 +80,7 @@ def row_order(xp: Namespace, keys: Array) -> Array:
 def _packed(xp: Namespace, labels: Array, keys: Array) -> Array:
     """Return 64-bit integers in the order of labels, then of single-precision keys.
 
-    PyTorch sorts integers, and what is nearly sorted already, several times faster than floats,
-    and once is enough.
+    PyTorch sorts integers several times faster than floats, and one sort is enough.
     """
     order = xp.argsort(labels, stable=True)
     labels = gather(xp, labels, order)
@@ -97,10 +104,10 @@ def running_sum(xp: Namespace, values: Array) -> Array:
 
 
 def run_starts(xp: Namespace, run: Array) -> Array:
-    """Return where each of the runs 0, 1, ... begins in the sorted ``run`` (N,); shape (N + 1,).
+    """Return the start of each run 0, 1, ... in the sorted numbers ``run`` (N,); shape (N + 1,).
 
-    Runs that do not occur begin, like the end of the last one, at N. Members are counted by
-    scattering where the library can: searching costs a logarithm.
+    Runs that do not occur start at N. Members are counted by scattering where the library can:
+    O(N), where a search is O(N log N).
     """
     size = run.shape[0]
     if is_torch_array(run):
@@ -116,16 +123,16 @@ def run_starts(xp: Namespace, run: Array) -> Array:
 
 
 def as_bytes(xp: Namespace, flags: Array) -> Array:
-    """Return booleans as 8-bit integers, the same memory where the library can."""
+    """Return booleans as 8-bit integers, without a copy where the library can."""
     if is_torch_array(flags) or is_numpy_array(flags):
         return flags.view(xp.int8)
     return xp.astype(flags, xp.int8)
 
 
 def places_of(xp: Namespace, labels: Array) -> tuple[Array, int]:
-    """Return a place for each label (N,), the same for equal labels only, and how many there are.
+    """Return an index for each label (N,), equal for equal labels only, and the number of indices.
 
-    Labels from 0 to N - 1 that can be looked at are their own places; others are sorted.
+    Readable labels from 0 to N - 1 are their own indices; others are sorted.
     """
     size = labels.shape[0]
     integer = index_dtype(xp, labels)
@@ -140,7 +147,7 @@ def places_of(xp: Namespace, labels: Array) -> tuple[Array, int]:
 
 
 def sum_by_place(xp: Namespace, values: Array, places: Array, size: int) -> Array:
-    """Return the sums of the integers (N,) at each of ``size`` places; 0 where there are none."""
+    """Return the sums of the integers (N,) at each of ``size`` indices; 0 for an unused index."""
     if is_torch_array(values):
         return values.new_zeros(size).scatter_add_(0, places, values)
     if is_jax_array(values):
@@ -156,24 +163,24 @@ def sum_by_place(xp: Namespace, values: Array, places: Array, size: int) -> Arra
 
 
 def is_eager(array: Array) -> bool:
-    """Return whether what is computed from the array is computed at once, for good."""
+    """Return whether operations on the array run at once, and are neither traced nor deferred."""
     if is_torch_array(array):
         torch = sys.modules["torch"]
-        # Subclasses may stand for tensors without values, or for parts of them.
+        # Subclasses may be without values (fake tensors) or shards (DTensor).
         return type(array) is torch.Tensor and not torch.compiler.is_compiling()
     return is_numpy_array(array)
 
 
 def is_readable(array: Array) -> bool:
-    """Return whether the array's values can be looked at without waiting for a device."""
+    """Return whether the array's values can be read without waiting for a device."""
     return is_eager(array) and str(device(array)) == "cpu"
 
 
 def divide_columns(xp: Namespace, values: Array, divisors: Array) -> Array:
-    """Return ``values`` (M, B) over ``divisors`` (B,), one a column."""
+    """Return ``values`` (M, B) over ``divisors`` (B,), one per column."""
     divisors = xp.expand_dims(divisors, axis=0)
     if is_jax_array(values):
-        # XLA multiplies by the inverse of a common divisor, unless each element selects its own.
+        # XLA would multiply by the inverse of a divisor that a column shares.
         divisors = xp.where(values != 0, divisors, 1.0)
     return values / divisors
 

@@ -1,7 +1,7 @@
-"""Means and deviations of segments of arbitrary floats, exact enough to never leak or explode.
+"""Means and deviations of segments of any floats, without overflow or effects between segments.
 
-Values are first brought to [0, 1] by their segment's own range. That makes the sums exact (see
-:mod:`g2rpo._segments`) and equal values deviate by exactly 0.
+Values are first scaled to [0, 1] by their segment's range. The sums are then exact (see
+:mod:`g2rpo._segments`), and the deviation of equal values is exactly 0.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from g2rpo._libraries import gather
 from g2rpo._segments import count, exact_sum, sort_by_segment, sum_between
 from g2rpo._typing import Array, Groups, Namespace
 
-#: Rewards are multiplied by this before anything else, and so is what is added to them: a quarter
-#: of the largest float can be subtracted from a quarter of any other without overflow. A power of
-#: two changes no other bit.
+#: Rewards are multiplied by this first, and so is every epsilon: the difference of two quarters of
+#: the largest float does not overflow. A power of two keeps all digits.
 SHRINK = 0.25
 
 

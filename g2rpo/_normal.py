@@ -1,7 +1,7 @@
 """Quantile and density of the standard normal distribution, antisymmetric to the last bit.
 
-Array API libraries share no ``ndtri``, and those that exist differ by more than the last bit, so
-the quantile is written out: Wichura's AS241 rational approximations, about 1e-16 relative.
+The ``ndtri`` of the libraries differ by more than the last bit, and not every library has one, so
+the quantile is implemented here: Wichura's AS241 rational approximations, about 1e-16 relative.
 
 References
 ----------
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 
-from g2rpo._rounding import rounded
 from g2rpo._typing import Array, Namespace
 
 # Numerator and denominator of each of the three regions, highest power first.
@@ -96,9 +95,9 @@ def _rational(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Arra
 def quantile(xp: Namespace, centre: Array, tail: Array, *, smallest: float = 0.0) -> Array:
     r"""Return :math:`\Phi^{-1}(p)` from ``centre`` = p - 1/2 and ``tail`` = min(p, 1 - p).
 
-    Taking both spares the cancellation that forming one from the other would bring at either end,
-    and makes the result exactly odd in ``centre``: p and 1 - p share their ``tail``. The tail must
-    be positive; a bound known beforehand spares the region that none of them is in.
+    With both given there is no cancellation at either end, and the result is exactly odd in
+    ``centre``: p and 1 - p have the same ``tail``. The tail must be positive. ``smallest`` is a
+    lower bound of it, if known: the far region is then skipped where no value can be in it.
     """
     middle = centre * _rational(_CENTRAL, 0.180625 - centre * centre)
     depth = xp.sqrt(-xp.log(tail))
@@ -123,8 +122,23 @@ def quantile_of_ratio(
     return quantile(xp, centre, tail, smallest=1.0 / largest)
 
 
+def rounded(xp: Namespace, products: Array) -> Array:
+    """Return products unchanged, and keep compilers from fusing them into a later addition.
+
+    A fused multiply-add skips the rounding of a product. Of two products that are added a compiler
+    may fuse either, differently in the vectorised and the scalar part of a loop, so equal inputs
+    would give different sums, and opposite products a sum other than 0. No product is fused through
+    a rounding to a grid far below the last bit or through a selection, and neither changes a value
+    of normal size.
+    """
+    grid = 2.0**120 if xp.finfo(products.dtype).bits <= 32 else 2.0**1000
+    small = xp.abs(products) < 1.0
+    on_grid = xp.round(xp.where(small, products, 0.0) * grid) * (1.0 / grid)
+    return xp.where(small, on_grid, products)
+
+
 def density(xp: Namespace, z: Array) -> Array:
-    """Return the standard normal density, rounded so that differences of it are exactly odd."""
+    """Return the standard normal density; differences of two values are exactly antisymmetric."""
     return rounded(xp, xp.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi))
 
 

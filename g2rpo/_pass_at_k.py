@@ -33,9 +33,8 @@ def pass_at_k_advantages(
     k : int, optional
         Size of the subsets, less than the number of responses in a group.
     threshold : float, optional
-        A response is right if its reward is above this, in reward units. The method is defined
-        for rewards of 0 and 1, for which the default changes nothing; of graded rewards it keeps
-        only on which side they are.
+        A response is right if its reward is above this, in reward units. The method is defined for
+        rewards of 0 and 1; graded rewards are reduced to these.
 
     Returns
     -------
@@ -99,9 +98,10 @@ def pass_at_k_advantages(
 
 
 def _shares(xp: Namespace, size: Array, right: Array, k: int) -> tuple[Array, Array]:
-    """Return which shares of all subsets of k hold a right response, and none; shape (N,).
+    """Return the shares of all subsets of k with a right response, and without one; shape (N,).
 
-    A subset is drawn member by member: the next is right with chance c / (n - j) if none so far is.
+    A subset is drawn member by member: after j wrong ones the next is right with probability
+    c / (n - j).
     """
     passing, failing = xp.zeros_like(size), xp.ones_like(size)
     for drawn in range(k):

@@ -1,10 +1,10 @@
-"""The surrogate of the policy on one batch: ratios once, then a loss for each kind of advantage."""
+"""The policy's ratios in one batch, and its surrogate loss and metrics for given advantages."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from g2rpo._aggregation import Reduction, aggregate
+from g2rpo._aggregation import Reduction, aggregate, at_least_one
 from g2rpo._checks import (
     as_mask,
     namespace_of,
@@ -13,9 +13,8 @@ from g2rpo._checks import (
     require_shape,
     wide_dtype,
 )
-from g2rpo._kl import k3_of
+from g2rpo._kl import clamped, k3_of, log_ratios, with_slope
 from g2rpo._libraries import stop_gradient
-from g2rpo._ratios import clamped, log_ratios, response_log_ratio
 from g2rpo._totals import BatchTotals
 from g2rpo._typing import Array, Namespace
 from g2rpo.loss_options import LossOptions
@@ -23,10 +22,10 @@ from g2rpo.loss_types import LOSSES
 
 
 class PolicyBatch(NamedTuple):
-    """A batch of B responses as the surrogates see it; all arrays (B, T), finite where masked out.
+    """Inputs of the surrogate losses: B responses, arrays (B, T), finite where masked out.
 
-    ``log_ratio`` is what the loss type asks for, of the token or of its response; ``to_old`` is
-    always that of the token. Neither is clamped.
+    ``to_old`` is the token's log-ratio to the old policy, ``log_ratio`` the one of the loss type:
+    of the token or of its response. Neither is clamped.
     """
 
     xp: Namespace
@@ -57,7 +56,7 @@ class PolicyBatch(NamedTuple):
         new, to_old = log_ratios(xp, logprobs, old_logprobs, mask)
         log_ratio = to_old
         if LOSSES[options.loss_type].ratio == "response":
-            log_ratio = response_log_ratio(xp, to_old, new, mask)
+            log_ratio = _response_log_ratio(xp, to_old, new, mask)
         return cls(xp, new, to_old, log_ratio, Reduction(mask, options, totals, tasks, num_tasks))
 
     def constant_advantages(self, name: str, advantages: Array) -> Array:
@@ -84,14 +83,14 @@ class PolicyBatch(NamedTuple):
         if importance_weights is not None:
             losses = losses * self._constant_weights(importance_weights)
         if task_weights is not None:
-            task_weights = self._checked(task_weights)
+            task_weights = self._constant_task_weights(task_weights)
         return aggregate(xp, losses, self.reduction, task_weights)
 
     def token_metrics(self, advantages: Array) -> dict[str, Array]:
-        """Return what is reported of the ratios, token by token (B, T), as constant numbers."""
+        """Return the token values (B, T) of the metrics, without gradient."""
         xp, options = self.xp, self.reduction.options
         ratio = xp.exp(clamped(xp, stop_gradient(self.log_ratio)))
-        # The tokens are samples of the old policy, so this is its distance to the new one.
+        # The tokens are samples of the old policy: this estimates KL(old || new).
         values = {"kl_old": k3_of(xp, -clamped(xp, stop_gradient(self.to_old)))}
         if (clipping := LOSSES[options.loss_type].clipping) is not None:
             for name, tokens in clipping(ratio, advantages, **options.numbers).items():
@@ -106,7 +105,7 @@ class PolicyBatch(NamedTuple):
         constant = xp.astype(stop_gradient(weights), self.logprobs.dtype)
         return xp.where(self.reduction.mask & xp.isfinite(constant), constant, 0.0)
 
-    def _checked(self, task_weights: Array) -> Array:
+    def _constant_task_weights(self, task_weights: Array) -> Array:
         xp, num_tasks = self.xp, self.reduction.num_tasks
         if num_tasks is None:
             raise TypeError("task_weights need tasks and num_tasks")
@@ -138,3 +137,15 @@ def _check_tasks(
         raise TypeError("num_tasks needs totals with task_tokens")
     namespace_of(mask=mask, task_tokens=totals.task_tokens)
     require_shape("totals.task_tokens", totals.task_tokens, (num_tasks,))
+
+
+def _response_log_ratio(xp: Namespace, log_ratio: Array, logprobs: Array, mask: Array) -> Array:
+    """Give every token the mean log-ratio of its response, with its own gradient (GSPO-token).
+
+    The sum over a response with one advantage then has the gradient of the mean, and advantages by
+    token keep theirs apart.
+    """
+    log_ratio = stop_gradient(log_ratio)
+    tokens = at_least_one(xp, xp.sum(xp.astype(mask, log_ratio.dtype), axis=1, keepdims=True))
+    mean = xp.broadcast_to(xp.sum(log_ratio, axis=1, keepdims=True) / tokens, log_ratio.shape)
+    return with_slope(xp, xp.where(mask, mean, 0.0), 1.0, logprobs)

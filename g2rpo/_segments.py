@@ -1,9 +1,9 @@
-"""Sorted segments, and sums over them that are exact whatever stands around a segment.
+"""Sorted segments, and exact sums over them.
 
-A difference of running sums is the only segmented sum that needs neither a loop nor a scatter,
-but in floating point it carries the rounding of everything before the segment. Here the running
-sum is taken over integers: they wrap instead of rounding, so the difference is the segment's own
-sum to the last bit, independent of its place, of its neighbours and of the order inside it.
+A difference of running sums needs neither a loop nor a scatter, but in floating point it has the
+rounding errors of everything before the segment. Here the running sum is over integers: they wrap
+around instead of rounding, so the difference is the sum of the segment to the last bit, independent
+of its position, of other segments and of the order inside it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     inverse : array
         Sorted position of each element.
     labels_differ : array of bool
-        Whether a sorted position opens a segment.
+        Whether a sorted position is the first of a segment.
     first, stop : array
         Bounds of the segment that a sorted position belongs to, as sorted positions.
     """
@@ -58,7 +58,7 @@ def sort_by_segment(xp: Namespace, segments: Groups, keys: Array) -> Layout:
 
 
 def _sort_rows(xp: Namespace, members: int, keys: Array) -> Layout:
-    """Order segments of so many consecutive members: rows, each of which is sorted by itself."""
+    """Order segments of ``members`` consecutive elements: sort each row by itself."""
     position = xp.arange(keys.shape[0], device=device_of(keys))
     column = position % members
     first = position - column
@@ -73,7 +73,7 @@ def differs_from_previous(xp: Namespace, values: Array) -> Array:
 
 
 def run_bounds(xp: Namespace, opens: Array) -> tuple[Array, Array]:
-    """Return first and one-past-last position of the run that each position belongs to."""
+    """Return the first position of each position's run, and the one past its last."""
     integer = index_dtype(xp, opens)
     run = xp.cumulative_sum(xp.astype(opens, integer), dtype=integer) - 1
     starts = run_starts(xp, run)
@@ -94,32 +94,31 @@ def exact_sum(
     integer: Array,
     size: int | None = None,
 ) -> Array:
-    """Return sums of ``values`` of magnitude up to 2**bits, as ``total`` sums integers.
+    """Return sums of ``values`` of magnitude up to 2**bits; ``total`` sums integers.
 
-    Each value is cut into integer limbs wide enough that together they hold every bit that
-    matters and narrow enough that no sum overflows; how many is known from the array's size and
-    the library's integer width (two for 64-bit integers, more where JAX has only 32 bits).
-    Opposite values have opposite limbs, so a symmetric sum is exactly 0.
+    Each value is split into integer limbs: together they hold all significant bits, and none is so
+    wide that a sum overflows. Their number follows from the array's size and the library's integer
+    width (two for 64-bit integers, more where JAX has only 32 bits). Opposite values have opposite
+    limbs, so a symmetric sum is exactly 0.
 
     Parameters
     ----------
     values : array
         Floating point, shape (N,), finite.
     total : callable
-        Sums integers (N,) into sums of any shape; each value at most once in a sum.
+        Sums integers (N,) to sums of any shape; each value at most once per sum.
     bits : int
         Bound on the magnitude, as a power of two.
     integer : dtype
         Of the limbs.
     size : int, optional
-        Sum as if there were so many values; N by default. Equal sizes cut equal limbs.
+        Number of values for which the limbs are chosen; N by default. Equal sizes give equal limbs.
 
     Returns
     -------
     array
         The sums, in the dtype of ``values``, rounded to a grid finer than eps / N and converted
-        to floating point limb by limb. For one ``size`` a sum depends on nothing but the values
-        in it.
+        to floating point limb by limb. For a given ``size`` a sum depends on its own values only.
     """
     growth = (values.shape[0] if size is None else size).bit_length()
     digits = 1 - round(math.log2(xp.finfo(values.dtype).eps))
@@ -146,7 +145,7 @@ def sum_between(xp: Namespace, values: Array, first: Array, stop: Array) -> Arra
 
 
 def segment_peak(xp: Namespace, values: Array, segments: Groups) -> Array:
-    """Return for each element the largest value of its segment; shape (N,), no NaN."""
+    """Return the largest value of each element's segment, shape (N,); ``values`` hold no NaN."""
     if isinstance(segments, int):
         rows = xp.reshape(values, (-1, segments))
         peaks = xp.max(rows, axis=1, keepdims=True)

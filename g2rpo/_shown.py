@@ -1,4 +1,4 @@
-"""Values and texts of users in error messages, so short that a message fits a screen."""
+"""Values and texts for error messages, shortened."""
 
 from collections.abc import Iterable
 from reprlib import Repr
@@ -26,7 +26,7 @@ def shown(value: object) -> str:
 
 
 def clipped(text: str, longest: int = _LONGEST) -> str:
-    """Return a text without its middle if it is too long; the end often holds the remedy.
+    """Return a text without its middle if it is too long; the end often names the remedy.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Error texts for names that do not exist: what there is, and what may have been meant."""
+"""Error texts for unknown names, with the known ones and the nearest of them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""What one slice of a mini-batch has to know about the whole."""
+"""Token and response counts of a mini-batch, for losses that are computed slice by slice."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from g2rpo.entropy import task_sums
 
 
 class BatchTotals(NamedTuple):
-    """What a slice needs to know of the mini-batch that it belongs to.
+    """Token and response counts of a mini-batch: the denominators of the losses of its slices.
 
-    The mini-batch is all that goes into one optimiser step: every micro-batch of every process.
+    A mini-batch is everything in one optimiser step: all micro-batches of all processes.
 
     Attributes
     ----------
@@ -33,8 +33,8 @@ class BatchTotals(NamedTuple):
         Response tokens of each task, shape (num_tasks,); for the entropy term and for metrics by
         task.
     task_entropy : array, optional
-        Mean token entropy of each task in nats, shape (num_tasks,); for the entropy term. It
-        decides on which side of its band a task is.
+        Mean token entropy of each task in nats, shape (num_tasks,); for the entropy term, which
+        compares it with the task's bounds.
     """
 
     tokens: Array | float
@@ -51,7 +51,7 @@ def batch_totals(
     tasks: Array | None = None,
     num_tasks: int | None = None,
 ) -> BatchTotals:
-    """Count what :func:`g2rpo_loss` divides by; constants to differentiation.
+    """Return the denominators of :func:`g2rpo_loss`; constants to differentiation.
 
     Parameters
     ----------

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-#: An array of any Array API namespace. The standard defines no common class, and the libraries'
-#: own classes share none, so the alias says what is meant and the checks at run time enforce it.
+#: An array of any Array API namespace. The libraries' classes have no common base, so the type is
+#: checked at run time.
 Array: TypeAlias = Any
 
 #: A module that implements the Array API standard.
 Namespace: TypeAlias = Any
 
-#: Which elements belong together: integer labels (N,), or the number of members of each group,
-#: where those of one group lie side by side.
+#: Integer labels (N,), or the number of members of each group if they are consecutive.
 Groups: TypeAlias = Array | int

@@ -1,4 +1,4 @@
-"""Rewards to advantages: every estimator, and the registry that calls them all alike.
+"""Rewards to advantages: every estimator, and the registry that gives them one signature.
 
 Labels are integers in any order. A *group* is the rollouts of one prompt, a *task* a family of
 prompts. A group *has signal* when its rewards are not all equal. A NaN reward is absent: it
@@ -12,15 +12,19 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar, overload
 
-from g2rpo._baselines import gdpo_advantages, grpo_advantages, rloo_advantages
+from g2rpo._baselines import (
+    gdpo_advantages,
+    grpo_advantages,
+    opo_advantages,
+    reinforce_plus_plus_advantages,
+    rloo_advantages,
+)
 from g2rpo._checks import as_groups, labels_of, namespace_of, require_shape, working_dtype
 from g2rpo._components import weighted_rewards, weights_if_components
 from g2rpo._ema_grpo import EMAState, ema_grpo_advantages
 from g2rpo._gaussian import TaskStage, gaussian_advantages
 from g2rpo._libraries import device_of
-from g2rpo._opo import opo_advantages
 from g2rpo._pass_at_k import pass_at_k_advantages
-from g2rpo._reinforce_plus_plus import reinforce_plus_plus_advantages
 from g2rpo._segments import renumber
 from g2rpo._typing import Array, Groups
 from g2rpo.task_weights import weigh_tasks
@@ -43,14 +47,14 @@ __all__ = [
 ]
 
 #: ``estimator(rewards, groups, tasks, **options)`` -> advantages (N,). Rewards are (N,) or
-#: (N, K); ``tasks`` may be None for a single task. An estimator with a keyword ``lengths`` is
-#: given the lengths of the responses in tokens, (N,), by all that call it.
+#: (N, K); ``tasks`` may be None for a single task. Callers pass the lengths of the responses in
+#: tokens, (N,), to an estimator with a keyword ``lengths``.
 Estimator: TypeAlias = Callable[..., Array]
 
-#: Estimators by name. Those that know no tasks ignore them; those that know no components add
-#: them first, with ``component_weights``. Each takes for ``groups`` labels (N,) or n, for groups of
-#: n consecutive rollouts, and one option besides its own: ``task_weights``, which
-#: :func:`weigh_tasks` applies to what it returns.
+#: Estimators by name. One without tasks ignores them; one without components adds them first, with
+#: ``component_weights``. Each takes ``groups`` as labels (N,) or as n, for groups of n consecutive
+#: rollouts, and the additional option ``task_weights``: :func:`weigh_tasks` applies them to the
+#: advantages.
 ESTIMATORS: dict[str, Estimator] = {}
 
 E = TypeVar("E", bound=Estimator)
@@ -70,11 +74,10 @@ def register_estimator(
     name : str
         The name in configurations and comparisons.
     estimator : callable, optional
-        ``estimator(rewards, groups, tasks, **options)``; without it, returns a decorator. It is
-        called with labels for ``groups``, and need not know ``task_weights``: what
-        :data:`ESTIMATORS` holds takes care of both, and the function itself is its
-        ``__wrapped__``. If it has a keyword ``lengths``, it is given the lengths of the responses
-        in tokens.
+        ``estimator(rewards, groups, tasks, **options)``; without it, returns a decorator. The entry
+        of :data:`ESTIMATORS` is a wrapper that turns ``groups`` into labels and applies
+        ``task_weights``; its ``__wrapped__`` is the function itself. If the function has a keyword
+        ``lengths``, it gets the lengths of the responses in tokens.
     overwrite : bool, optional
         Allow the name to be taken already.
 
@@ -92,9 +95,9 @@ def register_estimator(
 
     Notes
     -----
-    Called by its name, every estimator takes ``task_weights`` besides, an array (num_tasks,), and
-    its advantages are multiplied as :func:`g2rpo.weigh_tasks` does. One that has an option of that
-    name itself is left as it is.
+    Called by its name, every estimator also takes ``task_weights``, an array (num_tasks,), and its
+    advantages are multiplied by them as in :func:`g2rpo.weigh_tasks`. An estimator with an option
+    of that name applies it itself.
 
     Examples
     --------
@@ -120,7 +123,7 @@ def register_estimator(
 
 
 def takes_lengths(estimator: Estimator) -> bool:
-    """Return whether an estimator is to be given the responses' lengths, as ``lengths``."""
+    """Return whether an estimator takes the responses' lengths as the keyword ``lengths``."""
     return "lengths" in _parameters(estimator)
 
 
@@ -142,7 +145,7 @@ def _built_in(name: str) -> Callable[[E], E]:
 
 
 def _with_common_options(estimator: Estimator, *, takes_numbers: bool) -> Estimator:
-    """Return the estimator with what every entry of the registry takes."""
+    """Return the estimator with the arguments that every entry of the registry takes."""
     weighs_itself = "task_weights" in _parameters(estimator)
 
     @wraps(estimator)
@@ -167,14 +170,14 @@ def _with_common_options(estimator: Estimator, *, takes_numbers: bool) -> Estima
 
 
 def _consecutive(rewards: Array, groups: Groups) -> Array:
-    """Return the labels 0, 1, ... of groups of so many consecutive rollouts."""
+    """Return the labels 0, 1, ... of groups of ``groups`` consecutive rollouts."""
     xp = namespace_of(rewards=rewards)
     members = as_groups(xp, "groups", groups, rewards.shape[0])
     return xp.arange(rewards.shape[0], device=device_of(rewards)) // members
 
 
-def _of_one_reward(rewards: Array, component_weights: Any) -> Array:
-    """Return rewards (N,), adding up components if there are any."""
+def _summed(rewards: Array, component_weights: Any) -> Array:
+    """Return rewards (N,), the weighted sums of components if there are any."""
     xp = namespace_of(rewards=rewards)
     require_shape("rewards", rewards, ("N",), ("N", "K"))
     working, result = working_dtype(xp, "rewards", rewards)
@@ -185,35 +188,31 @@ def _of_one_reward(rewards: Array, component_weights: Any) -> Array:
     return xp.astype(total, result)
 
 
-@_built_in("grpo")
-def _grpo(
-    rewards: Array,
-    groups: Groups,
-    tasks: Array | None = None,
-    *,
-    component_weights: Any = None,
-    **options: Any,
-) -> Array:
-    return grpo_advantages(_of_one_reward(rewards, component_weights), groups, **options)
+def _built_in_on_sums(name: str, function: Estimator, **fixed: Any) -> None:
+    """Register an estimator of rewards (N,): components are added first, tasks are ignored."""
+
+    @_built_in(name)
+    def estimator(
+        rewards: Array,
+        groups: Groups,
+        tasks: Array | None = None,
+        *,
+        component_weights: Any = None,
+        **options: Any,
+    ) -> Array:
+        return function(_summed(rewards, component_weights), groups, **fixed, **options)
 
 
-@_built_in("grpo-batch")
-def _grpo_batch(
-    rewards: Array, groups: Groups, tasks: Array | None = None, **options: Any
-) -> Array:
-    return _grpo(rewards, groups, scale="batch", **options)
-
-
-@_built_in("dr-grpo")
-def _dr_grpo(rewards: Array, groups: Groups, tasks: Array | None = None, **options: Any) -> Array:
-    return _grpo(rewards, groups, scale="none", **options)
+_built_in_on_sums("grpo", grpo_advantages)
+_built_in_on_sums("grpo-batch", grpo_advantages, scale="batch")
+_built_in_on_sums("dr-grpo", grpo_advantages, scale="none")
 
 
 @_built_in("rloo")
 def _rloo(
     rewards: Array, groups: Groups, tasks: Array | None = None, *, component_weights: Any = None
 ) -> Array:
-    return rloo_advantages(_of_one_reward(rewards, component_weights), groups)
+    return rloo_advantages(_summed(rewards, component_weights), groups)
 
 
 @_built_in("gdpo")
@@ -230,37 +229,21 @@ def _ema_grpo(
     component_weights: Any = None,
     **options: Any,
 ) -> Array:
-    """Take the batch for the first: training carries the state of ``ema_grpo_advantages``."""
-    rewards = _of_one_reward(rewards, component_weights)
+    """Compute EMA-GRPO from an empty state; training passes the state from batch to batch."""
+    rewards = _summed(rewards, component_weights)
     xp = namespace_of(rewards=rewards, tasks=tasks)
     working, _ = working_dtype(xp, "rewards", rewards)
     if tasks is None:
         tasks = xp.zeros(rewards.shape[0], dtype=xp.int32, device=device_of(rewards))
-    # The state wants labels 0 .. num_tasks - 1, and no more tasks than rollouts can occur.
+    # The state needs labels 0 .. num_tasks - 1; there are at most as many tasks as rollouts.
     state = EMAState.start(
         max(1, rewards.shape[0]), xp.zeros(1, dtype=working, device=device_of(rewards))
     )
     return ema_grpo_advantages(rewards, groups, renumber(xp, tasks), state, **options)[0]
 
 
-@_built_in("reinforce++")
-def _reinforce_plus_plus(
-    rewards: Array,
-    groups: Groups,
-    tasks: Array | None = None,
-    *,
-    component_weights: Any = None,
-    **options: Any,
-) -> Array:
-    summed = _of_one_reward(rewards, component_weights)
-    return reinforce_plus_plus_advantages(summed, groups, **options)
-
-
-@_built_in("reinforce++-baseline")
-def _reinforce_plus_plus_baseline(
-    rewards: Array, groups: Groups, tasks: Array | None = None, **options: Any
-) -> Array:
-    return _reinforce_plus_plus(rewards, groups, group_baseline=True, **options)
+_built_in_on_sums("reinforce++", reinforce_plus_plus_advantages)
+_built_in_on_sums("reinforce++-baseline", reinforce_plus_plus_advantages, group_baseline=True)
 
 
 @_built_in("opo")
@@ -272,19 +255,8 @@ def _opo(
     lengths: Array | None = None,
     component_weights: Any = None,
 ) -> Array:
-    return opo_advantages(_of_one_reward(rewards, component_weights), groups, lengths=lengths)
+    return opo_advantages(_summed(rewards, component_weights), groups, lengths=lengths)
 
 
-@_built_in("pass@k")
-def _pass_at_k(
-    rewards: Array,
-    groups: Groups,
-    tasks: Array | None = None,
-    *,
-    component_weights: Any = None,
-    **options: Any,
-) -> Array:
-    return pass_at_k_advantages(_of_one_reward(rewards, component_weights), groups, **options)
-
-
+_built_in_on_sums("pass@k", pass_at_k_advantages)
 _built_in("gaussian")(gaussian_advantages)

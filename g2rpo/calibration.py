@@ -1,4 +1,4 @@
-"""Length targets from data: quantiles of the lengths that right responses really have."""
+"""Length targets from data: quantiles of the lengths of right responses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def length_quantiles(
         Shape (num_tasks, 4), in tokens, interpolated linearly; 0 for a task without a right
         response.
     samples : array
-        Integers, shape (num_tasks,): how many responses each task's thresholds rest on.
+        Integers, shape (num_tasks,): number of right responses of each task.
 
     Raises
     ------
@@ -123,12 +123,12 @@ def calibrate_lengths(
     thresholds : array
         The thresholds so far, floating point, shape (num_tasks, 4), in tokens, such as those of
         :meth:`g2rpo.LengthTargets.table`: the ``targets`` of :func:`g2rpo.length_reward` once
-        indexed with the task labels. An infinite threshold stays so. NaN is a task without
+        indexed with the task labels. An infinite threshold stays infinite. NaN is a task without
         thresholds: the first batch with enough right responses sets them. Save them with the model.
     lengths, right, tasks, quantiles
         As in :func:`length_quantiles`.
     decay : float, optional
-        Share of the past, in [0, 1].
+        Weight of the previous thresholds, in [0, 1].
     max_change : float, optional
         Largest relative change of a threshold in one update; one token is always allowed.
     min_samples : int, optional
@@ -137,7 +137,7 @@ def calibrate_lengths(
     Returns
     -------
     array
-        The new thresholds, in order, as the old ones were.
+        The new thresholds; ordered if the old ones were.
 
     Raises
     ------
@@ -165,13 +165,14 @@ def calibrate_lengths(
         lengths, right, tasks, thresholds.shape[0], quantiles=quantiles
     )
     seen = xp.astype(seen, thresholds.dtype)
-    settled = xp.isinf(thresholds) | xp.expand_dims(samples < min_samples, axis=1)
+    fixed = xp.isinf(thresholds) | xp.expand_dims(samples < min_samples, axis=1)
     unset = xp.isnan(thresholds)
-    old = xp.where(settled | unset, 0.0, thresholds)
+    old = xp.where(fixed | unset, 0.0, thresholds)
     step = xp.maximum(max_change * old, xp.ones_like(old))
     # Bounds that increase with the threshold keep ordered thresholds in order.
-    moved = xp.minimum(xp.maximum(decay * old + (1.0 - decay) * seen, old - step), old + step)
-    return xp.where(settled, thresholds, xp.where(unset, seen, moved))
+    averaged = decay * old + (1.0 - decay) * seen
+    updated = xp.minimum(xp.maximum(averaged, old - step), old + step)
+    return xp.where(fixed, thresholds, xp.where(unset, seen, updated))
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> None:

@@ -1,6 +1,6 @@
-"""How Gaussian advantages are, how equal between tasks, and how far one outlier reaches.
+"""Measures of advantages: distance to N(0, 1), inequality of tasks, influence of an outlier.
 
-These look at values, on the host: for reports and tests, not for the inside of a compiled step.
+They are computed on the host, for reports and tests, and cannot be part of a compiled step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from g2rpo._checks import namespace_of, require_labels, require_shape
-from g2rpo._libraries import device_of
+from g2rpo._libraries import device_of, to_numpy
 from g2rpo._normal import density, quantile_of_ratio
-from g2rpo._state import to_numpy
 from g2rpo._typing import Array
 
 
@@ -29,7 +28,7 @@ class Normality(NamedTuple):
     w1, w2 : float
         Wasserstein distances of order 1 and 2.
     mean, variance : float
-        Of the sample; the variance is that of a population.
+        Of the sample; the variance is divided by the number of values.
     skewness, kurtosis : float
         Standardised third and fourth moments, 0 and 3 for a Gaussian; NaN without variance.
     """
@@ -44,7 +43,7 @@ class Normality(NamedTuple):
 
 
 def normality(advantages: Array, tasks: Array | None = None) -> dict[int, Normality]:
-    """Measure, task by task, how far advantages are from N(0, 1).
+    """Measure the distance of each task's advantages to N(0, 1).
 
     Parameters
     ----------
@@ -119,7 +118,7 @@ def squared_shares(advantages: Array, tasks: Array) -> dict[int, float]:
 
 
 def equity(per_task_norms: Array | Mapping[Any, float]) -> float:
-    """Return how unequal tasks are: the largest of their norms over the smallest, 1 at best.
+    """Return the largest of the tasks' norms over the smallest: 1 for equal tasks.
 
     Parameters
     ----------
@@ -162,11 +161,11 @@ class Influence(NamedTuple):
     Attributes
     ----------
     group : float
-        Among the other rollouts of its group.
+        On the other rollouts of its group.
     task : float
-        Among the other groups of its task.
+        On the other groups of its task.
     elsewhere : float
-        In other tasks.
+        On other tasks.
     """
 
     group: float
@@ -184,10 +183,10 @@ def outlier_influence(
     magnitude: float = 1e6,
     **options: Any,
 ) -> Influence:
-    """Measure how far one extreme reward reaches under any advantage estimator.
+    """Measure how much one extreme reward changes the advantages of other rollouts.
 
-    The reward at ``index`` is pushed up; where it is its group's largest already, as it is by
-    default, no rank changes, and a method by ranks should not notice.
+    The reward at ``index`` is increased. The default is the largest reward of all, so that no rank
+    changes, and a method by ranks should give the same advantages.
 
     Parameters
     ----------
@@ -203,15 +202,14 @@ def outlier_influence(
     index : int, optional
         The rollout to change; the one with the largest finite reward by default.
     magnitude : float, optional
-        What is added to its reward, in units of the largest finite reward's magnitude (at least
-        1).
+        Increase of the reward, in units of the largest finite reward's magnitude (at least 1).
     **options
         For the estimator.
 
     Returns
     -------
     Influence
-        Largest absolute changes; 0 where there is nobody, NaN where the estimator gave NaN.
+        Largest absolute changes; 0 where there is no such rollout, NaN where an advantage is NaN.
 
     Raises
     ------

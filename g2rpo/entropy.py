@@ -1,8 +1,8 @@
-"""Entropy shaping: exact token entropies, their mean per task, and a band to hold them in.
+"""Entropy shaping: exact token entropies, their mean per task, and bounds of these means.
 
-All entropies are in nats. A *mask* marks the response tokens that count; what stands elsewhere
-may be anything, NaN included. A task without a counted token is *absent*: it has no mean and
-adds no penalty.
+All entropies are in nats. A *mask* marks the response tokens that count; values elsewhere may be
+anything, NaN included. A task without a counted token is *absent*: it has no mean and adds no
+penalty.
 """
 
 from __future__ import annotations
@@ -170,13 +170,13 @@ def task_sums(
     values = widen(xp, token_values)
     of_row = xp.sum(xp.where(mask, values, 0.0), axis=1, keepdims=True)
     tokens_of_row = xp.sum(xp.astype(mask, values.dtype), axis=1, keepdims=True)
-    # Selected, not multiplied by 0: an infinite row is its own task's affair.
+    # `where`, since 0 * infinity would make the other tasks NaN.
     sums, tokens = (xp.sum(xp.where(member, each, 0.0), axis=0) for each in (of_row, tokens_of_row))
     return sums, tokens
 
 
 def membership(xp: Namespace, tasks: Array, num_tasks: int) -> Array:
-    """Return bool (B, num_tasks): which task each of the labels (B,) is of, or none."""
+    """Return bool (B, num_tasks): whether a response with labels (B,) belongs to a task."""
     if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
         raise TypeError(f"num_tasks must be an int, got {type(num_tasks).__name__}")
     if num_tasks < 1:

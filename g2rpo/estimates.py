@@ -1,8 +1,8 @@
-"""What an evaluation says and how sure it is: means over prompts, and the best of k responses.
+"""Results of an evaluation with standard errors: means over prompts, and the best of k responses.
 
-Responses to one prompt resemble each other, so n responses to each of m prompts are m
-observations and not n · m: everything here is computed for each prompt first. Like
-:mod:`g2rpo.diagnostics` it looks at values, on the host.
+Responses to one prompt are not independent: n responses to each of m prompts are m observations,
+not n · m. All estimates are therefore means over prompts of a value of each prompt. They are
+computed on the host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from g2rpo._checks import namespace_of, require_labels, require_shape
 from g2rpo._extras import needs
-from g2rpo._state import to_numpy
+from g2rpo._libraries import to_numpy
 from g2rpo._typing import Array
 
 __all__ = ["Estimate", "best_of", "mean_estimate", "mean_of_estimates"]
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A mean over prompts, and how sure it is.
+    """A mean over prompts with its standard error.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     freedom : float
         Degrees of freedom of the standard error; NaN with fewer than two prompts.
     prompts : int
-        How many prompts the mean rests on.
+        Number of prompts.
     """
 
     mean: float
@@ -55,8 +55,8 @@ class Estimate(NamedTuple):
         Returns
         -------
         tuple of float
-            Lower and upper end, both NaN with fewer than two prompts. It is symmetric, so it may
-            reach beyond the range of the values.
+            Lower and upper bound, both NaN with fewer than two prompts. The interval is symmetric,
+            so it may extend beyond the range of the values.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Estimate(NamedTuple):
             raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
         if math.isnan(self.standard_error):
             return math.nan, math.nan
-        if self.standard_error == 0:  # however few the degrees of freedom
+        if self.standard_error == 0:  # the degrees of freedom may be NaN
             return self.mean, self.mean
         half = _student_quantile(0.5 + 0.5 * confidence, self.freedom) * self.standard_error
         return self.mean - half, self.mean + half
@@ -92,7 +92,7 @@ def mean_estimate(values: Array, groups: Array, /) -> Estimate:
     Parameters
     ----------
     values : array
-        Real, shape (N,). NaN is left out; a prompt with nothing else has no mean.
+        Real, shape (N,). NaN is left out; a prompt with only NaN has no mean.
     groups : array
         Integer prompt labels, shape (N,), in any order.
 
@@ -110,9 +110,9 @@ def mean_estimate(values: Array, groups: Array, /) -> Estimate:
 
     Notes
     -----
-    The prompts, not the responses, are what is drawn independently. With n responses each, a
-    standard error over all n · m responses as if they were independent would be too small by up
-    to a factor of √n.
+    Prompts are drawn independently, responses to one prompt are not. A standard error over n
+    responses to each prompt that treats all of them as independent is too small by a factor of up
+    to √n.
 
     Examples
     --------
@@ -226,15 +226,15 @@ def _over_prompts(means: Floats) -> Estimate:
 
 
 def _shares(n: int, k: int) -> Floats:
-    """Return which part of all subsets of k has the i-th smallest of n as its largest, (n,)."""
+    """Return the share of all subsets of k with the i-th smallest of n as their largest, (n,)."""
     subsets = math.comb(n, k)
-    # Integers of any size, divided at last: binomials of a few hundred overflow a float.
+    # A quotient of Python integers: a binomial of a few hundred overflows a float.
     return np.asarray([math.comb(i, k - 1) / subsets for i in range(n)])
 
 
 def _student_quantile(probability: float, freedom: float) -> float:
     try:
-        # Here, because the core itself needs NumPy and nothing more.
+        # Imported here, since the core depends on NumPy only.
         from scipy.special import stdtrit
     except ModuleNotFoundError as error:
         text = needs("a confidence interval", "scipy", extra="cli")

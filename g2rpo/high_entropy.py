@@ -1,4 +1,4 @@
-"""Tokens at which a response was decided: those with the highest entropies of their task."""
+"""Selection of the tokens with the highest entropies of their task."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def high_entropy_mask(
 
     Notes
     -----
-    Tokens that are equal to the k-th largest all remain, so a task may keep more than its share:
-    all of its tokens, if the k-th largest is 0 because the policy is certain of most. An entropy
-    of NaN never remains, unless ``share`` is 1.
+    All tokens that are equal to the k-th largest remain, so a task may keep more than its share:
+    all of its tokens if the k-th largest is 0. An entropy of NaN is left out, unless ``share`` is
+    1.
 
-    The quantile is taken by task because tasks differ in entropy: with one quantile for the
-    batch, a task of short sure answers has no token above it and learns nothing. One task gives
-    TRL's ``top_entropy_quantile``. Give all tokens of an optimiser step at once.
+    The quantile is taken by task because tasks differ in entropy: a task of low entropy may have no
+    token above a quantile of the whole batch, and would not be trained. One task gives TRL's
+    ``top_entropy_quantile``. Pass all tokens of an optimiser step in one call.
 
-    Multiply the ``importance_weights`` of :func:`g2rpo.policy_loss` by it, so that the
+    Multiply the ``importance_weights`` of :func:`g2rpo.policy_loss` by the mask, so that the
     denominator, the entropy term and the KL term keep all tokens, as in the paper.
 
     References
@@ -86,7 +86,7 @@ def high_entropy_mask(
     if share == 1 or math.prod(entropies.shape) == 0:
         return mask
     entropies = widen(xp, stop_gradient(entropies))
-    # Below every true entropy, tokens that do not count take no place among the largest.
+    # Minus infinity sorts masked tokens below every entropy.
     keys = xp.where(mask & ~xp.isnan(entropies), entropies, -xp.inf)
     keys = xp.reshape(keys, (-1,))
     if tasks is None:
@@ -97,7 +97,7 @@ def high_entropy_mask(
     layout = sort_by_segment(xp, labels, keys)
     counted = gather(xp, xp.reshape(mask, (-1,)), layout.order)
     tokens = count(xp, counted, layout.first, layout.stop)
-    # Rounding must not cost a token where share * (n - 1) is whole.
+    # Rounding must not lose a token where share * (n - 1) is an integer.
     beyond = xp.floor(share * xp.astype(tokens - 1, keys.dtype) + 1e-3)
     beyond = xp.where(tokens > 0, xp.astype(beyond, tokens.dtype), 0)
     smallest = gather(xp, gather(xp, keys, layout.order), layout.stop - 1 - beyond)

@@ -1,4 +1,4 @@
-"""Labels as users have them, strings, to the integers that the array functions take."""
+"""String labels to the integer labels that the array functions take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def encode_labels(labels: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Turn string labels into integers, numbered in sorted order and so independent of theirs.
+    """Turn string labels into integers, numbered in sorted order of the distinct labels.
 
     Parameters
     ----------

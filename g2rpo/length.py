@@ -25,9 +25,9 @@ class LengthTarget:
     Parameters
     ----------
     minimum, low : float
-        Where the reward leaves 0 and where it reaches 1; finite, 0 <= minimum <= low.
+        Lengths at which the reward begins to rise and reaches 1; finite, 0 <= minimum <= low.
     high, maximum : float
-        Where it leaves 1 and where it reaches 0 again; low <= high <= maximum, may be infinite.
+        Lengths at which it begins to fall and reaches 0; low <= high <= maximum, may be infinite.
 
     Raises
     ------
@@ -61,19 +61,19 @@ class LengthTarget:
 
     @classmethod
     def reasoning(cls, max_completion_length: int = 4096) -> LengthTarget:
-        """Return the extended target, for tasks that gain from a written chain of thought.
+        """Return the target of tasks that gain from a chain of thought.
 
-        Full reward from 1/16 to 1/2 of the longest response allowed, none below 1/64 or beyond
-        the longest.
+        The reward is 1 from 1/16 to 1/2 of ``max_completion_length``, and 0 below 1/64 of it and
+        beyond it.
         """
         unit = _positive_length(max_completion_length) / 64
         return cls(unit, 4 * unit, 32 * unit, 64 * unit)
 
     @classmethod
     def direct(cls, max_completion_length: int = 4096) -> LengthTarget:
-        """Return the direct target, for tasks of perception that should be answered outright.
+        """Return the target of perception tasks that need no chain of thought.
 
-        Full reward up to 1/32 of the longest response allowed, none beyond 1/8.
+        The reward is 1 up to 1/32 of ``max_completion_length``, and 0 beyond 1/8 of it.
         """
         unit = _positive_length(max_completion_length) / 64
         return cls(0, 0, 2 * unit, 8 * unit)
@@ -86,9 +86,9 @@ class LengthTargets:
     Parameters
     ----------
     by_task : mapping of str to LengthTarget
-        The tasks that have a target of their own.
+        Targets of single tasks.
     default : LengthTarget, optional
-        For every other task; by default one that any length meets.
+        Target of every other task; by default the reward is 1 for any length.
 
     Examples
     --------
@@ -130,26 +130,26 @@ class LengthTargets:
         direct: Iterable[str] = (),
         max_completion_length: int = 4096,
     ) -> LengthTargets:
-        """Return extended targets for the reasoning tasks and direct ones for the others named.
+        """Return the targets of the named reasoning and direct tasks.
 
         Raises
         ------
         ValueError
             If a task is in both lists, or ``max_completion_length`` is not positive.
         """
-        extended, outright = set(reasoning), set(direct)
-        if extended & outright:
-            both = ", ".join(sorted(extended & outright))
-            raise ValueError(f"reasoning and direct must not share tasks, both have {both}")
-        targets = dict.fromkeys(sorted(extended), LengthTarget.reasoning(max_completion_length))
-        targets |= dict.fromkeys(sorted(outright), LengthTarget.direct(max_completion_length))
+        reasoning, direct = set(reasoning), set(direct)
+        if both := reasoning & direct:
+            names = ", ".join(sorted(both))
+            raise ValueError(f"reasoning and direct must not share tasks, both have {names}")
+        targets = dict.fromkeys(sorted(reasoning), LengthTarget.reasoning(max_completion_length))
+        targets |= dict.fromkeys(sorted(direct), LengthTarget.direct(max_completion_length))
         return cls(targets)
 
 
 def length_reward(
     lengths: Array, targets: LengthTarget | Array, /, *, right: Array | None = None
 ) -> Array:
-    """Return how well each response's length fits its target, from 0 to 1.
+    """Return the length reward of each response, from 0 to 1.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ def length_reward(
         One target for all, or thresholds of shape (4,) or (N, 4), in tokens, in the order
         minimum, low, high, maximum. The values of an array are not checked: they may be traced.
     right : array, optional
-        bool, shape (N,). Where False the result is NaN, "no reward", so that a later matching
-        ranks only the lengths of responses that are right.
+        bool, shape (N,). Where False the reward is NaN (absent), so that a later matching ranks
+        only the lengths of responses that are right.
 
     Returns
     -------
@@ -176,8 +176,8 @@ def length_reward(
 
     Notes
     -----
-    At a threshold the reward is that of the inner side: a step includes its own length. With an
-    infinite ``maximum`` the reward does not fall.
+    At the threshold of a step the reward is the higher one. With an infinite ``maximum`` the reward
+    does not fall.
 
     References
     ----------
@@ -214,7 +214,7 @@ def length_reward(
 def _ramp(xp: Namespace, x: Array, foot: Array, top: Array) -> Array:
     """Return 0 below ``foot``, 1 from ``top`` on, linear between; 1 if ``foot`` is -infinity."""
     inside = xp.isfinite(foot) & (foot <= x) & (x < top)
-    # Outside the slope stand-ins keep 0 / 0 and inf / inf from ever being formed.
+    # Outside of the slope other numbers replace those of 0 / 0 and inf / inf.
     rise = xp.where(inside, x - xp.where(inside, foot, 0.0), 0.0)
     run = xp.where(inside, xp.where(inside, top, 1.0) - xp.where(inside, foot, 0.0), 1.0)
     flat = xp.where(x < foot, xp.zeros_like(x), xp.ones_like(x))

@@ -1,4 +1,4 @@
-"""The options of the loss, in one definition for every function and engine that takes them."""
+"""Options of the loss, shared by all functions and engines that take them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LossOptions"]
 
 @dataclass(frozen=True)
 class LossOptions:
-    r"""How the loss is computed; None stands for the default of the loss type.
+    r"""Loss type, clip range, aggregation and KL estimate; None is the default of the loss type.
 
     :func:`g2rpo.policy_loss`, :func:`g2rpo.g2rpo_loss` and ``g2rpo_torch.fused_g2rpo_loss`` take it
     as ``options``, or its fields as keywords.
@@ -38,9 +38,9 @@ class LossOptions:
         divided by responses times ``max_completion_length``; or mean over each task's tokens, then
         over the tasks that have any. A response without tokens is not counted.
     epsilon, epsilon_high : float, optional
-        How far the ratio may fall below and rise above 1. An ``epsilon`` of 1 is no lower bound.
+        The ratio is clipped to [1 - epsilon, 1 + epsilon_high]; an ``epsilon`` of 1 is no bound.
     dual_clip : float, optional
-        Ratio beyond which a negative advantage stops pushing, at least 1; infinity for no limit.
+        Largest ratio with a gradient for a negative advantage, at least 1; infinity for no limit.
     temperature_positive, temperature_negative : float, optional
         Steepness of the sigmoid of ``"sapo"`` by the sign of the advantage.
     max_completion_length : int, optional
@@ -121,7 +121,7 @@ class LossOptions:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The numbers that the loss type takes, without gaps."""
+        """The numbers that the loss type takes, with its defaults in place of None."""
         options = self.resolved()
         return {name: getattr(options, name) for name in LOSSES[self.loss_type].defaults}
 
@@ -132,12 +132,12 @@ class LossOptions:
         return is_by_response or self.resolved().aggregation == "sequence"
 
 
-# Here, since torch.compile cannot read the fields of a class.
+# At module level, since torch.compile cannot trace `fields`.
 _NAMES = tuple(field.name for field in fields(LossOptions))
 
 
 def loss_options(options: LossOptions | None, keywords: Mapping[str, Any]) -> LossOptions:
-    """Return the options with single ones replaced, and without gaps."""
+    """Return the options with single ones replaced, and with defaults in place of None."""
     for name in keywords:
         if name not in _NAMES:
             raise TypeError(f"{name!r} is no option of the loss (there are: {', '.join(_NAMES)})")

@@ -1,4 +1,9 @@
-"""The surrogate losses of the policy by name, each with the defaults of its paper."""
+"""The surrogate losses of the policy by name, each with the defaults of its paper.
+
+A surrogate takes the ratio (B, T) of new to old policy and the log-probabilities of the new one,
+both differentiable and finite where masked out, constant advantages (B, T), and its numbers; it
+returns token losses to minimise. At a ratio of 1 all have the policy gradient -A grad log pi.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, overload
 
-from g2rpo import _surrogates
 from g2rpo._aggregation import Aggregation
-from g2rpo._checks import require_choice
+from g2rpo._checks import namespace_of, require_choice
+from g2rpo._libraries import stop_gradient
 from g2rpo._typing import Array
 
 __all__ = ["LOSSES", "Clipping", "Loss", "Surrogate", "register_loss"]
@@ -94,9 +99,9 @@ def register_loss(
     name : str
         The ``loss_type`` in calls and configurations.
     surrogate : callable, optional
-        ``surrogate(ratio, logprobs, advantages, **numbers)`` -> what to minimise, token by token:
-        the loss of a token must follow from its own values. The arrays are of one library and of
-        shape (B, T), or (n, 1) where a fused loss passes n tokens. ``ratio``, the probability of a
+        ``surrogate(ratio, logprobs, advantages, **numbers)`` -> token losses to minimise. The loss
+        of a token must depend on its own values only. The arrays are of one library and of shape
+        (B, T), or (n, 1) where a fused loss passes n tokens. ``ratio``, the probability of a
         token under the policy over that under the policy that sampled it, and ``logprobs`` are
         differentiable. Masked-out tokens have a ratio of 1, a log-probability and an advantage of
         0. Without a surrogate, returns a decorator.
@@ -167,9 +172,75 @@ def register_loss(
     return surrogate
 
 
+def _clipped(
+    ratio: Array,
+    logprobs: Array,
+    advantages: Array,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    dual_clip: float,
+) -> Array:
+    """PPO's pessimistic clipped surrogate, with its dual clip for negative advantages."""
+    xp = namespace_of(ratio=ratio)
+    bounded = xp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon_high)
+    loss = xp.maximum(-advantages * ratio, -advantages * bounded)
+    if math.isinf(dual_clip):
+        return loss
+    # Without an upper bound the loss of a likely token with a negative advantage is unlimited.
+    ceiling = -advantages * dual_clip
+    return xp.where((advantages < 0) & (loss > ceiling), ceiling, loss)
+
+
+def _clipped_tokens(
+    ratio: Array, advantages: Array, *, epsilon: float, epsilon_high: float, dual_clip: float
+) -> dict[str, Array]:
+    """Tokens without a gradient because of the clip of :func:`_clipped`."""
+    low = (ratio < 1.0 - epsilon) & (advantages < 0)
+    high = (ratio > 1.0 + epsilon_high) & (advantages > 0)
+    tokens = {"low": low, "high": high, "region": low | high}
+    if math.isinf(dual_clip):
+        return tokens
+    return {**tokens, "dual": (ratio > dual_clip) & (advantages < 0)}
+
+
+def _capped(
+    ratio: Array, logprobs: Array, advantages: Array, *, epsilon: float, epsilon_high: float
+) -> Array:
+    """CISPO: log-likelihood weighted by the clipped, constant ratio; every token has a gradient."""
+    xp = namespace_of(ratio=ratio)
+    weight = xp.clip(stop_gradient(ratio), 1.0 - epsilon, 1.0 + epsilon_high)
+    return -advantages * weight * logprobs
+
+
+def _capped_tokens(
+    ratio: Array, advantages: Array, *, epsilon: float, epsilon_high: float
+) -> dict[str, Array]:
+    """Tokens with a non-zero advantage and a clipped ratio."""
+    low = (ratio < 1.0 - epsilon) & (advantages != 0)
+    high = (ratio > 1.0 + epsilon_high) & (advantages != 0)
+    return {"low": low, "high": high, "region": low | high}
+
+
+def _soft_gate(
+    ratio: Array,
+    logprobs: Array,
+    advantages: Array,
+    *,
+    temperature_positive: float,
+    temperature_negative: float,
+) -> Array:
+    """SAPO: a sigmoid of the ratio in place of the clip; its slope at a ratio of 1 is 1."""
+    xp = namespace_of(ratio=ratio)
+    ones = xp.ones_like(advantages)
+    temperature = xp.where(advantages > 0, ones * temperature_positive, ones * temperature_negative)
+    gate = 1.0 / (1.0 + xp.exp(-temperature * (ratio - 1.0)))
+    return -advantages * gate * 4.0 / temperature
+
+
 def _register_clipped(name: str, low: float, high: float, dual: float, **options: Any) -> None:
     options |= {"epsilon": low, "epsilon_high": high, "dual_clip": dual}
-    register_loss(name, _surrogates.clipped, clipping=_surrogates.clipped_tokens, **options)
+    register_loss(name, _clipped, clipping=_clipped_tokens, **options)
 
 
 _register_clipped("ppo", 0.2, 0.3, 3.0)  # as the authors of G²RPO run it
@@ -180,14 +251,14 @@ _register_clipped("gspo", 3e-4, 4e-4, math.inf, aggregation="sequence", ratio="r
 # No lower bound, as MiniMax-M1 ran it; its upper one is not published, 5 is ScaleRL's.
 register_loss(
     "cispo",
-    _surrogates.capped,
-    clipping=_surrogates.capped_tokens,
+    _capped,
+    clipping=_capped_tokens,
     epsilon=1.0,
     epsilon_high=4.0,
 )
 register_loss(
     "sapo",
-    _surrogates.soft_gate,
+    _soft_gate,
     aggregation="sequence",
     temperature_positive=1.0,
     temperature_negative=1.05,

@@ -1,17 +1,17 @@
 """The policy's surrogate loss, for [B, T] token log-probabilities.
 
-A *mask* marks the response tokens that count. What stands elsewhere may be anything, NaN and
-infinities included, and reaches neither value nor gradient. A response without a counted token
-is legal and contributes nothing; if no token counts, a loss is 0. Half precision is computed, and
-the scalar returned, in float32.
+A *mask* marks the response tokens that count. Values elsewhere may be anything, NaN and infinities
+included, and affect neither value nor gradient. A response without a counted token is legal and
+contributes nothing; if no token counts, the loss is 0. Half precision is computed, and the scalar
+returned, in float32.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from g2rpo._aggregation import reported
 from g2rpo._policy import PolicyBatch
-from g2rpo._reported import reported
 from g2rpo._totals import BatchTotals
 from g2rpo._typing import Array
 from g2rpo.loss_options import LossOptions, loss_options
@@ -49,9 +49,9 @@ def policy_loss(
     options : LossOptions, optional
         Loss type, clip range, aggregation and so on.
     importance_weights : array, optional
-        Weight of each token's loss, shape (B, T), floating point: the ratio of the old policy to
-        the sampler that really produced the tokens, truncated, or 0 to leave a token out. A
-        constant. NaN and infinity count as 0. The denominators do not change.
+        Weight of each token's loss, shape (B, T), floating point, a constant: the truncated ratio
+        of the old policy to the sampler of the tokens, or 0 to leave a token out. NaN and infinity
+        count as 0. The denominators do not change.
     tasks : array, optional
         Integer task labels 0 .. num_tasks - 1, shape (B,); a response with another label belongs
         to no task.
@@ -73,15 +73,13 @@ def policy_loss(
     loss : array
         Scalar, differentiable with respect to ``logprobs``.
     metrics : dict of str to array
-        Scalars without gradient: ``ratio/mean`` and ``ratio/max``, of the ratios that the loss
-        takes; ``kl_old``, the k3 estimate of the distance to the old policy in nats; and what the
-        loss type clips, as shares of tokens. Of those with PPO's clip, ``clip_ratio/low_mean`` and
-        ``clip_ratio/high_mean`` are out of range on the side where the clip takes their gradient,
-        ``clip_ratio/region_mean`` on either, and ``clip_ratio/dual_mean`` are beyond the dual clip,
-        if there is one. ``"cispo"`` has the first three: tokens of any non-zero advantage whose
-        weight was clipped. ``"sapo"`` clips nothing and has none. With ``num_tasks`` each of them
-        also over the tokens of each task, under ``tasks/`` and its name, shape (num_tasks,); 0 for
-        a task without tokens.
+        Scalars without gradient: ``ratio/mean`` and ``ratio/max`` of the ratios; ``kl_old``, the k3
+        estimate of KL(old || policy) in nats; and the shares of clipped tokens. With PPO's clip
+        ``clip_ratio/low_mean`` and ``clip_ratio/high_mean`` are the shares without gradient below
+        and above the range, ``clip_ratio/region_mean`` of both, and ``clip_ratio/dual_mean`` the
+        share beyond the dual clip, if there is one. ``"cispo"`` has the first three: tokens with a
+        non-zero advantage and a clipped weight. ``"sapo"`` has none. With ``num_tasks`` each of
+        them also by task, as ``tasks/<name>``, shape (num_tasks,); 0 for a task without tokens.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The whole objective: policy, length, entropy and KL terms, each reported by itself."""
+"""The whole objective: the sum of the policy, length, entropy and KL terms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_array_api_obj
 
-from g2rpo._aggregation import aggregate, as_divisor
+from g2rpo._aggregation import aggregate, as_divisor, reported
 from g2rpo._checks import namespace_of, require_floating, require_shape, require_weights, widen
 from g2rpo._entropy_bounds import beyond
-from g2rpo._kl import kl_of_log_ratios
+from g2rpo._kl import kl_of_log_ratios, log_ratios
 from g2rpo._libraries import stop_gradient
 from g2rpo._policy import PolicyBatch
-from g2rpo._ratios import log_ratios
-from g2rpo._reported import reported
 from g2rpo._totals import BatchTotals, batch_totals, check_entropies
 from g2rpo._typing import Array
 from g2rpo.entropy import task_sums
@@ -55,7 +53,7 @@ def g2rpo_loss(
     totals: BatchTotals | None = None,
     **keywords: Any,
 ) -> tuple[LossTerms, dict[str, Array]]:
-    r"""Return the objective of a batch, or of one slice of it, term by term.
+    r"""Return the terms of the objective of a batch, or of one slice of it.
 
     .. math:: L = L_{policy}(A) + w_{len} L_{policy}(A_{len})
               + \sum_t w_t \max(0, H_t - high_t, low_t - H_t) + \beta \, KL
@@ -100,10 +98,10 @@ def g2rpo_loss(
     Returns
     -------
     terms : LossTerms
-        Weighted scalars; a term that is not asked for is 0.
+        Weighted scalars; a term without its inputs is 0.
     metrics : dict of str to array
         Those of :func:`g2rpo.policy_loss`, and token means in nats: ``entropy``, and ``kl``, the
-        distance to the reference by the estimate ``"k3-weighted"``, whatever ``kl_kind`` is. With
+        KL divergence to the reference by the estimate ``"k3-weighted"``, for any ``kl_kind``. With
         ``num_tasks`` also by task, under ``tasks/`` and the name, shape (num_tasks,). All are of
         this call, but those by task are divided by the ``totals``, if given, so that those of
         slices add up (of ``tasks/ratio/max`` take the largest). Without gradient.
@@ -118,9 +116,9 @@ def g2rpo_loss(
 
     Notes
     -----
-    The entropy band is judged on each task's mean over the whole mini-batch, so that a slice in
-    which a task happens to be calm does not pull against the rest. A task without tokens adds
-    nothing.
+    Whether a task is outside of its entropy band is decided by its mean over the whole mini-batch,
+    not over a slice, so that the gradients of all slices have the same sign. A task without tokens
+    adds nothing.
 
     References
     ----------
@@ -170,10 +168,10 @@ def _entropy_term(
     weight: Array | float,
     totals: BatchTotals | None,
 ) -> Array:
-    """Return the hinge of this slice.
+    """Return the weighted entropy penalty of this slice.
 
-    Outside the band the hinge is linear, so the slice's part of it is the sum of its tokens'
-    distances to the bound, over the tokens of the whole batch.
+    Outside the band the penalty is linear, so the slice's share is the sum of its tokens' distances
+    to the bound, over the tokens of the whole batch.
     """
     xp = namespace_of(
         entropies=entropies, tasks=tasks, mask=mask, entropy_low=band[0], entropy_high=band[1]
@@ -190,9 +188,9 @@ def _entropy_term(
     require_shape("totals.task_entropy", totals.task_entropy, (num_tasks,))
     sums, tokens = task_sums(xp, entropies, mask, tasks, num_tasks)
     low, high = (xp.astype(bound, sums.dtype) for bound in band)
-    judged = xp.astype(stop_gradient(totals.task_entropy), sums.dtype)
-    excess = beyond(xp, sums, tokens, low, high, judged > high)
-    excess = xp.where((judged > high) | (judged < low), excess, 0.0)
+    mean = xp.astype(stop_gradient(totals.task_entropy), sums.dtype)
+    excess = beyond(xp, sums, tokens, low, high, mean > high)
+    excess = xp.where((mean > high) | (mean < low), excess, 0.0)
     excess = xp.where(tokens > 0, excess, 0.0) / as_divisor(xp, totals.task_tokens, sums)
     if is_array_api_obj(weight):
         require_shape("entropy_weight", weight, (), (num_tasks,))
@@ -201,7 +199,7 @@ def _entropy_term(
 
 
 def _penalty(batch: PolicyBatch, ref_logprobs: Array) -> tuple[Array, Array]:
-    """Return the penalty for the distance to the reference, and what is reported, both (B, T)."""
+    """Return the KL penalty by ``kl_kind``, and the estimate for the metrics, both (B, T)."""
     xp, mask = batch.xp, batch.reduction.mask
     namespace_of(logprobs=batch.logprobs, ref_logprobs=ref_logprobs)
     require_floating(xp, "ref_logprobs", ref_logprobs)

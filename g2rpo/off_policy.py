@@ -1,10 +1,9 @@
-"""Responses that are not quite the policy's own: weights for another sampler, masks for old ones.
+"""Corrections of off-policy batches: importance weights of another sampler, masks of old responses.
 
-Two things make a batch off-policy. An inference engine computes in another precision than the
-policy, so its tokens come from another distribution (*sampler mismatch*); and where a batch gives
-several updates, the policy has moved on since it was sampled. A *mask* marks the response tokens
-that count; values elsewhere may be anything, NaN included. Results are constants to
-differentiation.
+A batch is off-policy for two reasons. An inference engine computes in another precision than the
+policy, so its tokens come from another distribution (*sampler mismatch*); and where a batch is used
+for several updates, the policy changes after sampling. A *mask* marks the response tokens that
+count; values elsewhere may be anything, NaN included. Results are constants to differentiation.
 """
 
 from __future__ import annotations
@@ -21,14 +20,12 @@ from g2rpo._checks import (
     require_shape,
     widen,
 )
+from g2rpo._kl import clamped
 from g2rpo._libraries import stop_gradient
 from g2rpo._typing import Array, Namespace
 
 RatioLevel: TypeAlias = Literal["token", "sequence", "geometric"]
 RatioMode: TypeAlias = Literal["truncate", "mask", "reject"]
-
-# A ratio beyond e**20 says "far apart" and no more.
-_MAX_LOG_RATIO = 20.0
 
 
 def sampler_weights(
@@ -42,7 +39,7 @@ def sampler_weights(
     low: float | None = None,
     high: float | None = 3.0,
 ) -> tuple[Array, dict[str, Array]]:
-    r"""Return importance weights of tokens that another sampler drew, and how far it is away.
+    r"""Return importance weights of tokens from another sampler, and metrics of the mismatch.
 
     With :math:`d_t = \log \pi_{old} - \log \pi_{sampler}` of a response's tokens, the ratio is
 
@@ -64,10 +61,10 @@ def sampler_weights(
         One ratio for each token, or one for each response: the product over its tokens, or their
         geometric mean.
     mode : {"truncate", "mask", "reject"}, optional
-        ``"truncate"``: the ratio, brought to the bounds. ``"mask"``: the ratio, and 0 outside of
-        the bounds. ``"reject"``: 1, and 0 outside.
+        The weight: ``"truncate"``: the ratio, clipped to the bounds. ``"mask"``: the ratio, and 0
+        outside of the bounds. ``"reject"``: 1, and 0 outside.
     low, high : float or None, optional
-        Bounds of the ratio, each of which is inside; None for none.
+        Bounds of the ratio, inclusive; None for none.
 
     Returns
     -------
@@ -77,8 +74,8 @@ def sampler_weights(
     metrics : dict of str to array
         Scalars. Over tokens at the level ``"token"``, else over responses with tokens:
         ``sampler/ratio/mean``, ``sampler/ratio/min`` and ``sampler/ratio/max`` of the ratio
-        before the bounds, ``sampler/frac_low`` and ``sampler/frac_high``, the shares outside of
-        them. Over tokens: ``sampler/frac_masked``, the share that has weight 0, and
+        before clipping, ``sampler/frac_low`` and ``sampler/frac_high``, the shares outside of the
+        bounds. Over tokens: ``sampler/frac_masked``, the share with weight 0, and
         ``sampler/kl``, the k3 estimate of KL(sampler || policy) in nats. All are 0 without tokens.
 
     Raises
@@ -90,16 +87,15 @@ def sampler_weights(
 
     Notes
     -----
-    The defaults are TRL's for what vLLM samples: ``vllm_importance_sampling_mode`` joins level and
-    mode (``"sequence_mask"``), ``vllm_importance_sampling_clip_min`` and ``…_clip_max`` are the
-    bounds. In verl ``rollout_is`` is the level with ``mode="truncate"``, and
-    ``rollout_rs="token_k1"``, ``"seq_sum_k1"`` and ``"seq_mean_k1"`` are the three levels with
-    ``mode="reject"``; the product of two calls combines them, as verl does. TRL and verl take the
-    product over a response, too; verl's rejected tokens also leave the denominator of the loss,
-    here and in TRL they stay in it.
+    The defaults are those of TRL with vLLM: ``vllm_importance_sampling_mode`` is level and mode
+    (``"sequence_mask"``), ``vllm_importance_sampling_clip_min`` and ``…_clip_max`` are the bounds.
+    In verl ``rollout_is`` is the level with ``mode="truncate"``, and ``rollout_rs="token_k1"``,
+    ``"seq_sum_k1"`` and ``"seq_mean_k1"`` are the three levels with ``mode="reject"``; multiply the
+    weights of two calls to combine them, as verl does. In verl rejected tokens also leave the
+    denominator of the loss; here and in TRL they stay in it.
 
-    A product over T tokens is unbiased, but its spread grows with T, so long responses are masked
-    first. Log-ratios are clamped to +-20. Where the ratio is NaN the weight is 0.
+    The product over T tokens is unbiased, but its variance grows with T, so long responses are the
+    first to be masked. Log-ratios are clamped to +-20. Where the ratio is NaN the weight is 0.
 
     References
     ----------
@@ -123,13 +119,13 @@ def sampler_weights(
     require_choice("mode", mode, ("truncate", "mask", "reject"))
     _check_bounds(low, high)
     mask, log_ratio = _log_ratio(xp, mask, old_logprobs=old_logprobs, sampler=sampler_logprobs)
-    bounded = xp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    bounded = clamped(xp, log_ratio)
     kl = masked_mean(xp, xp.expm1(bounded) - bounded, mask & ~xp.isnan(log_ratio))
     units = mask
     if level != "token":
         log_ratio = _of_response(xp, log_ratio, mask, mean=level == "geometric")
         units = xp.any(mask, axis=1, keepdims=True)
-    ratio = xp.exp(xp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    ratio = xp.exp(clamped(xp, log_ratio))
     nothing = xp.zeros_like(units)
     below = nothing if low is None else ratio < low
     above = nothing if high is None else ratio > high
@@ -166,29 +162,29 @@ def off_policy_mask(
     *,
     threshold: float,
 ) -> Array:
-    r"""Return the mask without responses of negative advantage that the policy has left behind.
+    r"""Return the mask without responses of negative advantage that became unlikely.
 
-    A response with A < 0 loses its tokens where
+    The tokens of a response with A < 0 are masked out where
 
     .. math:: \frac{1}{T} \sum_t \log \pi_{sampler} - \log \pi > threshold
 
-    Pushing down further what the policy no longer says makes training unstable; a response with
-    A >= 0 is learned from however old it is.
+    Training is unstable if the probability of an already unlikely response is reduced further; a
+    response with A >= 0 is never masked out.
 
     Parameters
     ----------
     logprobs : array
-        Log-probabilities of the response tokens under the policy as it is now, shape (B, T),
-        floating point.
+        Log-probabilities of the response tokens under the current policy, shape (B, T), floating
+        point.
     sampler_logprobs : array
-        The same under the distribution that the tokens were drawn from, shape (B, T): the
-        engine's, or those of the old policy where that has sampled itself.
+        The same under the distribution that the tokens were drawn from, shape (B, T): those of the
+        inference engine, or of the old policy where that is the sampler.
     advantages : array
         Shape (B,), or (B, T) for advantages by token.
     mask : array
         bool or 0/1, shape (B, T).
     threshold : float
-        Largest mean log-ratio of a response that counts, in nats, positive.
+        Largest mean log-ratio of a response that is kept, in nats, positive.
 
     Returns
     -------
@@ -249,7 +245,7 @@ def _log_ratio(
 
 
 def _of_response(xp: Namespace, log_ratio: Array, mask: Array, *, mean: bool) -> Array:
-    """Return the sum over each response's tokens, or their mean, (B, 1)."""
+    """Return the sum or the mean over each response's tokens, (B, 1)."""
     total = xp.sum(log_ratio, axis=1, keepdims=True)
     if not mean:
         return total

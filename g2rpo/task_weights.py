@@ -1,4 +1,4 @@
-"""Weights of tasks: as factors of advantages, and following the norms of the tasks' gradients."""
+"""Weights of tasks: as factors of advantages, and adapted to the norms of the tasks' gradients."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def weigh_tasks(advantages: Array, tasks: Array | None, task_weights: Array, /) 
 
     Notes
     -----
-    A weight of 0 takes a task out; NaN stays NaN. The entries of :data:`g2rpo.ESTIMATORS` take
-    ``task_weights`` and multiply in this way.
+    A weight of 0 leaves a task out; NaN stays NaN. The entries of :data:`g2rpo.ESTIMATORS` take
+    ``task_weights`` and apply them in this way.
 
     Examples
     --------
@@ -91,24 +91,24 @@ def adapt_task_weights(
     .. math:: w_t \leftarrow \mathrm{clip}\left(w_t
               \left(\frac{g}{\lVert \nabla_t \rVert}\right)^{rate}, low, high\right)
 
-    g is the geometric mean of the norms as long as no bound is reached; in general it is the value
-    that leaves the geometric mean of the weights as it was. Advantages of variance 1 in every task
-    do not give equal gradients: a task with long responses has more tokens.
+    g is the value that does not change the geometric mean of the weights: the geometric mean of the
+    norms unless a weight reaches a bound. Advantages of variance 1 in every task do not give equal
+    gradients: a task with long responses has more tokens.
 
     Parameters
     ----------
     norms : array
-        Norm of each task's own gradient, weighted as it is now, shape (num_tasks,), floating
+        Norm of each task's own gradient with its current weight, shape (num_tasks,), floating
         point.
     weights : array
-        Weights so far, shape (num_tasks,), ones at the start. They are the whole state.
+        Current weights, shape (num_tasks,), ones at the start. They are the whole state.
     rate : float, optional
         Above 0, and at most 1, which equalises norms that are proportional to the weights at once.
     low, high : float, optional
         Bounds of a weight, around 1.
     present : array, optional
-        bool, shape (num_tasks,): tasks whose norm was measured. A task that is absent, or whose
-        norm or weight is 0, negative, NaN or infinite, keeps its weight and enters no mean.
+        bool, shape (num_tasks,): tasks with a measured norm. A task that is absent, or with a norm
+        or weight of 0, NaN, infinity or less than 0, keeps its weight and enters no mean.
 
     Returns
     -------
@@ -124,9 +124,9 @@ def adapt_task_weights(
 
     Notes
     -----
-    Weights need no normalisation: their geometric mean over the tasks that are updated does not
-    change. With the plain mean of the norms, a task that a bound holds back would pull the others
-    after it, step by step, to the opposite bound.
+    Weights need no normalisation: their geometric mean over the updated tasks does not change. With
+    the arithmetic mean of the norms, one task at a bound would drive the others to the opposite
+    bound.
 
     Examples
     --------
@@ -164,9 +164,10 @@ def _centre(
     rate: float,
     bounds: tuple[float, float],
 ) -> Array:
-    """Return log g: the sum of the changes of the log weights is 0 there.
+    """Return the log g for which the changes of the log weights sum to 0.
 
-    It rises with log g, linearly between the points at which a weight reaches or leaves a bound.
+    The sum rises with log g, linearly between the points at which a weight reaches or leaves a
+    bound.
     """
     logs = xp.clip(logs, *bounds)
     points = xp.concat([log_norms + (bound - logs) / rate for bound in bounds])

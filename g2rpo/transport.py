@@ -1,8 +1,7 @@
 """Gaussian matching: the optimal transport of a segment's values onto N(0, 1).
 
-What every function here means by its words: *absent* is a NaN, which takes no rank and gets 0; a
-*block* is a run of equal values in a sorted segment; a segment *has signal* when its present
-values are not all equal.
+An *absent* value is NaN: it takes no rank and gets 0. A *block* is a run of equal values in a
+sorted segment. A segment *has signal* when its present values are not all equal.
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ def match_gaussian(
     values : array
         Real, shape (N,). Infinities are legal extreme values. NaN is absent.
     segments : array or int, optional
-        Integer labels, shape (N,), in any order; or n, for segments of n consecutive values,
-        which spares a sort of all values. One segment by default.
+        Integer labels, shape (N,), in any order; or n, for segments of n consecutive values, which
+        needs no sort of all values. One segment by default.
     ties : {"midpoint", "barycentre"}, optional
         ``"midpoint"`` averages the block's midpoint quantiles. ``"barycentre"`` takes the mean of
-        N(0, 1) over the block's probability interval, which is what the transport of the
-        empirical distribution to N(0, 1) itself sends the block to.
+        N(0, 1) over the block's probability interval: the barycentric projection of the optimal
+        transport of the empirical distribution to N(0, 1).
     resolution : float, optional
         Round values to multiples of this before ranking, in the unit of ``values``, so that
         differences too small to matter become ties.
@@ -102,7 +101,7 @@ def match_gaussian(
     >>> match_gaussian(np.asarray([0.0, 0.0, 0.0, 0.0, 1.0])).round(4)
     array([-0.3204, -0.3204, -0.3204, -0.3204,  1.2816])
 
-    Every segment is matched by itself, whatever the scale of its values:
+    Every segment is matched by itself, on any scale:
 
     >>> values = np.asarray([0.1, 300.0, 0.2, 100.0])
     >>> match_gaussian(values, np.asarray([0, 1, 0, 1])).round(4)
@@ -184,9 +183,9 @@ def has_signal(
 def summed(
     xp: Namespace, rewards: Array, weights: Array, groups: Groups, dtype: Array
 ) -> tuple[Array, Array]:
-    """Return weighted sums (N,) of rewards (N, K), and up to which distance a group's are equal.
+    """Return weighted sums (N,) of rewards (N, K), and the largest rounding margin of each group.
 
-    ``dtype`` is that in which the rewards were given.
+    ``dtype`` is the one in which the rewards were given.
     """
     total, sizes = weighted_rewards(xp, rewards, weights)
     margin = rounding_margin(xp, sizes, rewards.shape[1], dtype)
@@ -220,7 +219,7 @@ def match_columns(
     resolution: float | None,
     margin: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Return what ``match`` does, as arrays (members, B) of one column a segment, B not 0.
+    """Return the results of ``match`` as arrays (members, B) with one column per segment, B > 0.
 
     With labels, every value is a column of its own.
     """
@@ -254,7 +253,7 @@ def _match_sorted(
 
 
 class _Blocks(NamedTuple):
-    """For each sorted position: is it present, its segment's size and block, has it signal."""
+    """For each sorted position: presence, segment size, bounds of the block, and signal."""
 
     layout: Layout
     present: Array
@@ -265,8 +264,8 @@ class _Blocks(NamedTuple):
 
 
 def _sorted_blocks(xp: Namespace, values: Array, segments: Groups, margin: Array | None) -> _Blocks:
-    # An absent value sorts as infinity, among any true ones. It needs no place of its own: equal
-    # values share a result, so only the number of those that are present counts.
+    # Absent values sort as infinity, possibly among infinite ones. Equal values share a result, so
+    # only the number of present ones matters.
     absent = xp.isnan(values)
     keys = xp.where(absent, xp.inf, values)
     layout = sort_by_segment(xp, segments, keys)
@@ -280,7 +279,7 @@ def _sorted_blocks(xp: Namespace, values: Array, segments: Groups, margin: Array
     first, stop = run_bounds(xp, layout.labels_differ | opens)
     end = layout.first + size
     stop = xp.minimum(stop, end)
-    # The smallest values of a segment with signal are not all there are.
+    # A segment has signal if its first block is not the whole of it.
     signal = gather(xp, stop, layout.first) < end
     return _Blocks(layout, present, size, first, stop, signal)
 
@@ -295,10 +294,10 @@ def _near_previous(xp: Namespace, keys: Array, margin: Array) -> Array:
 
 
 def _round_to(xp: Namespace, values: Array, resolution: float, margin: Array | None) -> Array:
-    """Round to multiples of ``resolution``, except values spaced wider than that themselves.
+    """Round to multiples of ``resolution``, except values of a floating-point spacing above it.
 
-    With ``margin``, what lies as near as that below the middle of two multiples is rounded up in
-    magnitude too: equal sums of which one comes out below the middle, as .15 does, stay equal.
+    With ``margin``, values within that margin below the middle of two multiples are rounded up in
+    magnitude: equal sums stay equal if rounding errors put one of them below the middle.
     """
     coarse = ~(xp.abs(values) * xp.finfo(values.dtype).eps < resolution)
     fine = xp.where(coarse, 0.0, values) / resolution

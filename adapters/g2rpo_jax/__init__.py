@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (a missing package is named before anything needs it)
-"""What only JAX can do for G²RPO; the formulas are those of `g2rpo`, on JAX's arrays."""
+"""The parts of G²RPO that need JAX; `g2rpo` has the formulas and takes JAX arrays."""
 
 from g2rpo._extras import require
 

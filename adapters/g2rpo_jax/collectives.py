@@ -1,8 +1,7 @@
-"""Statistics of a batch that several devices share: gather its rollouts, add up its totals.
+"""Collectives for statistics of the global batch: gather rollouts, add up totals.
 
-These are for the inside of ``jax.shard_map`` (or of ``vmap`` with an axis name), where every
-device sees its own part of the batch. Outside, under ``jax.jit``, arrays are global however they
-are sharded, and there is nothing to gather.
+They are used inside of ``jax.shard_map`` (or ``vmap`` with an axis name), where every device has
+its own part of the batch. Elsewhere, under ``jax.jit``, sharded arrays are global already.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class GatheredRollouts(NamedTuple):
     Attributes
     ----------
     arrays : tuple of Array
-        As given, with the rows of every device; without gradient.
+        The arrays with the rows of every device; without gradient.
     local : Array
         int32, shape (N,): the rows of this device.
     """
@@ -36,36 +35,35 @@ class GatheredRollouts(NamedTuple):
 
 
 def gather_rollouts(*arrays: Array, axis_name: AxisName) -> GatheredRollouts:
-    """Bring the per-rollout vectors of all devices together, bit for bit.
+    """Gather the per-rollout vectors of all devices, bit for bit.
 
-    Advantages and other statistics that are computed from the result are those of the global
-    batch, however it is spread: a group's rollouts, and a task's, may be on several devices.
+    Advantages and other statistics of the result are those of the global batch: a group's rollouts,
+    and a task's, may be on several devices.
 
     Parameters
     ----------
     *arrays : Array
-        Rewards, group and task labels, lengths: anything with one row a rollout, shapes (N, ...)
-        with this device's N. Labels must mean the same everywhere: number prompts across devices.
+        Rewards, group and task labels, lengths: arrays with one row per rollout, shapes (N, ...)
+        with this device's N. Labels must be global: number prompts across devices.
     axis_name : str or tuple of str
         The mesh axis, or axes, that rollouts are sharded over, as in their ``PartitionSpec``.
 
     Returns
     -------
     GatheredRollouts
-        The arrays with all rows, and which rows are this device's own.
+        The arrays with all rows, and the rows of this device.
 
     Raises
     ------
     TypeError
-        If nothing is given, or something that is no ``jax.Array``.
+        If there is no array, or an argument is no ``jax.Array``.
     ValueError
         If the arrays differ in length.
 
     Notes
     -----
-    One ``all_gather`` an array. As JAX sees it, the result varies over the axes, though it is
-    the same everywhere: what is computed from it and returned as replicated has to be made so,
-    by ``jax.lax.pmax`` for instance.
+    One ``all_gather`` per array. For JAX the result varies over the mesh axes, although it is equal
+    on all devices: to return a value of it as replicated, apply ``jax.lax.pmax``, for instance.
 
     Examples
     --------
@@ -87,22 +85,22 @@ def gather_rollouts(*arrays: Array, axis_name: AxisName) -> GatheredRollouts:
 
 
 def reduce_totals(totals: BatchTotals, /, *, axis_name: AxisName) -> BatchTotals:
-    """Add up what each device counted of its own part of the mini-batch.
+    """Return the totals of the whole mini-batch from those of each device.
 
-    With the result, the losses that :func:`g2rpo.g2rpo_loss` gives on all devices add up to that
-    of the whole mini-batch, and so do their gradients: add them with ``jax.lax.psum``.
+    With them, the losses of :func:`g2rpo.g2rpo_loss` on all devices sum to that of the whole
+    mini-batch, and so do their gradients: add them with ``jax.lax.psum``.
 
     Parameters
     ----------
     totals : BatchTotals
-        Of this device's rollouts, from :func:`g2rpo.batch_totals`.
+        Totals of this device's rollouts, from :func:`g2rpo.batch_totals`.
     axis_name : str or tuple of str
         The mesh axis, or axes, that rollouts are sharded over.
 
     Returns
     -------
     BatchTotals
-        Of all of them, the same on every device.
+        Totals of all devices, equal on every device.
 
     Examples
     --------

@@ -1,11 +1,11 @@
 # ruff: noqa: E402 (a missing package is named before anything needs it)
-"""What only PyTorch can do for G²RPO; the formulas are those of `g2rpo`, on PyTorch's arrays."""
+"""The parts of G²RPO that need PyTorch; `g2rpo` has the formulas and takes PyTorch tensors."""
 
 from g2rpo._extras import require
 
 require("g2rpo_torch", "torch", extra="torch")
 
-from ._module_heads import LinearHead, linear_head
+from ._linear_head import LinearHead, linear_head
 from .collectives import GatheredRollouts, gather_rollouts, reduce_totals
 from .fused_loss import fused_g2rpo_loss
 from .logprobs import logprobs_and_entropy

@@ -1,4 +1,4 @@
-"""Choice between PyTorch's operations and Triton's kernels for the tiles, by device and dtype."""
+"""Choice between PyTorch's operations and Triton kernels for the tiles, by device and dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._tiles import Backend, Head
 
 Choice = Literal["auto", "portable", "triton"]
 
-# The tests compile the kernels to machine code from this compute capability on.
+# Lowest compute capability for which the tests compile the kernels.
 _CAPABILITY = (8, 0)
 
 
@@ -21,11 +21,11 @@ def choose_backend(choice: Choice, head: Head, device: torch.device) -> Backend:
     """Return the backend for the tiles of a head.
 
     "auto" is Triton where its kernels can run: on CUDA devices of compute capability 8.0 or more,
-    for sums in float32, outside of ``torch.compile``. Nothing is timed or compared.
+    for sums in float32, outside of ``torch.compile``.
     """
     if choice not in get_args(Choice):
         raise ValueError(f"backend must be one of {get_args(Choice)}, got {choice!r}")
-    obstacle = _obstacle(device.type, head.dtype)
+    obstacle = _obstacle(device.type, head.sum_dtype)
     if choice == "triton" and obstacle:
         raise ValueError(f"backend must be 'portable' or 'auto': {obstacle}")
     if choice != "auto":
@@ -41,7 +41,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @torch.compiler.assume_constant_result
 def _obstacle(device: str, dtype: torch.dtype) -> str | None:
-    """Return why Triton cannot work here, or None."""
+    """Return the reason why the Triton kernels cannot run, or None."""
     if not _has_triton():
         return "triton is not installed; PyTorch's builds for CUDA bring it along"
     if dtype != torch.float32:

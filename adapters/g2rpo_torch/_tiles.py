@@ -1,10 +1,10 @@
-"""Arithmetic on tiles of logits: what a softmax over them needs, and its gradient.
+"""Arithmetic on tiles of logits: softmax statistics, and the gradient by the logits.
 
-A tile is a block of logits, tokens by vocabulary entries, small enough to stay in a cache. Nothing
-here knows of autograd; :mod:`g2rpo_torch.logprobs` and :mod:`g2rpo_torch.fused_loss` do.
+A tile is a block of logits, tokens by vocabulary entries, small enough for a cache. This module is
+independent of autograd; :mod:`g2rpo_torch.logprobs` and :mod:`g2rpo_torch.fused_loss` use it.
 
-The products that make a tile are PyTorch's. What happens to it is written twice: here in PyTorch's
-operations, and in :mod:`g2rpo_torch._triton` as one kernel for each direction.
+The matrix products are PyTorch's. The elementwise part exists twice: here in PyTorch's operations,
+and in :mod:`g2rpo_torch._triton` as one kernel for each direction.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Where exp is 0 in float64, too. Minus infinity itself would give 0 * inf = NaN in p log p.
+# exp(-800) is 0 in float64. Minus infinity would give 0 * inf = NaN in p log p.
 _FLOOR = -800.0
-# Below every logit; with minus infinity the difference of two of them would be NaN.
+# Below every logit; the difference of two infinities would be NaN.
 _LOWEST = -1e30
 
 Backend = Literal["portable", "triton"]
@@ -31,8 +31,8 @@ class Tile(NamedTuple):
     entries: int
 
 
-class Columns(NamedTuple):
-    """A run of vocabulary entries, with the weight and bias to compute their logits."""
+class VocabSlice(NamedTuple):
+    """A range of vocabulary entries, with the weight and bias of their logits."""
 
     entries: slice
     weight: Tensor
@@ -40,23 +40,23 @@ class Columns(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits.
+    """A linear layer from hidden states to logits.
 
     Attributes
     ----------
     weight : Tensor (V, H)
     low_rank : Tensor (V, R) or None
-        More columns of the weight; the hidden states have H + R of them then.
+        Additional columns of the weight; the hidden states then have H + R columns.
     bias : Tensor (V,) or None
         Minus infinity excludes an entry.
     temperature : float
-        Divides the logits, last of all.
+        Divisor of the logits, after the softcap.
     softcap : float or None
         c · tanh(logits / c), before the temperature.
     operands : torch.dtype
-        What products take.
+        Dtype of the operands of products.
     backend : {"portable", "triton"}
-        What works on the tiles.
+        Implementation of the elementwise part.
     """
 
     weight: Tensor
@@ -68,37 +68,37 @@ class Head(NamedTuple):
     backend: Backend = "portable"
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What products are accumulated in."""
+    def sum_dtype(self) -> torch.dtype:
+        """Dtype in which products are accumulated, and of the logits."""
         return torch.float64 if self.operands == torch.float64 else torch.float32
 
-    def columns(self, width: int) -> Iterator[Columns]:
-        """Walk through the vocabulary, ``width`` entries at a time."""
+    def vocab_slices(self, width: int) -> Iterator[VocabSlice]:
+        """Yield the vocabulary in slices of ``width`` entries."""
         size = self.weight.shape[0]
         for start in range(0, size, width):
             entries = slice(start, min(start + width, size))
-            bias = None if self.bias is None else self.bias[entries].to(self.dtype)
+            bias = None if self.bias is None else self.bias[entries].to(self.sum_dtype)
             weight = self.weight[entries].to(self.operands)
             if self.low_rank is not None:
                 weight = torch.cat([weight, self.low_rank[entries].to(self.operands)], dim=1)
-            yield Columns(entries, weight, bias)
+            yield VocabSlice(entries, weight, bias)
 
-    def logits_into(self, tile: Tensor, hidden: Tensor, columns: Columns) -> None:
-        """Fill a tile with the logits of some tokens, or with what the kernels make them from."""
+    def logits_into(self, tile: Tensor, hidden: Tensor, vocab: VocabSlice) -> None:
+        """Fill a tile with logits; for the Triton kernels with the bare products W h."""
         if self.backend == "triton":
-            multiply(tile, hidden, columns.weight.t())
+            multiply(tile, hidden, vocab.weight.t())
             return
-        # The scale costs nothing inside of the product.
+        # Scaling inside of the product costs no additional pass over the tile.
         scale = 1.0 / (self.softcap or self.temperature)
-        if columns.bias is None:
-            multiply(tile, hidden, columns.weight.t(), alpha=scale)
+        if vocab.bias is None:
+            multiply(tile, hidden, vocab.weight.t(), alpha=scale)
         else:
-            tile.copy_(columns.bias)
-            multiply(tile, hidden, columns.weight.t(), beta=scale, alpha=scale)
+            tile.copy_(vocab.bias)
+            multiply(tile, hidden, vocab.weight.t(), beta=scale, alpha=scale)
         if self.softcap is not None:
             tile.tanh_().mul_(self.softcap / self.temperature)
-            if columns.bias is not None:
-                tile.masked_fill_(columns.bias == -torch.inf, -torch.inf)
+            if vocab.bias is not None:
+                tile.masked_fill_(vocab.bias == -torch.inf, -torch.inf)
 
     def softcap_slope(self, tile: Tensor) -> Tensor | None:
         """Return 1 - tanh² at the logits of a tile, 0 at an excluded entry; None for no cap."""
@@ -108,14 +108,14 @@ class Head(NamedTuple):
         return tanh.mul_(tanh).neg_().add_(1.0).clamp_(min=0.0)
 
     def log_softmax_into(self, out: Tensor, tile: Tensor, normalizer: Tensor) -> None:
-        """Subtract a number of each token, without leaving an infinity behind."""
+        """Subtract each token's normalizer, with minus infinity replaced by a finite number."""
         torch.sub(tile, normalizer[:, None], out=out)
         if self.bias is not None:
             out.clamp_(min=_FLOOR)
 
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Return what products take: half precision only where they are accumulated in float32."""
+    """Return the dtype of the operands: half precision only where sums are in float32."""
     device = hidden.device
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
@@ -126,15 +126,15 @@ def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result
 def _accumulates_half(device: torch.device) -> bool:
-    """Tell whether products of half precision can be added to a float32 matrix.
+    """Return whether products of half precision can be added to a float32 matrix.
 
-    CUDA can, from some version of PyTorch on; other devices would round the products to half.
+    Recent versions of PyTorch can on CUDA; other devices would round the products to half.
     """
-    return device.type == "cuda" and _tries_accumulating(device)
+    return device.type == "cuda" and _test_accumulation(device)
 
 
 @cache
-def _tries_accumulating(device: torch.device) -> bool:
+def _test_accumulation(device: torch.device) -> bool:
     ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
     total = ones.float()
     try:
@@ -153,7 +153,7 @@ def multiply(out: Tensor, a: Tensor, b: Tensor, *, beta: float = 0.0, alpha: flo
 
 
 class Softmax(NamedTuple):
-    """What N tokens' softmax comes down to; shape (N,) each."""
+    """Softmax statistics of N tokens, shape (N,) each."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -161,14 +161,14 @@ class Softmax(NamedTuple):
 
 
 class RunningSoftmax:
-    """Log-probability and entropy of N tokens while their logits pass by, tile by tile.
+    """Softmax statistics of N tokens that are updated tile by tile (online softmax).
 
     Parameters
     ----------
     labels : Tensor (N,), int64
-        The entry whose log-probability is wanted.
+        Labels.
     dtype : torch.dtype
-        Of the logits.
+        Dtype of the logits.
     """
 
     def __init__(self, labels: Tensor, dtype: torch.dtype) -> None:
@@ -179,16 +179,16 @@ class RunningSoftmax:
         self._weighted = torch.zeros_like(self._highest)
         self._target = torch.zeros_like(self._highest)
 
-    def fold(
+    def update(
         self,
         tile: Tensor,
         head: Head,
         rows: slice,
-        columns: Columns,
+        vocab: VocabSlice,
         shifted: Tensor,
         scratch: Tensor,
     ) -> None:
-        """Take in the logits of some tokens, for a run of vocabulary entries.
+        """Update the statistics of some tokens with their logits in a vocabulary slice.
 
         ``shifted`` and ``scratch`` are overwritten; ``shifted`` may be the tile itself.
         """
@@ -196,10 +196,9 @@ class RunningSoftmax:
             from . import _triton
 
             state = (self._highest, self._total, self._weighted, self._target)
-            _triton.fold(tile, head, columns, self._labels[rows], *(x[rows] for x in state))
+            _triton.update(tile, head, vocab, self._labels[rows], *(x[rows] for x in state))
             return
-        first = columns.entries.start
-        index, inside = label_in_tile(self._labels[rows], first, tile.shape[1])
+        index, inside = label_in_tile(self._labels[rows], vocab.entries.start, tile.shape[1])
         target = tile.gather(1, index[:, None])[:, 0]
         self._target[rows] = torch.where(inside, target, self._target[rows])
 
@@ -207,17 +206,17 @@ class RunningSoftmax:
         highest = torch.maximum(before, tile.amax(-1))
         head.log_softmax_into(shifted, tile, highest)
         torch.exp(shifted, out=scratch)
-        # A higher reference shrinks every earlier e, and moves every earlier x.
-        move = before - highest
-        decay = move.exp()
-        weighted = decay * (self._weighted[rows] + move * total)
+        # With a higher reference every earlier x changes by `shift`, and every e by exp(shift).
+        shift = before - highest
+        decay = shift.exp()
+        weighted = decay * (self._weighted[rows] + shift * total)
         self._total[rows] = decay * total + scratch.sum(-1)
-        # No dot product: those may be of less precision, as TF32 is, where products are allowed to.
+        # No dot product: it may be computed in TF32 where matrix products are.
         self._weighted[rows] = weighted + scratch.mul_(shifted).sum(-1)
         self._highest[rows] = highest
 
-    def finish(self) -> Softmax:
-        """Return the results, once every entry has passed by."""
+    def result(self) -> Softmax:
+        """Return the statistics after the last tile."""
         # A row without a finite logit has total 0: entropy 0, as in the core.
         total = torch.where(self._total > 0, self._total, 1.0)
         log_total = total.log()
@@ -228,80 +227,81 @@ class RunningSoftmax:
         )
 
 
-class Pull(NamedTuple):
-    """How a loss pulls at the softmax of N tokens; shape (N,) each, in the dtype of the logits.
+class OutputGrads(NamedTuple):
+    """Gradients of a loss by N log-probabilities and entropies, (N,), in the dtype of the logits.
 
     Attributes
     ----------
     logprobs : Tensor
-        Its derivative by the log-probability of the label.
+        Gradient by the log-probabilities of the labels.
     entropy : Tensor or None
-        Its derivative by the entropy; None if there is none at all.
+        Gradient by the entropies; None if the loss does not depend on them.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
 
-    def moved(self) -> Tensor:
-        """Return which tokens are pulled at; NaN pulls."""
-        moved = self.logprobs != 0
-        return moved if self.entropy is None else moved | (self.entropy != 0)
+    def has_grad(self) -> Tensor:
+        """Return whether a token has a gradient other than 0 (NaN included), bool (N,)."""
+        nonzero = self.logprobs != 0
+        return nonzero if self.entropy is None else nonzero | (self.entropy != 0)
 
-    def take(self, rows: Tensor | slice) -> Pull:
-        """Return the pull at some of the tokens."""
-        return Pull(self.logprobs[rows], None if self.entropy is None else self.entropy[rows])
+    def take(self, rows: Tensor | slice) -> OutputGrads:
+        """Return the gradients of some of the tokens."""
+        return OutputGrads(
+            self.logprobs[rows], None if self.entropy is None else self.entropy[rows]
+        )
 
-    def gradient(
+    def logit_gradient(
         self,
         tile: Tensor,
         head: Head,
         softmax: Softmax,
         labels: Tensor,
-        columns: Columns,
+        vocab: VocabSlice,
         scratch: Tensor,
         *,
         exact: bool,
     ) -> Tensor:
-        r"""Return the gradient by the products that the logits of a tile came from.
+        r"""Return the gradient by the products W h of a tile of logits.
 
-        With pulls a at the log-probability of label y and b at the entropy H, the gradient by
+        With gradients a by the log-probability of label y and b by the entropy H, the gradient by
         logit v is :math:`a 1[v = y] - p_v (a + b (\log p_v + H))`. The tile and ``scratch`` are
-        overwritten; the result is the one or the other, rounded to the operands of the next
-        products unless it has to be exact.
+        overwritten; the result is in one of them. Unless ``exact``, it may be rounded to the dtype
+        of the operands of the next products.
         """
         if head.backend == "triton":
             from . import _triton
 
-            return _triton.gradient(
-                tile, head, columns, labels, softmax, self, scratch, exact=exact
+            return _triton.logit_gradient(
+                tile, head, vocab, labels, softmax, self, scratch, exact=exact
             )
-        first, p = columns.entries.start, scratch
-        slope = head.softcap_slope(tile)
-        at_label = self.logprobs / head.temperature
+        p, slope = scratch, head.softcap_slope(tile)
+        by_logprob = self.logprobs / head.temperature
         head.log_softmax_into(tile, tile, softmax.normalizer)
         torch.exp(tile, out=p)
         if self.entropy is None:
-            torch.mul(p, -at_label[:, None], out=tile)
+            torch.mul(p, -by_logprob[:, None], out=tile)
         else:
-            by_surprise = self.entropy / head.temperature
-            constant = -(at_label + by_surprise * softmax.entropy)
-            torch.addcmul(constant[:, None], tile, by_surprise[:, None], value=-1, out=tile)
+            by_entropy = self.entropy / head.temperature
+            constant = -(by_logprob + by_entropy * softmax.entropy)
+            torch.addcmul(constant[:, None], tile, by_entropy[:, None], value=-1, out=tile)
             tile.mul_(p)
-        index, inside = label_in_tile(labels, first, tile.shape[1])
-        tile.scatter_add_(1, index[:, None], torch.where(inside, at_label, 0.0)[:, None])
+        index, inside = label_in_tile(labels, vocab.entries.start, tile.shape[1])
+        tile.scatter_add_(1, index[:, None], torch.where(inside, by_logprob, 0.0)[:, None])
         if slope is not None:
             tile.mul_(slope)
         return tile
 
 
 def label_in_tile(labels: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return each label's place among ``width`` entries from ``first``, and if it is there."""
+    """Return each label's index in ``width`` entries from ``first``, and whether it is there."""
     local = labels - first
     return local.clamp(0, width - 1), (local >= 0) & (local < width)
 
 
-def spans(size: int, width: int) -> Iterator[slice]:
-    """Cut ``size`` rows into runs of about equal length, ``width`` at most."""
+def even_slices(size: int, width: int) -> Iterator[slice]:
+    """Yield ``size`` rows in slices of about equal length, at most ``width``."""
     pieces = -(-size // width)
     for piece in range(pieces):
         yield slice(piece * size // pieces, (piece + 1) * size // pieces)

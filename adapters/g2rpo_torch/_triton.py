@@ -1,10 +1,10 @@
-"""The arithmetic on tiles as Triton kernels: each reads a tile once where PyTorch's take many.
+"""Triton kernels for the elementwise part of the tiles: one pass over a tile in place of several.
 
-The products stay those of the vendor's library, so a tile comes as W h alone: bias, temperature and
-softcap are applied while it is read. Every sum belongs to one program, without atomic operations:
-equal inputs give equal bits.
+The matrix products are those of PyTorch, so a tile is W h: bias, temperature and softcap are
+applied when it is read. Every sum is computed by one program, without atomic operations: equal
+inputs give equal bits.
 
-Imported where it is used, since only PyTorch's builds for a GPU bring Triton along.
+This module is imported inside of functions, since only GPU builds of PyTorch depend on Triton.
 """
 
 from __future__ import annotations
@@ -17,72 +17,72 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ._tiles import Columns, Head, Pull, Softmax
+    from ._tiles import Head, OutputGrads, Softmax, VocabSlice
 
-# As in `_tiles`: where exp is 0, without the NaN that minus infinity gives in p log p.
+# As in `_tiles`: exp is 0 here, and there is no 0 * inf = NaN in p log p.
 _FLOOR = tl.constexpr(-800.0)
 _BLOCK = 2048
 _WARPS = 8
 
 
-def fold(
+def update(
     tile: Tensor,
     head: Head,
-    columns: Columns,
+    vocab: VocabSlice,
     labels: Tensor,
     highest: Tensor,
     total: Tensor,
     weighted: Tensor,
     target: Tensor,
 ) -> None:
-    """Take a tile of products into the running softmax of its tokens, (N,) each, in place."""
+    """Update the running softmax statistics (N,) of the tokens of a tile of products, in place."""
     with torch.cuda.device_of(tile):
-        _fold[(tile.shape[0],)](
+        _update[(tile.shape[0],)](
             tile,
-            *_logit_inputs(tile, head, columns),
+            *_logit_inputs(tile, head, vocab),
             labels.contiguous(),
             highest,
             total,
             weighted,
             target,
-            HAS_BIAS=columns.bias is not None,
+            HAS_BIAS=vocab.bias is not None,
             HAS_CAP=head.softcap is not None,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
         )
 
 
-def gradient(
+def logit_gradient(
     tile: Tensor,
     head: Head,
-    columns: Columns,
+    vocab: VocabSlice,
     labels: Tensor,
     softmax: Softmax,
-    pull: Pull,
+    grads: OutputGrads,
     scratch: Tensor,
     *,
     exact: bool,
 ) -> Tensor:
     """Return the gradient by a tile of products.
 
-    It is rounded to what the next products take, and put into ``scratch``; where those take
-    float32, or it has to be exact, it takes the place of the tile.
+    It is in ``scratch``, rounded to the operands of the next products; in the tile itself if these
+    are float32, or with ``exact``.
     """
     out = tile
     if head.operands != tile.dtype and not exact:
         out = scratch.view(-1).view(head.operands)[: tile.numel()].view(tile.shape)
-    by_entropy = torch.zeros_like(pull.logprobs) if pull.entropy is None else pull.entropy
+    by_entropy = torch.zeros_like(grads.logprobs) if grads.entropy is None else grads.entropy
     with torch.cuda.device_of(tile):
         _gradient[(tile.shape[0], triton.cdiv(tile.shape[1], _BLOCK))](
             tile,
-            *_logit_inputs(tile, head, columns),
+            *_logit_inputs(tile, head, vocab),
             labels.contiguous(),
             softmax.normalizer,
             softmax.entropy,
-            pull.logprobs / head.temperature,
+            grads.logprobs / head.temperature,
             by_entropy / head.temperature,
             out,
-            HAS_BIAS=columns.bias is not None,
+            HAS_BIAS=vocab.bias is not None,
             HAS_CAP=head.softcap is not None,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
@@ -91,18 +91,18 @@ def gradient(
 
 
 def _logit_inputs(
-    tile: Tensor, head: Head, columns: Columns
+    tile: Tensor, head: Head, vocab: VocabSlice
 ) -> tuple[int, int, Tensor, float, float]:
-    """Return first entry and width of a tile, and what makes logits of its products."""
-    bias = tile if columns.bias is None else columns.bias
+    """Return first entry and width of a tile, bias, and factors before and after the softcap."""
+    bias = tile if vocab.bias is None else vocab.bias
     inverse = 1.0 / (head.softcap or head.temperature)
     factor = 1.0 if head.softcap is None else head.softcap / head.temperature
-    return columns.entries.start, tile.shape[1], bias, inverse, factor
+    return vocab.entries.start, tile.shape[1], bias, inverse, factor
 
 
 @triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
-    # The closed form cancels near 0; there four terms of the series are exact in float32.
+    # The closed form cancels near 0, where four terms of the series are exact in float32.
     square = x * x
     near = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
     e = tl.exp(-2 * tl.abs(x))
@@ -129,12 +129,12 @@ def _logits(tile, row, columns, width, bias, inverse, factor, HAS_BIAS, HAS_CAP)
 @triton.jit
 def _shifted(logits, reference):  # type: ignore[no-untyped-def]
     x = logits - reference
-    # Written so that NaN stays.
+    # Not a maximum: NaN must stay NaN.
     return tl.where(x < _FLOOR, _FLOOR, x)
 
 
 @triton.jit
-def _fold(  # type: ignore[no-untyped-def]
+def _update(  # type: ignore[no-untyped-def]
     tile,
     first,
     width,
@@ -150,7 +150,7 @@ def _fold(  # type: ignore[no-untyped-def]
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token; see ``RunningSoftmax.fold`` for the formulas."""
+    """One program per token; see ``RunningSoftmax.update`` for the formulas."""
     row = tl.program_id(0).to(tl.int64)
     high = tl.load(highest + row)
     sum_e, sum_ex = tl.load(total + row), tl.load(weighted + row)
@@ -160,9 +160,9 @@ def _fold(  # type: ignore[no-untyped-def]
         before, high = high, tl.maximum(high, tl.max(logits, 0))
         x = _shifted(logits, high)
         e = tl.exp(x)
-        move = before - high
-        decay = tl.exp(move)
-        sum_ex = decay * (sum_ex + move * sum_e) + tl.sum(e * x, 0)
+        shift = before - high
+        decay = tl.exp(shift)
+        sum_ex = decay * (sum_ex + shift * sum_e) + tl.sum(e * x, 0)
         sum_e = decay * sum_e + tl.sum(e, 0)
     tl.store(highest + row, high)
     tl.store(total + row, sum_e)
@@ -191,14 +191,14 @@ def _gradient(  # type: ignore[no-untyped-def]
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program for a token's block of entries; see ``Pull.gradient`` for the formula."""
+    """One program per token and block of entries; see ``OutputGrads.logit_gradient``."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logits = _logits(tile, row, columns, width, bias, inverse, factor, HAS_BIAS, HAS_CAP)
     x = _shifted(logits, tl.load(normalizer + row))
-    pull, surprise = tl.load(by_logprob + row), tl.load(by_entropy + row)
-    result = -tl.exp(x) * (pull + surprise * (x + tl.load(entropy + row)))
-    result = tl.where(columns == tl.load(labels + row) - first, result + pull, result)
+    a, b = tl.load(by_logprob + row), tl.load(by_entropy + row)
+    result = -tl.exp(x) * (a + b * (x + tl.load(entropy + row)))
+    result = tl.where(columns == tl.load(labels + row) - first, result + a, result)
     if HAS_CAP:
         tanh = logits / factor
         result *= tl.where(logits == -float("inf"), 0.0, 1 - tanh * tanh)

@@ -1,4 +1,4 @@
-"""Statistics of a batch that several processes share: gather its rollouts, add up its totals."""
+"""Collectives for statistics of the global batch: gather rollouts, add up totals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GatheredRollouts(NamedTuple):
     Attributes
     ----------
     arrays : tuple of Tensor
-        As given, with the rows of every process; without gradient.
+        The arrays with the rows of every process; without gradient.
     local : slice
         The rows of this process.
     """
@@ -32,34 +32,34 @@ class GatheredRollouts(NamedTuple):
 def gather_rollouts(
     *arrays: torch.Tensor, group: dist.ProcessGroup | None = None
 ) -> GatheredRollouts:
-    """Bring the per-rollout vectors of all processes together, bit for bit.
+    """Gather the per-rollout vectors of all processes, bit for bit.
 
-    Advantages and other statistics that are computed from the result are those of the global
-    batch, however it is spread: a group's rollouts, and a task's, may be on several processes.
+    Advantages and other statistics of the result are those of the global batch: a group's rollouts,
+    and a task's, may be on several processes.
 
     Parameters
     ----------
     *arrays : Tensor
-        Rewards, group and task labels, lengths: anything with one row a rollout, shapes (N, ...)
-        with this process's N, which may be 0 and need not be that of the others. Labels must mean
-        the same everywhere: number prompts across processes. Every process gives as many arrays,
-        of the same dtypes and trailing shapes.
+        Rewards, group and task labels, lengths: arrays with one row per rollout, shapes (N, ...).
+        N is the number of rollouts of this process, which may be 0 and differ between processes.
+        Labels must be global: number prompts across processes. Number, dtypes and trailing shapes
+        of the arrays must be equal on all processes.
     group : ProcessGroup, optional
-        Whose processes take part; all by default.
+        Process group; the default group by default.
 
     Returns
     -------
     GatheredRollouts
-        The arrays with all rows, and which rows are this process's own. Without
-        ``torch.distributed`` the arrays themselves.
+        The arrays with all rows, and the rows of this process. Without ``torch.distributed`` the
+        arrays themselves.
 
     Raises
     ------
     TypeError
-        If nothing is given, or something that is no tensor.
+        If there is no array, or an argument is no tensor.
     ValueError
-        If the arrays of this process differ in length or device, or those of another process in
-        number, dtype or trailing shape; then on every process.
+        If the arrays of this process differ in length or device; on every process, if processes
+        differ in number, dtype or trailing shape of the arrays.
 
     Notes
     -----
@@ -77,7 +77,7 @@ def gather_rollouts(
     arrays = tuple(array.detach() for array in arrays)
     if not _is_distributed():
         return GatheredRollouts(arrays, slice(0, rows))
-    own = _carrier(torch.cat([_as_bytes(array) for array in arrays], dim=1), group)
+    own = _on_backend_device(torch.cat([_as_bytes(array) for array in arrays], dim=1), group)
     sizes = _sizes_of_all(rows, arrays, own.device, group)
     padded = own.new_zeros((max(sizes), own.shape[1]))
     padded[:rows] = own
@@ -92,23 +92,23 @@ def gather_rollouts(
 
 
 def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = None) -> BatchTotals:
-    """Add up what each process counted of its own part of the mini-batch.
+    """Return the totals of the whole mini-batch from those of each process.
 
-    With the result, the losses that :func:`g2rpo.g2rpo_loss` gives for the micro-batches of all
-    processes add up to that of the whole mini-batch, and so do their gradients: add them, or,
-    where data parallelism takes the *mean* over processes, multiply the loss by their number.
+    With them, the losses of :func:`g2rpo.g2rpo_loss` for the micro-batches of all processes sum to
+    that of the whole mini-batch, and so do their gradients. Where data parallelism takes the *mean*
+    of the gradients over processes, multiply the loss by the world size.
 
     Parameters
     ----------
     totals : BatchTotals
-        Of this process's rollouts, from :func:`g2rpo.batch_totals`; tensors.
+        Totals of this process's rollouts, from :func:`g2rpo.batch_totals`; tensors.
     group : ProcessGroup, optional
-        Whose processes take part; all by default.
+        Process group; the default group by default.
 
     Returns
     -------
     BatchTotals
-        Of all of them; ``totals`` itself without ``torch.distributed``.
+        Totals of all processes; ``totals`` itself without ``torch.distributed``.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = N
         parts.append(totals.task_tokens)
         if totals.task_entropy is not None:
             parts.append(totals.task_entropy * totals.task_tokens)
-    sums = _carrier(torch.cat(parts), group)
+    sums = _on_backend_device(torch.cat(parts), group)
     dist.all_reduce(sums, group=group)
     added = sums.to(parts[0].device).split([len(part) for part in parts])
     (tokens,), (sequences,), *of_tasks = added
@@ -136,7 +136,7 @@ def reduce_totals(totals: BatchTotals, /, *, group: dist.ProcessGroup | None = N
 
 
 def _rows_of(arrays: tuple[torch.Tensor, ...]) -> int:
-    """Check what this process brings by itself; return its number of rollouts."""
+    """Check the arrays of this process; return its number of rollouts."""
     if not arrays:
         raise TypeError("gather_rollouts needs at least one tensor")
     for index, array in enumerate(arrays):
@@ -161,8 +161,8 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _carrier(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Return the tensor where the group's backend can reach it: NCCL knows no CPU memory."""
+def _on_backend_device(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Return the tensor on a device of the group's backend: NCCL supports no CPU memory."""
     return tensor.cuda() if dist.get_backend(group) == "nccl" else tensor.cpu()
 
 
@@ -172,7 +172,7 @@ def _sizes_of_all(
     device: torch.device,
     group: dist.ProcessGroup | None,
 ) -> list[int]:
-    """Return the number of rollouts of every process, or raise on all of them alike."""
+    """Return the number of rollouts of every process, or raise the same error on all of them."""
     kinds = ", ".join(f"{array.dtype} {('N', *array.shape[1:])}" for array in arrays)
     text = kinds.replace("torch.", "").replace("'", "").encode()
     header = torch.tensor([rows, zlib.crc32(text), len(text)], device=device)
@@ -184,11 +184,11 @@ def _sizes_of_all(
         padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
         texts = [torch.empty_like(padded) for _ in headers]
         dist.all_gather(texts, padded, group=group)
-        brought = "; ".join(
+        given = "; ".join(
             f"process {rank} brings {bytes(each[:length].tolist()).decode()}"
             for rank, (each, length) in enumerate(zip(texts, lengths, strict=True))
         )
-        raise ValueError(f"every process must bring the same kinds of arrays, but {brought}")
+        raise ValueError(f"every process must bring the same kinds of arrays, but {given}")
     return list(sizes)
 
 
@@ -197,7 +197,7 @@ def _row_bytes(array: torch.Tensor) -> int:
 
 
 def _as_bytes(array: torch.Tensor) -> torch.Tensor:
-    # A copy: a single row that was cut out of columns counts as contiguous, whatever its stride.
+    # A copy: a single row of a column slice counts as contiguous, whatever its stride.
     rows = array.clone(memory_format=torch.contiguous_format)
     return rows.reshape(array.shape[0], math.prod(array.shape[1:])).view(torch.uint8)
 

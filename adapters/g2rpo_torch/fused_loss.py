@@ -1,4 +1,4 @@
-"""The whole objective from hidden states: three matrix products in place of four."""
+"""The whole objective from hidden states, with three matrix products instead of four."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ import torch
 from torch import Tensor
 
 from g2rpo import BatchTotals, LossOptions, LossTerms
+from g2rpo._head_checks import check_label_values, check_labels, check_options
 
 from ._backend import Choice, choose_backend
-from ._fused import chunk_capacity, fused_pass
-from ._head_checks import (
-    check_device,
-    check_label_values,
-    check_labels,
-    check_options,
-    check_tensor,
-    ready_head,
-)
-from ._linear import choose_tile
-from ._sums import Needs
+from ._chunks import chunk_capacity, fused_pass
+from ._gradients import Needs
+from ._inputs import is_integral, prepared_head, require_tensors
+from ._packed_loss import PackedLoss
+from ._softmax import choose_tile
 from ._tiles import Head, operand_dtype
-from ._token_loss import TokenLoss
 from .logprobs import linear_softmax
 
 __all__ = ["fused_g2rpo_loss"]
 
-# No label that counts has this value, so none is ignored.
-_IGNORE_NOTHING = -1
+# No valid label has this value, so no token is ignored.
+_NO_IGNORED_LABEL = -1
 
 
 @torch.compiler.disable
@@ -64,10 +58,10 @@ def fused_g2rpo_loss(
     totals: BatchTotals | None = None,
     **keywords: Any,
 ) -> tuple[LossTerms, dict[str, Tensor]]:
-    """Return what :func:`g2rpo.g2rpo_loss` returns, from hidden states and the head's weight.
+    """Return the result of :func:`g2rpo.g2rpo_loss` from hidden states and the head's weight.
 
-    The gradients by ``hidden``, ``weight`` and ``bias`` are computed with the loss, chunk by chunk
-    of tokens while the chunk's logits are in memory, and wait for the backward pass.
+    The gradients by ``hidden``, ``weight`` and ``bias`` are computed together with the loss, while
+    the logits of a chunk of tokens are in memory, and saved for the backward pass.
 
     Parameters
     ----------
@@ -77,17 +71,17 @@ def fused_g2rpo_loss(
         The head's weight, shape (V, H); a sharded one as in
         :func:`g2rpo_torch.logprobs_and_entropy`.
     labels : Tensor
-        The responses' tokens, integers of shape (B, T). Masked out, they may be anything.
+        The responses' tokens, integers of shape (B, T); any values where masked out.
     old_logprobs, advantages, mask
-        As in :func:`g2rpo.g2rpo_loss`. Masked-out tokens cost nothing.
+        As in :func:`g2rpo.g2rpo_loss`. Nothing is computed for masked-out tokens.
     tasks : Tensor, optional
         Integer task labels, shape (B,); for the entropy term, or with ``num_tasks``.
     bias, low_rank, temperature, softcap : optional
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
     chunk_tokens : int, optional
-        Tokens whose logits live at a time; by default as many as fit into 256 MiB.
+        Number of tokens of a chunk; by default its logits take 256 MiB.
     recompute_logits : bool, optional
-        Compute the logits twice and keep none: four products in place of three, and the memory of
+        Compute the logits twice and keep none: four products instead of three, and the memory of
         :func:`g2rpo_torch.logprobs_and_entropy`.
     backend : {"auto", "portable", "triton"}, optional
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
@@ -100,17 +94,17 @@ def fused_g2rpo_loss(
     importance_weights : Tensor, optional
         As in :func:`g2rpo.g2rpo_loss`.
     totals : BatchTotals, optional
-        As in :func:`g2rpo.g2rpo_loss`. Its ``task_entropy`` says on which side of its band a task
-        is; the entropies that the tokens were sampled with serve well.
+        As in :func:`g2rpo.g2rpo_loss`. Its ``task_entropy`` is compared with the entropy bounds;
+        the entropies at sampling are a good value.
     **keywords
         Fields of :class:`g2rpo.LossOptions`; they take precedence over ``options``.
 
     Returns
     -------
     terms : LossTerms
-        Of these only ``total`` has a gradient.
+        Only ``total`` has a gradient.
     metrics : dict of str to Tensor
-        Those of the core. Without gradient.
+        Metrics of the core, without gradient.
 
     Raises
     ------
@@ -122,20 +116,20 @@ def fused_g2rpo_loss(
 
     Notes
     -----
-    *Time*: three matrix products. One more if there is an entropy term without ``totals``: the
-    side of a task's band follows from its mean entropy, which takes a pass of its own. Four, by
+    *Time*: three matrix products, and a fourth if there is an entropy term without ``totals``: the
+    mean entropy of a task, which is compared with its bounds, needs a separate pass. Also four, by
     :func:`g2rpo_torch.logprobs_and_entropy`, where the loss of a token depends on its whole
     response (``loss_type="gspo"``, ``aggregation="sequence"``) and a response is longer than a
-    chunk. A loss of one's own gets its tokens as responses of one, shape (n, 1), unless it needs
-    whole responses. Tokens that the loss does not pull at, as in a group without signal, are left
-    out of two of the products.
+    chunk. A custom loss gets its tokens as responses of one, shape (n, 1), unless it needs whole
+    responses. Tokens without a gradient, as in a group without signal, are left out of two of the
+    products.
 
     *Memory*: beyond the gradients, the logits of a chunk and two tiles. The gradient of a weight
-    of half precision is summed in float32, and held so until the last chunk: 4 V H bytes more.
+    of half precision is summed in float32 up to the last chunk: 4 V H bytes more.
     ``recompute_logits`` needs neither the chunk nor the sum.
 
-    *PyTorch*: ``torch.compile`` breaks the graph here. The backward pass of three products can run
-    once; a second derivative raises ``NotImplementedError``.
+    *PyTorch*: ``torch.compile`` has a graph break here. With three products the backward pass can
+    run once only; a second derivative raises ``NotImplementedError``.
 
     Examples
     --------
@@ -147,10 +141,11 @@ def fused_g2rpo_loss(
     >>> round(terms.total.item(), 4), terms.total.requires_grad
     (-2.0, True)
     """
-    hidden, weight, adapter, bias = ready_head(hidden, weight, bias, low_rank)
-    check_labels(labels, hidden)
+    hidden, weight, adapter, bias = prepared_head(hidden, weight, bias, low_rank)
+    require_tensors(hidden, labels=labels, mask=mask)
+    check_labels(labels, hidden, is_integral=is_integral)
     check_options(temperature, softcap)
-    _check(labels, mask, chunk_tokens)
+    _check_shapes(labels, mask, chunk_tokens)
     inputs = {
         "old_logprobs": old_logprobs,
         "advantages": advantages,
@@ -169,50 +164,49 @@ def fused_g2rpo_loss(
         "beta": beta,
         "totals": totals,
     }
-    loss = TokenLoss(mask.bool(), inputs, replace(options or LossOptions(), **keywords), rest)
+    loss = PackedLoss(mask.bool(), inputs, replace(options or LossOptions(), **keywords), rest)
     loss.check()
     packed, labels = loss.packed(hidden), loss.packed(labels)
     check_label_values(labels, weight.shape[0])
     leaves = (packed, weight, adapter, bias)
     head = Head(*leaves[1:], temperature, softcap, operand_dtype(hidden, weight))
     head = head._replace(backend=choose_backend(backend, head, packed.device))
-    how = (temperature, softcap, _IGNORE_NOTHING)
-    two_steps = (*leaves, labels, how, None, head.backend)
+    options_of_head = (temperature, softcap, _NO_IGNORED_LABEL)
+    softmax_inputs = (*leaves, labels, options_of_head, None, head.backend)
     needs = Needs(*(x is not None and x.requires_grad for x in leaves))
-    runs = loss.runs(chunk_tokens or chunk_capacity(weight.shape[0]))
-    if runs is None or recompute_logits or not (any(needs) and torch.is_grad_enabled()):
-        terms, metrics = loss.whole(*linear_softmax(*two_steps))
+    chunks = loss.chunks(chunk_tokens or chunk_capacity(weight.shape[0]))
+    if chunks is None or recompute_logits or not (any(needs) and torch.is_grad_enabled()):
+        terms, metrics = loss.whole(*linear_softmax(*softmax_inputs))
         return LossTerms(terms.total, *(term.detach() for term in terms[1:])), metrics
 
     with torch.no_grad():
         if totals is None:
-            # Mean entropies decide on which side of its band a task is: they must come first.
-            loss = loss.with_totals(linear_softmax(*two_steps)[1] if loss.has_entropy else None)
-    total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, head[3:], loss, runs, needs)
+            # The sign of the entropy term's gradient follows from the mean entropies of the tasks.
+            entropy = linear_softmax(*softmax_inputs)[1] if loss.has_entropy else None
+            loss = loss.with_totals(entropy)
+    total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, head[3:], loss, chunks, needs)
     with torch.no_grad():
         terms, metrics = loss.whole(logprobs, entropy)
     return terms._replace(total=total), metrics
 
 
-def _check(labels: Tensor, mask: Tensor, chunk_tokens: int | None) -> None:
+def _check_shapes(labels: Tensor, mask: Tensor, chunk_tokens: int | None) -> None:
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens!r}")
     if labels.ndim != 2:
         raise ValueError(f"labels must have shape (B, T), got {tuple(labels.shape)}")
-    check_tensor("mask", mask)
-    check_device("mask", mask, labels)
     if mask.shape != labels.shape:
         raise ValueError(f"mask must have shape {tuple(labels.shape)}, got {tuple(mask.shape)}")
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The loss, the tokens' values, and gradients that wait to be scaled."""
+    """The loss and the tokens' values; the backward pass scales the saved gradients."""
 
     @staticmethod
-    def forward(hidden, weight, low_rank, bias, labels, how, loss, runs, needs):  # type: ignore[no-untyped-def]
-        head, tile = Head(weight, low_rank, bias, *how), choose_tile(hidden.device)
+    def forward(hidden, weight, low_rank, bias, labels, options, loss, chunks, needs):  # type: ignore[no-untyped-def]
+        head, tile = Head(weight, low_rank, bias, *options), choose_tile(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            fused = fused_pass(head, hidden, labels.long(), loss, runs, needs, tile)
+            fused = fused_pass(head, hidden, labels.long(), loss, chunks, needs, tile)
         return fused.total, fused.logprobs, fused.entropy, *fused.gradients
 
     @staticmethod
@@ -228,8 +222,8 @@ class _FusedLoss(torch.autograd.Function):
         if torch.is_grad_enabled():
             gradients = _Scaled.apply(by_total, *gradients, *leaves)
         else:
-            # In place: a copy would double the largest gradient. A second backward pass is noticed
-            # by autograd, which sees that what it kept was changed.
+            # In place: a copy would double the largest gradient. In a second backward pass autograd
+            # raises, since saved tensors were modified.
             for gradient in gradients:
                 gradient.mul_(by_total)
         wanted = [g if needed else None for g, needed in zip(gradients, ctx.needs, strict=True)]
@@ -237,7 +231,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _Scaled(torch.autograd.Function):
-    """Four gradients times a scalar, refusing to be differentiated by what they depend on."""
+    """Four gradients times a scalar, with an error in place of a second derivative."""
 
     @staticmethod
     def forward(scale, *tensors):  # type: ignore[no-untyped-def]

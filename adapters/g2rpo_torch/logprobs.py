@@ -1,7 +1,7 @@
 """Log-probabilities and exact entropies of a language model's head, without its logits in memory.
 
 The logits of N tokens are an (N, V) tensor: 2.5 GB in float32 for 4,096 tokens and a vocabulary of
-151,936. Here they exist one tile at a time, and are computed again in the backward pass.
+151,936. Here only one tile of them is in memory, and the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from g2rpo._head_checks import check_label_values, check_labels, check_options
+
 from ._backend import Choice, choose_backend
-from ._head_checks import check_label_values, check_labels, check_options, ready_head
-from ._linear import choose_tile, marked, softmax_of, softmax_pulled, spread
-from ._sums import Needs
-from ._tiles import Backend, Head, Pull, Softmax, Tile, operand_dtype
+from ._gradients import Needs
+from ._inputs import is_integral, prepared_head, require_tensors
+from ._softmax import choose_tile, scatter_rows, selected_rows, softmax_backward, softmax_forward
+from ._tiles import Backend, Head, OutputGrads, Softmax, Tile, operand_dtype
 
 __all__ = ["logprobs_and_entropy"]
 
@@ -42,30 +44,29 @@ def logprobs_and_entropy(
     Parameters
     ----------
     hidden : Tensor
-        Last hidden states, floating point, shape (..., H). It may be laid out in memory in any way.
+        Last hidden states, floating point, shape (..., H), with any strides.
     weight : Tensor
         The head's weight, floating point, shape (V, H). A sharded one (DTensor) is gathered, and
-        its gradient is the mean over the processes, as FSDP2 has it for every other weight.
+        its gradient is the mean over the ranks, as that of other weights under FSDP2.
     labels : Tensor
-        Integers, shape (...). Tokens labelled ``ignore_index`` cost nothing.
+        Integers, shape (...). Nothing is computed for tokens labelled ``ignore_index``.
     bias : Tensor, optional
-        Shape (V,). Minus infinity excludes an entry, with a softcap, too.
+        Shape (V,). Minus infinity excludes an entry, also with a softcap.
     low_rank : tuple of Tensor, optional
-        x of shape (..., R) and U of shape (V, R): the product U x is added to W h, as an adapter
-        does (LoRA), so that a frozen weight needs no gradient; see
-        :func:`g2rpo_torch.linear_head`.
+        x of shape (..., R) and U of shape (V, R): the product U x is added to W h (LoRA), so that a
+        frozen weight needs no gradient; see :func:`g2rpo_torch.linear_head`.
     temperature : float, optional
         T, positive.
     softcap : float, optional
         c, positive; None for no cap.
     ignore_index : int, optional
-        Label of tokens that do not count: their log-probability, entropy and gradients are 0,
-        whatever their hidden states are.
+        Label of tokens that do not count: their log-probability, entropy and gradients are 0 for
+        any hidden states.
     tile : tuple of int, optional
-        Tokens and vocabulary entries of the tiles; chosen for the device by default. It changes
-        time and memory, and results by rounding only.
+        Tokens and vocabulary entries of the tiles; by default depending on the device. It changes
+        time and memory, and results only by rounding.
     backend : {"auto", "portable", "triton"}, optional
-        Implementation of the tiles: PyTorch's operations, or Triton's kernels, which need a CUDA
+        Implementation of the tiles: PyTorch's operations, or Triton kernels, which need a CUDA
         device and results in float32. "auto" is Triton on CUDA devices of compute capability 8.0 or
         more, and portable on other devices, for results in float64, without Triton installed, and
         inside ``torch.compile``.
@@ -81,25 +82,25 @@ def logprobs_and_entropy(
         If an argument is no tensor, or of a wrong dtype.
     ValueError
         If shapes or devices do not fit, an option is out of its range, a label other than
-        ``ignore_index`` is outside 0 .. V - 1, or the backend cannot work here.
+        ``ignore_index`` is outside 0 .. V - 1, or the backend is not available.
 
     Notes
     -----
     *Memory*: beyond the results and the gradients, two or three tiles, hidden states and their
-    gradient in float32 if they are of half precision, and a few numbers a token. A gradient that
-    nobody asks for, such as that of a frozen head, is neither computed nor allocated.
+    gradient in float32 if they are of half precision, and a few numbers per token. A gradient that
+    is not required, such as that of a frozen head, is neither computed nor allocated.
 
     *Time*: one matrix product forward; backward one to compute the logits again, and one for each
-    of the gradients of ``hidden`` and ``weight``. Tokens at which the incoming gradients are 0
-    are left out of the backward pass.
+    of the gradients of ``hidden`` and ``weight``. Tokens with incoming gradients of 0 are left out
+    of the backward pass.
 
-    *Precision*: sums are float32 (float64) whatever comes in. On CUDA the operands of products stay
-    in half precision, or have autocast's; elsewhere they are float32, autocast or not.
+    *Precision*: sums are float32 (float64). On CUDA the operands of products keep half precision,
+    or have that of autocast; on other devices they are float32, also under autocast.
 
     *PyTorch*: works under autocast, gradient checkpointing, ``torch.compile(fullgraph=True)``, and
     with ``torch.func.grad`` and ``vjp``; not with ``vmap`` or forward-mode differentiation, nor a
     transform of ``torch.func`` inside ``torch.compile``. A second derivative raises
-    ``NotImplementedError``. On CUDA a call waits for the device, to look at the labels.
+    ``NotImplementedError``. On CUDA a call waits for the device, to check the labels.
 
     Examples
     --------
@@ -110,11 +111,10 @@ def logprobs_and_entropy(
     >>> logprobs, entropy  # three equal logits; a token that does not count
     (tensor([-1.0986,  0.0000]), tensor([1.0986, 0.0000]))
     """
-    hidden, weight, adapter, bias = ready_head(hidden, weight, bias, low_rank)
-    check_labels(labels, hidden)
-    check_options(temperature, softcap)
-    if tile is not None and not (len(tile) == 2 and min(tile) > 0):
-        raise ValueError(f"tile must be two positive sizes (tokens, entries), got {tile!r}")
+    hidden, weight, adapter, bias = prepared_head(hidden, weight, bias, low_rank)
+    require_tensors(hidden, labels=labels)
+    check_labels(labels, hidden, is_integral=is_integral)
+    check_options(temperature, softcap, tile)
     logprobs, entropy = linear_softmax(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -161,7 +161,7 @@ def linear_softmax(
     return logprobs, entropy
 
 
-# Custom operators are opaque to compilers: loops over tiles, and a look at the labels, are theirs.
+# Compilers do not trace into a custom operator: neither the loops nor the check of the labels.
 @torch.library.custom_op("g2rpo_torch::linear_softmax", mutates_args=())
 def _forward(
     hidden: Tensor,
@@ -178,14 +178,14 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = Head(weight, low_rank, bias, temperature, softcap, operands, cast(Backend, backend))
-    size, counted = labels.shape[0], marked(labels != ignore_index)
+    size, counted = labels.shape[0], selected_rows(labels != ignore_index)
     if counted is not None:
         hidden, labels = hidden[counted], labels[counted]
     check_label_values(labels, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        softmax = softmax_of(head, hidden, labels, Tile(tokens, entries))
+        softmax = softmax_forward(head, hidden, labels, Tile(tokens, entries))
     if counted is not None:
-        softmax = Softmax(*(spread(x, counted, size) for x in softmax))
+        softmax = Softmax(*(scatter_rows(x, counted, size) for x in softmax))
     return softmax.logprobs, softmax.entropy, softmax.normalizer
 
 
@@ -217,7 +217,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     head = Head(weight, low_rank, bias, temperature, softcap, operands, cast(Backend, backend))
     counts = labels != ignore_index
-    pull = Pull(
+    grads = OutputGrads(
         logprobs=torch.zeros_like(entropy)
         if by_logprobs is None
         else torch.where(counts, by_logprobs, 0.0),
@@ -225,8 +225,8 @@ def _backward(
     )
     softmax = Softmax(normalizer, entropy, normalizer)
     with torch.autocast(hidden.device.type, enabled=False):
-        gradients = softmax_pulled(
-            head, hidden, labels, softmax, pull, Needs(*needs), Tile(tokens, entries)
+        gradients = softmax_backward(
+            head, hidden, labels, softmax, grads, Needs(*needs), Tile(tokens, entries)
         )
     return gradients.hidden, gradients.weight, gradients.low_rank, gradients.bias
 
@@ -241,7 +241,7 @@ def _backward_shapes(hidden, weight, low_rank, bias, *rest):  # type: ignore[no-
 
 
 class _LinearSoftmax(torch.autograd.Function):
-    """Log-probabilities, entropies, and the normalizers that the backward pass starts from."""
+    """Log-probabilities, entropies, and the normalizers for the backward pass."""
 
     @staticmethod
     def forward(hidden, weight, low_rank, bias, labels, *options):  # type: ignore[no-untyped-def]
@@ -267,7 +267,7 @@ class _LinearSoftmax(torch.autograd.Function):
 
 
 class _LinearSoftmaxBackward(torch.autograd.Function):
-    """The backward pass, as a function of its own that refuses to be differentiated."""
+    """The backward pass, with an error in place of a second derivative."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]

@@ -1,10 +1,9 @@
 """From a response's text to its score.
 
-:func:`components` takes a record and a response apart into reward components: the accuracy, by the
-record's ``problem_type``, the format and the structure; :func:`score` leaves the structure out.
-Every function here is pure and returns a finite number for any text; an answer that cannot be read
-scores 0. :class:`RewardPool` scores batches in processes of their own, each response within a time
-limit.
+:func:`components` returns the reward components of a response: the accuracy, by the record's
+``problem_type``, the format and the structure; :func:`score` leaves the structure out. Every
+function here is pure and returns a finite number for any text; an answer that cannot be read scores
+0. :class:`RewardPool` scores batches in worker processes, with a time limit for each response.
 
 Examples
 --------
@@ -16,16 +15,15 @@ Score(reward=0.55, accuracy=0.5, format=1.0)
 
 from .boxes import box_iou
 from .choice import choice_match
-from .crew import WorkerStartError
 from .custom import load_function, with_own
+from .ground_truth import TruthError
 from .libraries import MissingLibraryError
 from .maths import maths_match
 from .numbers import mean_relative_accuracy, number_match
 from .points import segmentation_match
-from .pool import RewardPool, score_all
+from .pool import Failure, RewardError, RewardPool, Scored, score_all
 from .registry import ACCURACY, ALIASES, EXAMPLES, STRUCTURE, RewardFunction, find_type
 from .response import Response, parse_response
-from .results import Failure, RewardError, Scored
 from .rouge import rouge_mean
 from .score import (
     ACCURACY_WEIGHT,
@@ -40,10 +38,10 @@ from .score import (
     may_take_long,
     score,
 )
+from .spans import span_iou
 from .text import character_accuracy, word_accuracy
-from .times import span_iou
-from .truth import TruthError
 from .video import track_iou, tube_iou
+from .workers import WorkerStartError
 
 __all__ = [
     "ACCURACY",

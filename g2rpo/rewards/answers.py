@@ -1,4 +1,4 @@
-"""Answers in JSON: reading them without ever failing."""
+"""Readers of answers in JSON; none of them raises."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def unfenced(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """Return the value that a text is in JSON, or None for any other text.
+    """Return the value of a JSON text, or None for any other text.
 
-    A code fence around the value, and single quotes in place of double ones, are fine.
+    A code fence around the value, and single quotes in place of double ones, are accepted.
 
     Examples
     --------
@@ -46,14 +46,14 @@ def read_json(text: str) -> Any:
     for candidate in (text, text.replace("'", '"')):
         try:
             return json.loads(candidate)
-        # No JSON, a number of thousands of digits, or brackets thousands deep.
+        # Not JSON, a number of thousands of digits, or brackets nested thousands deep.
         except (ValueError, RecursionError):
             continue
     return None
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that a text is, alone or in a list of one; else an empty one.
+    """Return the JSON object of a text, alone or in a list of one; else an empty dictionary.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def first_key(value: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """Return the first of the names under which an object has a value that is not null.
+    """Return the first of the names whose value in an object is not null.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def first_key(value: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a finite number, or a text that is one, as a float; else None.
+    """Return a finite number, or the text of one, as a float; else None.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_seconds(value: Any) -> float | None:
-    """Return a finite number as it is, and a clock time ``mm:ss`` or ``hh:mm:ss`` in seconds.
+    """Return a finite number, or a clock time ``mm:ss`` or ``hh:mm:ss`` in seconds; else None.
 
     Examples
     --------

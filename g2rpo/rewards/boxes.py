@@ -23,16 +23,16 @@ def box_iou(answer: str, truth: Any) -> float:
     ----------
     answer : str
         Boxes ``[x1, y1, x2, y2]`` or ``(x1, y1), (x2, y2)`` in any one unit. Those in JSON under
-        ``boxes``, ``bboxes``, ``bbox_2d``, ``bbox`` or ``box`` count; only without such a key all
-        that are found in the text do.
+        ``boxes``, ``bboxes``, ``bbox_2d``, ``bbox`` or ``box`` count; without such a key, all boxes
+        in the text.
     truth : str or list or dict
         The same, from 1 to 256 boxes; several of them without other text.
 
     Returns
     -------
     float
-        From 0 to 1. A box without area overlaps with none, but counts as one of the answer's; an
-        answer of no box, or of more than 256, is 0.
+        From 0 to 1. A box without area has no overlap, but counts as a box of the answer; 0 for an
+        answer without a box or with more than 256.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def overlap(box: Box | None, target: Box) -> float:
 
 
 def as_box(edges: Sequence[float] | None) -> Box | None:
-    """Return four numbers as a box, or None if they are none or enclose no finite area above 0.
+    """Return four numbers as a box; None for None, or unless the area is positive and finite.
 
     Examples
     --------
@@ -100,4 +100,4 @@ BOX: Kind[Box] = Kind(
     overlap=overlap,
     must=f"contain one box [x1,y1,x2,y2] with an area, or be a list of 1 to {MOST} of them",
 )
-"""How boxes are written and compared."""
+"""Notation and comparison of boxes."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from g2rpo._shown import shown
 
-from .truth import TruthError, bad_truth, comparable, one_truth
-from .wrapping import LONGEST, unwrap
+from .ground_truth import TruthError, bad_truth, comparable, one_truth
+from .unwrapping import LONGEST, unwrap
 
 _MUST = (
     "be the letter of one option, alone or with its text (B, or B. left); a question with several "
@@ -41,15 +41,16 @@ def choice_match(answer: str, truth: Any) -> float:
     ----------
     answer : str
         The option's letter, alone or before ``.``, ``)`` or ``:``, with or without brackets,
-        ``\boxed{…}``, ``$…$``, ``**…**`` and ``Answer:`` around it; or the option's text, where the
-        truth has it.
+        ``\boxed{…}``, ``$…$``, ``**…**`` and ``Answer:`` around it; or the option's text, if the
+        truth contains it.
     truth : str
         The letter, alone or with the option's text: ``B``, ``(b)``, ``B. left``.
 
     Returns
     -------
     float
-        0 or 1. A letter that opens a sentence (``A dog``) is a word, and two letters are no answer.
+        0 or 1. The first word of a sentence (``A dog``) is no letter, and two letters are no
+        answer.
 
     Raises
     ------
@@ -76,9 +77,9 @@ def choice_match(answer: str, truth: Any) -> float:
 
 
 def with_text(truth: Any, options: Sequence[str]) -> Any:
-    r"""Return the truth of a multiple-choice record with the text of its option, if it names one.
+    r"""Return the letter of a multiple-choice truth with its option's text, else the truth itself.
 
-    The text stands on a line of its own, since it may look like a letter itself.
+    The text is on a line of its own, since it may look like a letter itself.
 
     Examples
     --------
@@ -96,13 +97,13 @@ def with_text(truth: Any, options: Sequence[str]) -> Any:
 
 
 def _is_letter_of(text: str, options: int) -> bool:
-    # The text "A" of option B is no name for it.
+    # An option text that is the letter of an option is ambiguous.
     letter = text.strip().upper()
     return len(letter) == 1 and 0 <= ord(letter) - ord("A") < options
 
 
 def option_texts(options: Sequence[str]) -> list[str]:
-    """Return options without letters, if every one of them has its own.
+    """Return the options without their letters, if every option has one.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def option_texts(options: Sequence[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Return the text of an option without what does not matter in it.
+    """Return the text of an option without case, extra white space and a final full stop.
 
     Examples
     --------
@@ -143,14 +144,14 @@ def plain(text: str) -> str:
 
 
 def read_label(text: str, option: str = "") -> tuple[str | None, str]:
-    """Return the letter that a text names, if any, and what it says beside it.
+    """Return the option letter of a text, if it has one, and the rest of the text.
 
     Parameters
     ----------
     text : str
         An answer or a truth.
     option : str
-        Text of the right option, which may begin like a letter itself.
+        Text of the right option; it may begin with a letter that is no label.
 
     Examples
     --------

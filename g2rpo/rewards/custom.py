@@ -1,4 +1,4 @@
-"""Reward functions of one's own, as Python functions or by their import path."""
+"""Custom reward functions, as Python functions or by their import path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_function(path: str) -> Callable[..., Any]:
     Returns
     -------
     callable
-        What stands at that name.
+        The object of that name.
 
     Raises
     ------
@@ -63,13 +63,13 @@ def load_function(path: str) -> Callable[..., Any]:
 def with_own(
     functions: Mapping[str, RewardFunction | str] | None = None,
 ) -> dict[str, RewardFunction]:
-    """Return :data:`g2rpo.rewards.ACCURACY` together with a user's own functions.
+    """Return :data:`g2rpo.rewards.ACCURACY` together with custom functions.
 
     Parameters
     ----------
     functions : mapping, optional
         Problem type -> function, or its import path. A built-in type of that name is replaced;
-        letter case and spaces do not matter.
+        letter case and spaces are ignored.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def with_own(
     Raises
     ------
     ValueError
-        If a path leads nowhere.
+        If a path names no function.
     TypeError
         If a value is neither a function nor a path.
 
@@ -91,7 +91,7 @@ def with_own(
     own = {}
     builtin = {plain_name(name): name for name in ACCURACY}
     for name, function in (functions or {}).items():
-        # Beside the built-in type, an "ocr" of the user's would lose to "OCR" in some records.
+        # A custom "ocr" replaces the built-in "OCR", also for records with that spelling.
         problem_type = builtin.get(plain_name(name), name)
         if isinstance(function, str):
             own[problem_type] = load_function(function)
@@ -107,7 +107,7 @@ def with_own(
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Return the import path by which people know a function.
+    """Return the import path of a function, for messages.
 
     Examples
     --------
@@ -120,20 +120,20 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 def raised_at(error: BaseException, function: Callable[..., Any]) -> str:
-    """Return where a function raised an error, such as ``"colours.py, line 7"``.
+    """Return the place at which a function raised an error, such as ``"colours.py, line 7"``.
 
     Parameters
     ----------
     error : BaseException
-        As it was caught.
+        The caught error.
     function : callable
-        What was called.
+        The called function.
 
     Returns
     -------
     str
-        The last line of the function's own file on the way to the error, since that is what its
-        author can change; of an error that did not pass there, the last line of all.
+        The last line of the function's own file in the traceback, where its author can change it;
+        without such a line, the last one of all.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def _module(name: str, path: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # A module that exists but misses one of its own imports is another matter.
+        # The module may exist and miss one of its own imports.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(path, name, error) from error
         parent, _, last = error.name.rpartition(".")

@@ -1,4 +1,4 @@
-"""One response scored, and whatever happens while it is: the same in every process."""
+"""Scoring of one response without raising: its components, or the kind of fault."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from .custom import function_name, raised_at
+from .ground_truth import TruthError
 from .libraries import MissingLibraryError
 from .registry import RewardFunction
 from .score import BadRewardError, Components, components
-from .truth import TruthError
 
 Fault = Literal["truth", "library", "error", "timeout", "died"]
 
 
 class Job(NamedTuple):
-    """What it takes to score a response; ``problem_type`` is a key of the functions."""
+    """A response to score; ``problem_type`` is a key of the reward functions."""
 
     problem_type: str
     truth: Any
@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Components, or what went wrong: its kind, a line for people, and the traceback if any."""
+    """Components, or the kind of fault, its message and the traceback, if any."""
 
     components: Components | None
     fault: Fault | None = None
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 def evaluate(job: Job, functions: Mapping[str, RewardFunction]) -> Outcome:
-    """Score one response and never raise.
+    """Score one response; errors become outcomes.
 
     Examples
     --------
@@ -52,9 +52,11 @@ def evaluate(job: Job, functions: Mapping[str, RewardFunction]) -> Outcome:
         return Outcome(None, "library", str(error))
     except BadRewardError as error:
         return Outcome(None, "error", str(error))
-    # A function of the user's may raise anything; sys.exit() in it must not end the run.
+    # A custom function may raise anything; sys.exit() in it must not end the run.
     except (Exception, SystemExit) as error:
         function = functions[job.problem_type]
-        what = f"{type(error).__name__}: {error} ({raised_at(error, function)})"
-        message = f"reward function {function_name(function)} raised {what}"
+        message = (
+            f"reward function {function_name(function)} raised {type(error).__name__}: {error} "
+            f"({raised_at(error, function)})"
+        )
         return Outcome(None, "error", message, traceback.format_exc())

@@ -1,4 +1,4 @@
-"""Libraries that some rewards stand on, loaded when the first answer needs them."""
+"""Optional libraries of some rewards, imported at the first answer that needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class MissingLibraryError(ImportError):
 
 
 def library(module: str, purpose: str) -> Any:
-    """Return a module, or say which extra brings it.
+    """Return a module, or raise an error with the command that installs it.
 
     Examples
     --------

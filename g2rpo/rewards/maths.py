@@ -1,4 +1,4 @@
-"""Maths: an answer that is worth the same as the right one, however it is written."""
+"""Maths: equality of an answer and the right one as numbers or expressions, in any notation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .clock import OutOfTime, time_limit
+from .ground_truth import all_truths, bad_truth
 from .libraries import MissingLibraryError, library
 from .notation import DELIMITERS, Formula, to_latex
-from .quantity import like, read_quantity
-from .symbols import is_readable, is_same, same_number
-from .truth import all_truths, bad_truth
-from .wrapping import unwrap
+from .quantity import like, read_quantity, same_number
+from .time_limit import OutOfTime, time_limit
+from .unwrapping import unwrap
 
-# Text without a digit or a command is no number, which can be told without a library.
+# A text without a digit or a LaTeX command is no number.
 _WORDS = re.compile(r"[^\d\\]*")
 
 _MUST = "be a number or an expression, plain or in LaTeX"
-# A time of day, or a ratio of three and more: compared as it is written.
+# A time of day, or a ratio of three and more numbers: compared as text.
 _COLONS = re.compile(r"\d+(?::\d+){2,}|\d{1,2}:[0-5]\d(?:[ap]m)?")
 
 
@@ -33,9 +32,9 @@ def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
     truth : str, number or list
         The right one. A list is a collection of answers in any order: ``[2, 3]`` is ``2, 3``.
     seconds : float
-        Most time that reading and comparing the answer may take; then it counts as wrong. Kept in
-        the main thread and not on Windows, and not within one long call into C. In the processes of
-        :class:`g2rpo.rewards.RewardPool` the pool's own limit holds, always.
+        Time limit for parsing and comparing the answer; beyond it the answer is wrong. There is no
+        limit outside of the main thread, on Windows and within a long call into C. In the processes
+        of :class:`g2rpo.rewards.RewardPool` the pool's limit applies instead, without exceptions.
 
     Returns
     -------
@@ -52,11 +51,10 @@ def maths_match(answer: str, truth: Any, *, seconds: float = 5.0) -> float:
     Notes
     -----
     Integers are compared exactly, other numbers to six decimals or, below 1, to six digits, so that
-    0 equals 0 alone. Everything else goes to Math-Verify. A comma separates thousands in
-    ``1,234,567`` and ``10,00,000``, elsewhere it makes a list. Where the truth is
-    worked out, an answer that is not is wrong: ``7+5`` is not yet 12, and would let an answer
-    repeat the question; nor is ``12+0x``, and ``13=12`` is false. Other forms of a number, like
-    ``14/2``, are right.
+    only 0 equals 0. Everything else is compared by Math-Verify. A comma separates thousands in
+    ``1,234,567`` and ``10,00,000``, elsewhere the items of a list. If the truth is evaluated, an
+    unevaluated answer is wrong: ``7+5`` for 12, which may repeat the question, and ``12+0x``; so is
+    an equation that does not hold, ``13=12``. Other forms of a number, like ``14/2``, are right.
 
     Examples
     --------
@@ -103,7 +101,7 @@ class _Expected(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _expected(text: str) -> _Expected:
-    # The responses to one prompt share it. No time limit: a slow machine makes no answer unusable.
+    # Cached for the responses to one prompt. No time limit: a slow machine must not reject a truth.
     formula = to_latex(text)
     expressions = () if formula is None else tuple(_expressions(formula.latex))
     if formula is None or not expressions:
@@ -112,12 +110,14 @@ def _expected(text: str) -> _Expected:
 
 
 def _expressions(latex: str) -> list[Any]:
-    # What Math-Verify could not parse it returns as text, which is left out.
+    # Math-Verify returns unparsable parts as text: they are left out.
     if not latex:
         return []
     module = _math_verify()
-    # Units are set apart before. Without LaTeX alone Math-Verify would fall back on any number that
-    # it finds, such as the 10 of an unreadable power.
+    from .symbols import is_readable  # imports SymPy
+
+    # Units are removed before. Only the LaTeX extraction: the others would take any number in the
+    # text, such as the 10 of an unreadable power.
     normal = module.parser.NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
     )
@@ -128,12 +128,14 @@ def _expressions(latex: str) -> list[Any]:
 
 
 def _is_right(expected: _Expected, formula: Formula) -> bool:
+    from .symbols import is_same
+
     try:
         given = _expressions(formula.latex)
         return any(is_same(right, one) for right in expected.expressions for one in given)
     except MissingLibraryError:
         raise
-    except Exception:  # SymPy fails on some expressions in ways of its own
+    except Exception:  # SymPy raises errors of many types on some expressions
         return False
 
 
@@ -143,6 +145,6 @@ def _spelled(text: str) -> str:
 
 def _math_verify() -> Any:
     module = library("math_verify", "comparing expressions")
-    # Its warnings quote whole responses, or speak of a time limit that is set here.
+    # Its warnings quote whole responses, and recommend a time limit that is set here.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return module

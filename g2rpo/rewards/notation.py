@@ -1,4 +1,4 @@
-"""From mathematics as people and models type it to LaTeX that Math-Verify reads as it is meant."""
+"""Plain-text, Unicode and loose LaTeX mathematics to LaTeX that Math-Verify parses correctly."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from .ground_truth import comparable
 from .quantity import MAGNITUDES, in_ascii
-from .truth import comparable
 from .units import read_unit
-from .wrapping import LONGEST, unwrap
+from .unwrapping import LONGEST, unwrap
 
 
 class Formula(NamedTuple):
-    """LaTeX without its unit, and the unit if it is one that is known, or the base of a number."""
+    """LaTeX without its unit, and the known unit, or the base of a number."""
 
     latex: str
     unit: str = ""
@@ -46,7 +46,7 @@ _REWRITES = tuple(
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|!)(?![A-Za-z])", ""),
         (r"(?:\\?[$€£¥₹])\s*(?=-?[\d.]+\s*$)", ""),
-        # Groups of thousands that are no commas, then those of lakhs and crores.
+        # Thousands separated by spaces, then the Indian grouping of lakhs and crores.
         (
             rf"(?<![\d.,\\\w])[1-9]\d{{0,2}}(?:{_SPACE}\d{{3}})+(?![\d/])",
             lambda match: re.sub(_SPACE, "", match[0]),
@@ -87,11 +87,11 @@ _PLAIN_UNIT = re.compile(
 
 
 def to_latex(text: str) -> Formula | None:
-    r"""Return a text as LaTeX, or None where Math-Verify would read what is not meant.
+    r"""Return a text as LaTeX, or None where Math-Verify would misread it.
 
-    Powers, roots, fractions and signs that are characters of their own become commands; ``1e-7``
-    becomes a power of ten, and a unit is set apart. Two numbers side by side, which Math-Verify
-    adds, are no expression.
+    Unicode characters for powers, roots, fractions and signs become commands; ``1e-7`` becomes a
+    power of ten, and the unit is split off. Two numbers side by side, which Math-Verify adds, are
+    no expression.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def _without_unit(latex: str) -> Formula:
     if name.lower() in ("percent", "percentage", "pct"):
         return Formula(rf"{match['value']}\%")
     unit = read_unit(name + (match["power"] or ""))
-    # Behind numbers a text is a unit, known or not; other letters are symbols.
+    # Text after a number is a unit, known or not; other letters are symbols.
     return Formula(match["value"], unit or "") if unit or match.re is _TEXT_UNIT else Formula(latex)
 
 

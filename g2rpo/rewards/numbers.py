@@ -6,8 +6,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from .ground_truth import bad_truth, one_truth
 from .quantity import Quantity, like, read_quantity
-from .truth import bad_truth, one_truth
 
 _THRESHOLDS = tuple(Fraction(step, 100) for step in range(50, 100, 5))
 _MUST = "be a finite number"
@@ -36,10 +36,10 @@ def number_match(answer: str, truth: Any) -> float:
 
     Notes
     -----
-    Commas separate thousands where all groups are those of thousands (``1,234``, ``10,00,000``);
-    one comma elsewhere is that of decimals (``1,5``, ``0,125``); anything else (``3,5,7``) is no
-    number. A truth that is not 0 but has no digit in two decimals counts to two digits of its own.
-    A fraction or a root that is worth an integer (``14/2``) is still to be worked out.
+    Commas separate thousands where all groups allow it (``1,234``, ``10,00,000``); another single
+    comma is a decimal comma (``1,5``, ``0,125``); anything else (``3,5,7``) is no number. A truth
+    other than 0 that rounds to 0.00 is compared to two significant digits. An unevaluated fraction
+    or root with an integer value (``14/2``) is no number.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def number_match(answer: str, truth: Any) -> float:
 
 
 def mean_relative_accuracy(answer: str, truth: Any) -> float:
-    """Return the share of thresholds .5, .55, …, .95 that a number's relative error respects.
+    """Return the share of the thresholds .5, .55, …, .95 that a number's relative error passes.
 
     An answer passes threshold t if ``|answer - truth| / |truth| < 1 - t``, without rounding.
 

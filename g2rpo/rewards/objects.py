@@ -1,7 +1,7 @@
-"""Several boxes or spans of time in one answer: finding them, and matching them with the truth's.
+"""Boxes or spans of time in an answer: parsing, and matching with those of the truth.
 
-Boxes and spans are lists of numbers that may stand in JSON under a key of their own, as a list
-alone, or anywhere in a text. Reading takes time in proportion to the text.
+Boxes and spans are lists of numbers, in JSON under a known key, as a list alone, or anywhere in a
+text. Parsing takes linear time.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .answers import as_numbers, first_key, read_json, unfenced
+from .ground_truth import bad_truth, truth_text
 from .libraries import library
-from .truth import bad_truth, truth_text
 
 MOST = 256
-"""Largest number of objects in a truth or an answer; an answer with more scores 0, unmatched."""
+"""Largest number of objects in a truth or an answer; an answer with more scores 0."""
 
 Shape = TypeVar("Shape", bound=tuple[float, ...])
 
-# Qwen-VL and InternVL write their boxes between these.
+# Qwen-VL and InternVL put their boxes between these.
 _TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
 
 
 class Kind(NamedTuple, Generic[Shape]):
-    """Boxes or spans: how they are written and compared.
+    """Notation and comparison of boxes or of spans.
 
     Attributes
     ----------
@@ -35,15 +35,15 @@ class Kind(NamedTuple, Generic[Shape]):
     fields : tuple of tuples of str
         Sets of keys that hold the numbers one by one.
     number : function
-        Reads one number of a JSON list.
+        Converts one item of a JSON list to a number, or None.
     pattern : re.Pattern
-        One object in a text; the groups that match are its numbers.
+        One object in a text; its matching groups are the numbers.
     shape : function
-        Numbers, or None, to a shape; None if they enclose nothing.
+        Converts numbers, or None, to a shape; None for an empty one.
     overlap : function
         Intersection over union of two shapes.
     must : str
-        What a truth must be, for the error.
+        Required form of a truth, for the error.
     """
 
     names: tuple[str, ...]
@@ -61,9 +61,9 @@ class Found(NamedTuple):
     Attributes
     ----------
     objects : list of lists of numbers
-        None stands for an object that cannot be read. No further ones after :data:`MOST` + 1.
+        None is an object that cannot be read. At most :data:`MOST` + 1.
     alone : bool
-        Whether the answer is nothing but objects that can be read, from 1 to :data:`MOST`.
+        Whether the answer consists of 1 to :data:`MOST` readable objects and nothing else.
     """
 
     objects: list[list[float] | None]
@@ -73,8 +73,8 @@ class Found(NamedTuple):
 def find_objects(text: str, kind: Kind[Any]) -> Found:
     """Return the boxes or spans of an answer.
 
-    What JSON holds under a key of the kind counts, else the entries of a JSON list, else every
-    object that is written anywhere in the text.
+    They are the JSON values under a key of the kind, else the entries of a JSON list, else all
+    objects anywhere in the text.
     """
     text = _TOKENS.sub("", unfenced(text)).strip()
     value = read_json(text)
@@ -94,16 +94,16 @@ def find_objects(text: str, kind: Kind[Any]) -> Found:
 
 
 def named_objects(value: Any, kind: Kind[Any]) -> list[list[float] | None] | None:
-    """Return the objects under the outermost keys of a kind in a JSON value; None if it has none.
+    """Return the objects under the outermost keys of a kind in a JSON value; None without a key.
 
-    A key may hold the numbers of one object, or several objects in a list or by name. What cannot
-    be read counts as one object, None.
+    A value may be the numbers of one object, or several objects in a list or by name. An unreadable
+    value counts as one object, None.
     """
     return _collect(value, kind, named=False)
 
 
 def all_read(objects: Sequence[list[float] | None] | None) -> bool:
-    """Tell whether there are objects, no more than :data:`MOST`, and all can be read."""
+    """Return whether there are 1 to :data:`MOST` objects, and all can be read."""
     return objects is not None and 0 < len(objects) <= MOST and None not in objects
 
 
@@ -112,17 +112,17 @@ def match_objects(
 ) -> float:
     """Return the sum of IoU under the best one-to-one assignment, over the larger number.
 
-    Missing and surplus objects both lower the value, and the order does not matter. An object that
-    cannot be read, or encloses nothing, overlaps with none and counts as one of the answer's.
+    Missing and surplus objects both reduce the value; the order does not matter. An unreadable or
+    empty object has no overlap, but counts as an object of the answer.
     """
-    # Loaded for the truth, so that a missing library is told before anything is sampled.
+    # Loaded as soon as the truth needs it, so that a missing library is reported before sampling.
     assign = None
     if len(targets) > 1:
         purpose = "the best assignment of several objects"
         assign = library("scipy.optimize", purpose).linear_sum_assignment
     if len(objects) > MOST:
         return 0.0
-    # In one order, so that the sum has the same last bit for every permutation.
+    # Sorted, so that the sum has the same last bit for every order of the answer.
     targets = sorted(targets)
     shapes = sorted(shape for item in objects if (shape := kind.shape(item)) is not None)
     overlaps = [[kind.overlap(shape, target) for target in targets] for shape in shapes]
@@ -142,8 +142,8 @@ def truth_objects(truth: Any, kind: Kind[Shape]) -> list[Shape]:
     Raises
     ------
     TruthError
-        If one of them encloses nothing, there is none, more than :data:`MOST`, or more than one
-        in the midst of other text.
+        If one of them is empty, there is none, more than :data:`MOST`, or more than one inside of
+        other text.
     """
     found = find_objects(truth_text(truth, kind.must), kind)
     shapes = as_targets(found.objects, kind)
@@ -155,7 +155,7 @@ def truth_objects(truth: Any, kind: Kind[Shape]) -> list[Shape]:
 def as_targets(
     objects: Sequence[list[float] | None] | None, kind: Kind[Shape]
 ) -> list[Shape] | None:
-    """Return objects as the shapes of a truth, or None if they cannot be those of one."""
+    """Return objects as the shapes of a truth, or None unless all of them are valid."""
     if not objects or not all_read(objects):
         return None
     shapes = [shape for item in objects if (shape := kind.shape(item)) is not None]
@@ -163,7 +163,7 @@ def as_targets(
 
 
 def _collect(value: Any, kind: Kind[Any], *, named: bool) -> list[list[float] | None] | None:
-    # A stack in place of recursion: an answer may be nested as deeply as JSON can be read.
+    # A stack, not recursion: an answer may be nested deeply.
     objects: list[list[float] | None] = []
     any_named, count = named, len(kind.fields[0])
     stack = [(value, named)]
@@ -189,7 +189,7 @@ def _collect(value: Any, kind: Kind[Any], *, named: bool) -> list[list[float] | 
 
 
 def _embedded(text: str) -> Any:
-    # The JSON value in the midst of other text: from the first bracket to the last.
+    # A JSON value inside of other text: from the first bracket to the last.
     starts = [place for bracket in "[{" if (place := text.find(bracket)) >= 0]
     end = max(text.rfind("]"), text.rfind("}"))
     return read_json(text[min(starts) : end + 1]) if starts else None

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from .answers import as_points, as_seconds, read_object
 from .boxes import BOX
+from .ground_truth import bad_truth, truth_text
 from .libraries import library
 from .objects import as_targets, match_objects, named_objects
-from .truth import bad_truth, truth_text
 
 SIGMA = 50.0
 """Distance, in the units of the points, at which their similarity is exp(−1/2)."""
 
 TIME_SCALE = 2.0
-"""Seconds by which a moment may be off until its similarity is exp(−1)."""
+"""Distance in seconds at which the similarity of two times is exp(−1)."""
 
-# Nothing is left of the similarity here, and sums of such distances cannot overflow.
+# The similarity is 0 at this distance, and sums of such distances cannot overflow.
 _FARTHEST = 1e6
 _MUST = (
     'be {"boxes": [x1,y1,x2,y2], "positive_points": [[x,y], …], "negative_points": [[x,y], …]}, '
@@ -28,10 +28,7 @@ Points = list[list[float]]
 
 
 class Prompts(NamedTuple):
-    """Boxes, points on the object and beside it, and a moment; None for what cannot be read.
-
-    A box that cannot be read is None in the list of boxes.
-    """
+    """Boxes, points inside and outside of the object, and a time; None for an unreadable one."""
 
     boxes: list[list[float] | None] | None
     positive: Points | None
@@ -40,7 +37,7 @@ class Prompts(NamedTuple):
 
 
 def segmentation_match(answer: str, truth: Any) -> float:
-    """Return how near a box and points are to the right ones.
+    """Return the similarity of a box and points to the right ones.
 
     Image: ``.5 * IoU + .25 * positive + .25 * negative``. Video, where the truth has a time:
     ``.3 * IoU + .3 * exp(-|t - t'| / 2) + .2 * positive + .2 * negative``, in seconds.
@@ -56,7 +53,7 @@ def segmentation_match(answer: str, truth: Any) -> float:
     Returns
     -------
     float
-        From 0 to 1. A part that is missing or unreadable scores 0, the others count nonetheless.
+        From 0 to 1. A missing or unreadable part scores 0.
 
     Raises
     ------
@@ -90,7 +87,7 @@ def segmentation_match(answer: str, truth: Any) -> float:
 
 
 def point_similarity(points: Points | None, targets: Points) -> float:
-    """Return ``exp(-d² / (2 · 50²))``, d being the mean distance under the best assignment.
+    """Return ``exp(-d² / (2 · 50²))`` for the mean distance d under the best assignment.
 
     Parameters
     ----------
@@ -118,7 +115,7 @@ def point_similarity(points: Points | None, targets: Points) -> float:
 
 
 def read_prompts(given: dict[str, Any]) -> Prompts:
-    """Return what can be read of an answer that is a JSON object.
+    """Return the prompts in an answer that is a JSON object.
 
     Examples
     --------

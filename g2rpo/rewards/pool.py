@@ -1,4 +1,4 @@
-"""Many responses scored in processes of their own, each within a time limit."""
+"""Scoring of many responses in worker processes, with a time limit for each."""
 
 from __future__ import annotations
 
@@ -8,57 +8,102 @@ import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from .crew import Crew
 from .custom import with_own
 from .evaluate import Fault, Job, Outcome, evaluate
+from .ground_truth import TruthError
 from .registry import RewardFunction, find_type
 from .response import parse_response
-from .results import Failure, RewardError, Scored
-from .score import Components, registered, truth_of
-from .truth import TruthError
+from .score import PAPER_WEIGHTS, Components, Weights, registered, truth_of
+from .workers import Workers
+
+
+class RewardError(RuntimeError):
+    """A reward function raised, or returned no finite number."""
+
+
+class Failure(NamedTuple):
+    """A response that could not be scored.
+
+    Attributes
+    ----------
+    row : int
+        Its place in the batch.
+    number : int
+        Its record's number.
+    fault : {"timeout", "died", "error"}
+        Out of time, its process died twice, or the reward function failed.
+    message : str
+        One line that names the record and the function.
+    """
+
+    row: int
+    number: int
+    fault: Fault
+    message: str
+
+
+class Scored(NamedTuple):
+    """Rewards of a batch of responses.
+
+    Attributes
+    ----------
+    components : list of Components
+        In the order of the responses.
+    failures : list of Failure
+        In the same order. After ``timeout`` and ``died`` all components are 0: a fault of the
+        response. After ``error`` the accuracy is NaN (absent): a fault of the function.
+    """
+
+    components: list[Components]
+    failures: list[Failure]
+
+    def totals(self, weights: Weights = PAPER_WEIGHTS) -> list[float]:
+        """Return the weighted sum of each response's components, in reward units."""
+        return [parts.total(weights) for parts in self.components]
 
 
 class RewardPool:
-    """Processes that score responses, each response within a time limit.
+    """Processes that score responses, with a time limit for each response.
 
-    Made once per run: a process takes a moment to start. A response that takes too long costs its
-    process, which is killed and replaced; so does one that crashes it.
+    Use one pool per run: processes take seconds to start. A process is killed and replaced if a
+    response exceeds the time limit, and replaced if it crashes.
 
     Parameters
     ----------
     workers : int, optional
-        Number of processes; by default that of the cores, at most 8. With 0 everything is scored in
-        this process, without limit: nothing starts, and a function may be a lambda.
+        Number of processes; by default that of the cores, at most 8. With 0 responses are scored in
+        this process, without a time limit; then a function may be a lambda.
     functions : mapping, optional
         Problem type -> function of (answer, truth), or its import path ``module:function``, in
-        addition to :data:`ACCURACY`. Functions for processes stand at the top of a module.
+        addition to :data:`ACCURACY`. Functions for processes must be defined at the top of a
+        module.
     seconds : float
-        Most time that one response may take.
+        Time limit for one response.
     skip_errors : bool
-        Whether a reward function that raises, or returns no finite number, makes the accuracy
-        absent (NaN) and is counted. By default it ends the run.
+        Make the accuracy absent (NaN) where a reward function raises or returns no finite number,
+        and count the failure. By default such an error ends the run.
 
     Attributes
     ----------
     counts : Counter
-        Failures since the pool was made, by kind: ``timeout``, ``died``, ``error``.
+        Failures since the start of the pool, by kind: ``timeout``, ``died``, ``error``.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range, or an import path leads nowhere.
+        If an argument is out of its range, or an import path names no function.
     TypeError
         If a function cannot be sent to a process.
     ImportError
-        If processes are asked for and pebble is not installed.
+        If there are worker processes and pebble is not installed.
 
     Notes
     -----
-    Processes are spawned, never forked, so threads of PyTorch or JAX in this one do no harm. As
-    with every spawned process the main script is imported in it, and needs
-    ``if __name__ == "__main__":`` around what it does. One thread at a time may call the pool.
+    Processes are spawned, not forked, so threads of PyTorch or JAX in this process are safe. Every
+    spawned process imports the main script, which therefore needs ``if __name__ == "__main__":``
+    around its statements. One thread at a time may call the pool.
 
     Examples
     --------
@@ -85,11 +130,11 @@ class RewardPool:
         self._functions = with_own(functions)
         self._skip_errors = skip_errors
         self._closed = False
-        self._crew = None
+        self._workers = None
         count = default_workers() if workers is None else workers
         if count:
             own = {**registered(), **(functions or {})}
-            self._crew = Crew(count, _pickled(own), seconds)
+            self._workers = Workers(count, _pickled(own), seconds)
 
     def __enter__(self) -> RewardPool:
         return self
@@ -103,10 +148,10 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """End the processes; the pool scores no more. May be called again."""
+        """End the processes; :meth:`score` raises from then on. May be called again."""
         self._closed = True
-        if self._crew is not None:
-            self._crew.close()
+        if self._workers is not None:
+            self._workers.close()
 
     def score(
         self,
@@ -123,17 +168,17 @@ class RewardPool:
         records : sequence of mapping
             One for each response, with ``problem_type`` and ``answer``.
         responses : sequence of str
-            Everything that the policy wrote, N texts.
+            Complete responses of the policy, N texts.
         numbers : sequence of int, optional
             The records' numbers in their source, for messages; by default 0 to N - 1.
         places : sequence of str, optional
-            Where the records stand, such as ``"train.jsonl, line 7"``: what messages name in place
-            of numbers.
+            Places of the records, such as ``"train.jsonl, line 7"``, for messages in place of
+            numbers.
 
         Returns
         -------
         Scored
-            Components in the order of the responses, and what failed.
+            Components in the order of the responses, and failures.
 
         Raises
         ------
@@ -160,11 +205,11 @@ class RewardPool:
             self._job(record, response, place)
             for record, response, place in zip(records, responses, places, strict=True)
         ]
-        if self._crew is not None:
-            outcomes = self._crew.run(jobs)
+        if self._workers is not None:
+            outcomes = self._workers.run(jobs)
         else:
             outcomes = [evaluate(job, self._functions) for job in jobs]
-        return self._judge(jobs, outcomes, numbers, places)
+        return self._collect(jobs, outcomes, numbers, places)
 
     def _job(self, record: Mapping[str, Any], response: str, place: str) -> Job:
         if not isinstance(response, str):
@@ -180,7 +225,7 @@ class RewardPool:
             raise ValueError(f"{place}: {error}") from None
         return Job(problem_type, truth, response)
 
-    def _judge(
+    def _collect(
         self,
         jobs: list[Job],
         outcomes: list[Outcome],
@@ -212,14 +257,14 @@ class RewardPool:
 def score_all(
     records: Sequence[Mapping[str, Any]], responses: Sequence[str], **options: Any
 ) -> Scored:
-    """Score one batch in a pool of its own.
+    """Score one batch in a new pool.
 
     Parameters
     ----------
     records, responses
         As in :meth:`RewardPool.score`.
     **options
-        As in :class:`RewardPool`; ``workers=0`` starts no process.
+        Those of :class:`RewardPool`; ``workers=0`` starts no process.
 
     Returns
     -------
@@ -259,6 +304,6 @@ def _reward_error(message: str, trace: str) -> RewardError:
 
 
 def default_workers() -> int:
-    """Return how many processes a pool has where nothing is said: the cores, at most 8."""
+    """Return the default number of processes of a pool: that of the cores, at most 8."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return min(len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1, 8)

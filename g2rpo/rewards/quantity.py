@@ -1,4 +1,4 @@
-"""From a text to the exact number that it is, with its percent sign and its unit."""
+"""Text to an exact number, with its percent sign and unit."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from .units import CURRENCIES, SYMBOLS, read_unit
-from .wrapping import LONGEST, unwrap
+from .unwrapping import LONGEST, unwrap
 
 
 class Quantity(NamedTuple):
-    """A number as it is written.
+    """A number with its notation.
 
     Attributes
     ----------
     value : Fraction
-        Exact; of a root 50 digits.
+        Exact; a root to 50 digits.
     percent : bool
-        Whether a percent sign follows, which ``value`` leaves out.
+        Whether a percent sign follows; ``value`` is the number before it.
     unit : str
         Symbol of the unit, or an empty text.
     is_worked : bool
-        False for a fraction or a root that is worth an integer, such as ``14/2``.
+        False for an unevaluated fraction or root with an integer value, such as ``14/2``.
     """
 
     value: Fraction
@@ -65,12 +65,12 @@ _LATEX = tuple(
     )
 )
 
-# An integer in digits alone or in groups: 1,234,567 and 10,00,000, 1 234 567, 1'234'567.
+# An integer without or with groups of digits: 1,234,567 and 10,00,000, 1 234 567, 1'234'567.
 _INTEGER = (
     r"(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)|[1-9]\d?(?:,\d{2})+,\d{3}|\d+)(?!\d)"
 )
 _DECIMAL = rf"(?:{_INTEGER}(?:\.(?!\d*\.\d)\d*)?|\.\d+)"
-# With a comma before the decimals, or points between groups: 1,5 and 1.234,5 and 1.234.567.
+# A decimal comma, or points between groups: 1,5 and 1.234,5 and 1.234.567.
 _COMMA = (
     r"(?:[1-9]\d{0,2}(?:\.\d{3}){2,}(?:,\d+)?|[1-9]\d{0,2}(?:[. ]\d{3})+,\d+"
     r"|(?![1-9]\d{0,2},\d{3}(?!\d))\d+,\d+)(?![\d.,])"
@@ -88,7 +88,7 @@ MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion
 
 
 def read_quantity(text: str, *, algebra: bool = False) -> Quantity | None:
-    r"""Return the number that a text is, or None if it is anything else.
+    r"""Return the number of a text, or None if the text is anything else.
 
     Parameters
     ----------
@@ -97,8 +97,9 @@ def read_quantity(text: str, *, algebra: bool = False) -> Quantity | None:
         ``1.6×10⁻¹⁹``), a fraction or a mixed number (``3/4``, ``2 1/2``, ``½``), a square root
         (``√2``), then a percent sign, a magnitude (``million``) or a unit, plain or in LaTeX.
     algebra : bool
-        Whether the text may be algebra: then ``1,5`` is a list and no decimal comma, and letters
-        right behind a number, as in ``5m`` and ``2mg``, are symbols unless they can only be a unit.
+        Whether the text may be algebra: then ``1,5`` is a list, not a decimal comma, and letters
+        directly after a number, as in ``5m`` and ``2mg``, are symbols unless they can only be a
+        unit.
 
     Examples
     --------
@@ -132,14 +133,14 @@ def read_quantity(text: str, *, algebra: bool = False) -> Quantity | None:
 
 
 def in_ascii(text: str, fraction: str, power: str) -> str:
-    """Return a text with ASCII for signs, fractions and raised digits of one character.
+    """Return a text with Unicode signs, fractions and superscripts in ASCII.
 
     Parameters
     ----------
     text : str
         Any text.
     fraction, power : str
-        Forms of a fraction, for its numerator and denominator, and of an exponent.
+        Formats of a fraction, with numerator and denominator, and of an exponent.
 
     Examples
     --------
@@ -151,7 +152,7 @@ def in_ascii(text: str, fraction: str, power: str) -> str:
             part = Fraction(unicodedata.numeric(character)).limit_denominator(100)
             text = text.replace(character, fraction % (part.numerator, part.denominator))
     text = _RUN_OF_RAISED.sub(lambda run: power % run[0].translate(_RAISED), text)
-    # Between two digits it is the dash of a range.
+    # Between two digits it is a range.
     text = re.sub("(?<!\\d)\N{EN DASH}|\N{EN DASH}(?!\\d)", "-", text)
     return text.translate(_SAME)
 
@@ -194,7 +195,7 @@ def _digits(number: str, comma: bool) -> Fraction:
 
 
 def _rest(text: str) -> Quantity | None:
-    # What follows the digits, as a factor, a percent sign and a unit.
+    # The text after the digits, as a factor, a percent sign and a unit.
     if not text:
         return Quantity(Fraction(1))
     in_text = _TEXT.fullmatch(text)
@@ -214,10 +215,10 @@ def _rest(text: str) -> Quantity | None:
 
 
 def like(given: Quantity, right: Quantity) -> list[Fraction]:
-    """Return the values that one number may have in the terms of another.
+    """Return the possible values of a number in the unit of another.
 
-    A unit that only one of them has does not matter, two have to agree. Where only one has a
-    percent sign, it may be the unit of the question (50% is 50) or a hundredth (50% is 0.5).
+    Two units must be equal; a unit of only one of them is ignored. A percent sign of only one of
+    them may be the unit of the question (50% is 50) or a hundredth (50% is 0.5).
 
     Examples
     --------
@@ -231,3 +232,28 @@ def like(given: Quantity, right: Quantity) -> list[Fraction]:
     if given.percent == right.percent:
         return [given.value]
     return [given.value, given.value / 100 if given.percent else given.value * 100]
+
+
+def same_number(right: Fraction, given: Fraction) -> bool:
+    """Return whether two numbers are equal: integers exactly, others to about six digits.
+
+    The tolerance is 1e-6, below 1 relative to the larger number, and at least 1e-12 of it. So only
+    0 equals 0.
+
+    Examples
+    --------
+    >>> same_number(Fraction(10**20), Fraction(10**20 + 1))
+    False
+    >>> same_number(Fraction(1, 3), Fraction("0.333333"))
+    True
+    >>> same_number(Fraction(0), Fraction("1e-19"))
+    False
+    """
+    if right.denominator == given.denominator == 1:
+        return right == given
+    return abs(right - given) <= tolerance(max(abs(right), abs(given)))
+
+
+def tolerance(size: Fraction) -> Fraction:
+    """Return the largest difference of equal numbers of a magnitude."""
+    return max(min(size, Fraction(1)) / 10**6, size / 10**12)

@@ -1,4 +1,4 @@
-"""Which function scores the answers of which problem type."""
+"""Reward functions by problem type."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .maths import maths_match
 from .numbers import mean_relative_accuracy, number_match
 from .points import segmentation_match
 from .rouge import rouge_mean
+from .spans import span_iou
 from .structure import (
     box_structure,
     segmentation_structure,
@@ -21,7 +22,6 @@ from .structure import (
     tube_structure,
 )
 from .text import character_accuracy, word_accuracy
-from .times import span_iou
 from .video import track_iou, tube_iou
 
 RewardFunction = Callable[[str, Any], float]
@@ -49,7 +49,7 @@ TEXTS = frozenset(
         *("OCR", "character OCR", "open-ended"),
     }
 )
-"""Problem types with a text for an answer: a list in its place is a list of answers."""
+"""Problem types whose answer is a text; a list is then a list of right answers."""
 
 STRUCTURE: dict[str, RewardFunction] = {
     "spatial grounding": box_structure,
@@ -64,7 +64,7 @@ ALIASES = {
     "math": "maths",
     "spatial-temporal grounding": "spatio-temporal grounding",
 }
-"""Other names of problem types, as the authors' data spell them."""
+"""Other names of problem types, as in the authors' data."""
 
 _TUBE = '{"time": [1, 2], "boxes": {"1": [1, 2, 9, 8], "2": [2, 2, 9, 8]}}'
 _PROMPTS = (
@@ -86,16 +86,16 @@ EXAMPLES: dict[str, str] = {
     "tracking": '{"boxes": {"1": [10, 20, 90, 80], "2": [12, 20, 92, 80]}}',
     "segmentation": _PROMPTS,
 }
-"""Problem type -> an answer of the form that is asked for, right for itself as the truth."""
+"""Problem type -> an example of a well-formed answer, which is right if it is the truth too."""
 
 
 def find_type(name: object, known: Mapping[str, Any]) -> str:
-    """Return the problem type in ``known`` that a record names.
+    """Return the key of ``known`` for a record's problem type.
 
     Parameters
     ----------
     name : str
-        Letter case and the number of spaces do not matter; :data:`ALIASES` count.
+        Letter case and the number of spaces are ignored; :data:`ALIASES` are accepted.
     known : mapping
         Its keys are problem types.
 
@@ -127,7 +127,7 @@ def find_type(name: object, known: Mapping[str, Any]) -> str:
 
 
 def takes_texts(problem_type: str) -> bool:
-    """Tell whether a list of texts is a list of answers of a problem type, and not one answer.
+    """Return whether a list is a list of answers of a problem type, and not one answer.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def takes_texts(problem_type: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Return a problem type without what does not matter in its name.
+    """Return a problem type in lower case with single spaces.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """The answer format: ``<think>…</think><answer>…</answer>`` and nothing else.
 
-The paper's prompt says ``<thinking>``, models that were taught to reason say ``<think>``; either is
-fine. Reading takes time in proportion to the text, whatever the text is.
+The paper's prompt asks for ``<thinking>``, reasoning models use ``<think>``; both are accepted.
+Parsing takes linear time for any text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Some models write spaces inside of their tags, or capitals: < answer >, <ANSWER>.
+# Some models write tags with spaces or capitals: < answer >, <ANSWER>.
 _TAG = re.compile(r"<\s*(/\s*)?(think|thinking|answer)\s*>", re.IGNORECASE)
 _SHAPES = tuple(
     [f"<{thought}>", f"</{thought}>", "<answer>", "</answer>"] for thought in ("think", "thinking")
@@ -32,25 +32,25 @@ class Response(NamedTuple):
 
 
 def parse_response(text: str) -> Response:
-    """Take a response apart.
+    """Return the answer of a response, and whether its format is right.
 
     Parameters
     ----------
     text : str
-        Everything that the policy wrote.
+        Complete response of the policy.
 
     Returns
     -------
     Response
-        An answer is found in a malformed response too: format and accuracy are separate rewards.
+        A malformed response may have an answer: format and accuracy are separate rewards.
 
     Notes
     -----
-    A pair of tags is a closing tag and the nearest opening one before it, so a tag that the thought
-    mentions is not taken for the answer's. The answer is found between tags with spaces inside or
-    in capitals too, ``< answer >`` and ``<ANSWER>``, but such a response is malformed.
+    A pair of tags is a closing tag and the nearest opening tag before it, so a tag that the thought
+    mentions does not open the answer. Tags with spaces or capitals, ``< answer >`` and
+    ``<ANSWER>``, are found too, but such a response is malformed.
 
-    White space may stand around the thought and the answer; a tag inside either, or any other text
+    White space around the thought and the answer is allowed; a tag inside either, or other text
     outside, makes the response malformed.
 
     Examples

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from .ground_truth import all_truths, bad_truth, comparable
 from .libraries import library
 from .text import numbered
-from .truth import all_truths, bad_truth, comparable
 
-# Kana and ideographs are not set apart by spaces: each of them counts as a word.
+# There are no spaces between kana and ideographs: each of them counts as a word.
 _IDEOGRAPHS = (
     ("\u3040", "\u30ff"),
     ("\u3400", "\u9fff"),
@@ -34,9 +34,9 @@ def rouge_mean(answer: str, truth: Any) -> float:
     Parameters
     ----------
     answer : str
-        What the policy wrote.
+        Answer of the policy.
     truth : str or list of str
-        A text with at least one word, or several of them: the best counts.
+        A text with at least one word, or several of them: the best match counts.
 
     Returns
     -------
@@ -51,9 +51,9 @@ def rouge_mean(answer: str, truth: Any) -> float:
     Notes
     -----
     A word is a run of letters with their marks, digits and underscores of any script, in lower
-    case; an ideograph or kana is a word. Joiners and other characters that only format a text do
-    not count. There is no stemming. A truth of one word has no pairs, so the mean is then of
-    ROUGE-1 and ROUGE-L, and the right answer scores 1. The authors' code always gives 0 here.
+    case; an ideograph or kana is a word. Joiners and other format characters are ignored. There is
+    no stemming. A truth of one word has no pairs, so the mean is of ROUGE-1 and ROUGE-L, and the
+    right answer scores 1; the authors' code always gives 0 here.
 
     References
     ----------
@@ -94,7 +94,7 @@ def _words(text: str) -> list[str]:
 
 
 def _apart(character: str) -> str:
-    # What stands for a character in a text whose words are set apart by spaces.
+    # The replacement of a character in a text with spaces between words.
     if any(first <= character <= last for first, last in _IDEOGRAPHS):
         return f" {character} "
     if character.isalnum() or character == "_":

@@ -10,10 +10,10 @@ from g2rpo._shown import shown
 
 from .choice import choice_match, with_text
 from .custom import function_name
+from .ground_truth import TruthError, all_truths, bad_truth, truth_text
 from .maths import maths_match, maths_text
 from .registry import ACCURACY, STRUCTURE, TEXTS, RewardFunction, find_type
 from .response import parse_response
-from .truth import TruthError, all_truths, bad_truth, truth_text
 
 ACCURACY_WEIGHT = 0.9
 FORMAT_WEIGHT = 0.1
@@ -21,11 +21,11 @@ STRUCTURE_WEIGHT = 0.5
 
 
 class BadRewardError(ValueError):
-    """A reward function returned something else than a finite number."""
+    """A reward function returned no finite number."""
 
 
 class Weights(NamedTuple):
-    """What the components of a reward weigh in its total; the paper's by default.
+    """Weights of the reward components in their sum; by default those of the paper.
 
     Examples
     --------
@@ -47,11 +47,11 @@ class Components(NamedTuple):
     Attributes
     ----------
     accuracy : float
-        By the record's problem type; a user's own function may leave 0 to 1. NaN is absent.
+        By the record's problem type; a custom function may leave the range. NaN is absent.
     format : float
         1 if the response is one thought and one answer, else 0.
     structure : float
-        How much of the shape that the problem type asks for the answer has; 0 if the format fails.
+        Share of the answer's structure that the problem type requires; 0 if the format is wrong.
     """
 
     accuracy: float
@@ -109,7 +109,7 @@ def score(
     record : mapping
         With ``problem_type``, a key of :data:`ACCURACY`, and ``answer``.
     response : str
-        Everything that the policy wrote.
+        Complete response of the policy.
     functions : mapping, optional
         As in :func:`components`.
 
@@ -150,9 +150,9 @@ def components(
     record : mapping
         With ``problem_type`` and ``answer``, and ``options`` if an option may be named by its text.
     response : str
-        Everything that the policy wrote.
+        Complete response of the policy.
     functions : mapping, optional
-        Problem type -> function of (answer, truth), all that count; :data:`ACCURACY` by default.
+        All functions: problem type -> function of (answer, truth); :data:`ACCURACY` by default.
 
     Returns
     -------
@@ -191,28 +191,27 @@ def components(
 def check_record(
     record: Mapping[str, Any], functions: Mapping[str, RewardFunction] | None = None
 ) -> None:
-    """Raise if a record cannot be scored, before anything is sampled for it.
+    """Raise if a record cannot be scored, to find it before sampling.
 
     Parameters
     ----------
     record : mapping
         With ``problem_type`` and ``answer``.
     functions : mapping, optional
-        As in :func:`components`. What a user's own function takes is not known, so only the
-        problem type is checked.
+        As in :func:`components`. With a custom function only the problem type is checked.
 
     Raises
     ------
     ValueError
-        If the problem type is unknown, or the record's answer does not fit it: cannot be read, or
-        is not right for itself.
+        If the problem type is unknown, or the record's answer does not fit it: it cannot be read,
+        or scores less than 1 with itself as the truth.
 
     Examples
     --------
     >>> check_record({"problem_type": "regression", "answer": "about ten"})
     Traceback (most recent call last):
         ...
-    g2rpo.rewards.truth.TruthError: answer of a 'regression' record: truth is 'about ten';
+    g2rpo.rewards.ground_truth.TruthError: answer of a 'regression' record: truth is 'about ten';
     it must be a finite number
     """
     functions = ACCURACY if functions is None else functions
@@ -233,9 +232,9 @@ def check_record(
 
 
 def truth_of(record: Mapping[str, Any], function: RewardFunction) -> Any:
-    r"""Return what a reward function compares answers with.
+    r"""Return the truth that a reward function takes.
 
-    For multiple choice that is the letter with the text of its option, if the record has options.
+    For multiple choice it is the letter with the text of its option, if the record has options.
 
     Examples
     --------
@@ -257,7 +256,7 @@ _BUILTIN = tuple(ACCURACY.items())
 
 
 def is_builtin(function: RewardFunction) -> bool:
-    """Tell whether a function is one of this package, which raises on no answer.
+    """Return whether a function is one of this package; these raise on no answer.
 
     Examples
     --------
@@ -268,10 +267,10 @@ def is_builtin(function: RewardFunction) -> bool:
 
 
 def may_take_long(function: RewardFunction) -> bool:
-    """Tell whether nothing bounds the time that a function takes for an answer.
+    """Return whether the time of a function is not bounded by the length of the answer.
 
-    Most functions of this package take a time that the lengths of the answer and the truth bound.
-    Computer algebra does not, and of a user's own function nothing is known.
+    It is bounded for the functions of this package, except for computer algebra; the time of a
+    custom function is unknown.
 
     Examples
     --------
@@ -282,7 +281,7 @@ def may_take_long(function: RewardFunction) -> bool:
 
 
 def registered() -> dict[str, RewardFunction]:
-    """Return what has been put into :data:`ACCURACY` since this package was imported.
+    """Return the entries of :data:`ACCURACY` that were added or replaced since the import.
 
     Examples
     --------
@@ -297,7 +296,7 @@ def registered() -> dict[str, RewardFunction]:
 
 
 def _structure(function: RewardFunction, answer: str, truth: Any) -> float:
-    # A function of the user's has answers of its own, even under the name of a built-in type.
+    # A custom function has no structure, even under the name of a built-in type.
     shapes = [STRUCTURE.get(name) for name, builtin in _BUILTIN if builtin is function]
     shape = shapes[0] if shapes else None
     return 1.0 if shape is None else shape(answer, truth)
@@ -306,7 +305,7 @@ def _structure(function: RewardFunction, answer: str, truth: Any) -> float:
 def _finite(value: Any, function: RewardFunction) -> float:
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
-    except Exception:  # whatever the value's own conversion may raise
+    except Exception:  # the conversion of a custom type may raise anything
         number = math.nan
     if not math.isfinite(number):
         name = function_name(function)

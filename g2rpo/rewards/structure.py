@@ -1,4 +1,4 @@
-"""Structure: whether an answer has the shape that its problem type asks for."""
+"""Structure: whether an answer has the form that its problem type requires."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 from .answers import as_numbers, read_object
 from .boxes import BOX
+from .ground_truth import truth_text
 from .objects import all_read, find_objects, named_objects
 from .points import read_prompts
-from .times import SPAN
-from .truth import truth_text
+from .spans import SPAN
 from .video import as_frames, frame_name, named_frames
 
 SHAPE_OF_TRACK = 0.5
-"""Part of the structure of a track that its shape is worth; naming the right frames is the rest."""
+"""Share of a track's structure for its form; the rest is for naming the right frames."""
 
 
 def box_structure(answer: str, truth: Any) -> float:
-    """Return 1 for an answer of nothing but boxes, in any form that :func:`box_iou` reads, else 0.
+    """Return 1 for an answer that is only boxes, in any notation of :func:`box_iou`, else 0.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def box_structure(answer: str, truth: Any) -> float:
 
 
 def span_structure(answer: str, truth: Any) -> float:
-    """Return 1 for an answer of nothing but spans, in any form that :func:`span_iou` reads, else 0.
+    """Return 1 for an answer that is only spans, in any notation of :func:`span_iou`, else 0.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def span_structure(answer: str, truth: Any) -> float:
 
 
 def track_structure(answer: str, truth: Any) -> float:
-    """Return half for the shape of a track, and half for the share of the truth's frames it names.
+    """Return 0.5 for the form of a track, and 0.5 times the share of the truth's frames in it.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def track_structure(answer: str, truth: Any) -> float:
     Returns
     -------
     float
-        0 if the shape is wrong, else from 0.5 to 1.
+        0 if the form is wrong, else from 0.5 to 1.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def track_structure(answer: str, truth: Any) -> float:
 
 
 def tube_structure(answer: str, truth: Any) -> float:
-    """Return what :func:`track_structure` does for an answer with a span of time, else 0.
+    """Return :func:`track_structure` for an answer with a span of time, else 0.
 
     Examples
     --------

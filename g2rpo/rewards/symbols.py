@@ -1,4 +1,4 @@
-"""Two expressions of SymPy: whether one is the other, worked out. Imports SymPy when called."""
+"""Equality of two SymPy expressions, for evaluated answers. Importing this module imports SymPy."""
 
 from __future__ import annotations
 
@@ -8,33 +8,15 @@ from fractions import Fraction
 from typing import Any
 
 from .libraries import library
+from .quantity import same_number, tolerance
+
+sp: Any = library("sympy", "comparing expressions")
 
 _DIGITS = 30
 
 
-def same_number(right: Fraction, given: Fraction) -> bool:
-    """Tell whether two exact numbers are equal: integers exactly, others to about six digits.
-
-    Others may differ by a millionth, from 1 downwards by a millionth of the larger, and by
-    1e-12 of it if that is more. So 0 equals 0 alone.
-
-    Examples
-    --------
-    >>> same_number(Fraction(10**20), Fraction(10**20 + 1))
-    False
-    >>> same_number(Fraction(1, 3), Fraction("0.333333"))
-    True
-    >>> same_number(Fraction(0), Fraction("1e-19"))
-    False
-    """
-    if right.denominator == given.denominator == 1:
-        return right == given
-    return abs(right - given) <= _tolerance(max(abs(right), abs(given)))
-
-
 def is_readable(expression: Any) -> bool:
-    """Tell whether an expression has a value: 1/0 has none, and 13 = 12 does not hold."""
-    sp = _sympy()
+    """Return whether an expression is defined, unlike 1/0, and no equation false, as 13 = 12 is."""
     if any(node in (sp.nan, sp.zoo) for node in _nodes(expression)):
         return False
     equations = [equation for equation in _equations(expression) if not equation.free_symbols]
@@ -42,7 +24,7 @@ def is_readable(expression: Any) -> bool:
 
 
 def is_same(right: Any, given: Any) -> bool:
-    """Tell whether an answer is the right expression, worked out as far as that one is.
+    """Return whether an answer equals the right expression and is evaluated as far as that is.
 
     Parameters
     ----------
@@ -52,11 +34,9 @@ def is_same(right: Any, given: Any) -> bool:
     Returns
     -------
     bool
-        False also for an answer that still has to be worked out where ``right`` does not: with a
-        sum, difference or product of numbers, an integral or a limit, symbols that cancel, or an
-        equation that does not hold.
+        False also for an answer that is less evaluated than ``right``: with a sum, difference or
+        product of numbers, an integral or a limit, symbols that cancel, or a false equation.
     """
-    sp = _sympy()
     if right == given:
         return True
     if _operations(given) - _operations(right):
@@ -72,10 +52,10 @@ def is_same(right: Any, given: Any) -> bool:
         return _verify(right, given)
     if _free(offered) or (_is_unworked(offered) and not _is_unworked(wanted)):
         return False
-    # Two assignments also have to name the same symbol.
+    # Two assignments must also have the same symbol on their left sides.
     are_scalars = isinstance(wanted, sp.Expr) and isinstance(offered, sp.Expr)
     if are_scalars and (wanted is right or offered is given):
-        # A percent sign that only one of them has may be the unit of the question.
+        # A percent sign of only one of them may be the unit of the question.
         bare = _without_percent(wanted), _without_percent(offered)
         is_unit = (bare[0] == wanted) != (bare[1] == offered)
         return _same_value(wanted, offered) or (is_unit and _same_value(*bare))
@@ -86,7 +66,7 @@ def _verify(right: Any, given: Any) -> bool:
     math_verify = library("math_verify", "comparing expressions")
     sizes = [size for node in (*_nodes(right), *_nodes(given)) if (size := _size(node)) is not None]
     smallest = min(sizes, default=0)
-    # Decimals and digits, so that the smallest number has as many as one near 1.
+    # Decimals and digits for the same relative precision of the smallest number as of one near 1.
     places, digits = max(6, 5 - smallest), max(15, 15 - smallest)
     return bool(
         math_verify.verify(
@@ -108,24 +88,22 @@ def _same_value(right: Any, given: Any) -> bool:
     first, second = _parts(right), _parts(given)
     if first is None or second is None:
         return False
-    tolerance = _tolerance(max(map(abs, (*first, *second))))
-    return all(abs(one - other) <= tolerance for one, other in zip(first, second, strict=True))
+    allowed = tolerance(max(map(abs, (*first, *second))))
+    return all(abs(one - other) <= allowed for one, other in zip(first, second, strict=True))
 
 
 def _exact(expression: Any) -> Any:
-    # Decimals are what they say, not the binary numbers next to them.
-    sp = _sympy()
+    # Exact decimal fractions, not the nearest binary ones.
     exact = {number: sp.Rational(str(number)) for number in expression.atoms(sp.Float)}
     return expression.xreplace(exact).doit()
 
 
 def _parts(value: Any) -> tuple[Fraction, Fraction] | None:
-    # The real and the imaginary part, if they are numbers.
-    sp = _sympy()
+    # The real and the imaginary part, if both are numbers.
     parts = [part.evalf(_DIGITS) for part in value.as_real_imag()]
     if not all(isinstance(part, sp.Float | sp.Integer) for part in parts):
         return None
-    # A sum that cancels leaves a rest without a digit that is right.
+    # The result of a sum that cancels has no correct digit.
     rests = [isinstance(part, sp.Float) and part._prec <= 1 for part in parts]
     exact = [
         Fraction(0) if rest else Fraction(str(part))
@@ -134,12 +112,7 @@ def _parts(value: Any) -> tuple[Fraction, Fraction] | None:
     return exact[0], exact[1]
 
 
-def _tolerance(size: Fraction) -> Fraction:
-    return max(min(size, Fraction(1)) / 10**6, size / 10**12)
-
-
 def _size(node: Any) -> int | None:
-    sp = _sympy()
     if not isinstance(node, sp.Expr) or not node.is_number:
         return None
     number = node.evalf(3)
@@ -148,32 +121,23 @@ def _size(node: Any) -> int | None:
     return Decimal(str(number)).adjusted() if number else None
 
 
-def _sympy() -> Any:
-    return library("sympy", "comparing expressions")
-
-
 def _nodes(expression: Any) -> Iterable[Any]:
-    sp = _sympy()
-    nodes: Iterable[Any] = sp.preorder_traversal(expression)
-    return nodes
+    return sp.preorder_traversal(expression)  # type: ignore[no-any-return]
 
 
 def _operations(expression: Any) -> set[Any]:
-    sp = _sympy()
     kinds = (sp.Derivative, sp.Integral, sp.Limit, sp.Product, sp.Sum)
     return {type(node) for node in _nodes(expression) if isinstance(node, kinds)}
 
 
 def _without_percent(expression: Any) -> Any:
-    # Math-Verify makes a product of a number and 1/100 of it.
-    sp = _sympy()
+    # Math-Verify parses a percent sign as a product with an unevaluated 1/100.
     factors = expression.args if isinstance(expression, sp.Mul) else ()
     rest = [factor for factor in factors if not isinstance(factor, sp.UnevaluatedExpr)]
     return rest[0] if len(rest) == 1 and len(factors) == 2 else expression
 
 
 def _is_unworked(expression: Any) -> bool:
-    sp = _sympy()
     for node in _nodes(expression):
         if isinstance(node, sp.Add) and sum(map(_is_number, node.args)) > 1:
             return True
@@ -188,7 +152,6 @@ def _is_number(node: Any) -> bool:
 
 def _is_factor(node: Any) -> bool:
     # Not a sign, a division, a percent sign, or the power of ten of scientific notation.
-    sp = _sympy()
     if isinstance(node, sp.UnevaluatedExpr) or node == -1:
         return False
     if isinstance(node, sp.Pow):
@@ -199,31 +162,26 @@ def _is_factor(node: Any) -> bool:
 
 
 def _is_relation(expression: Any) -> bool:
-    sp = _sympy()
     return isinstance(expression, sp.core.relational.Relational | sp.logic.boolalg.BooleanFunction)
 
 
 def _equations(expression: Any) -> list[Any]:
-    sp = _sympy()
     return [node for node in _nodes(expression) if isinstance(node, sp.Eq)]
 
 
 def _links(expression: Any) -> list[Any]:
-    # The parts of a chain of relations, in the order in which they are written.
-    sp = _sympy()
+    # The parts of a chain of relations, in written order.
     if isinstance(expression, sp.logic.boolalg.BooleanFunction):
         return list(getattr(expression, "_unsorted_args", expression.args))
     return [expression]
 
 
 def _is_equation(expression: Any) -> bool:
-    sp = _sympy()
     return all(isinstance(link, sp.Eq) for link in _links(expression))
 
 
 def _is_assignment(expression: Any) -> bool:
     # x = 12, ab = 12, f(x) = 12: a name and its value.
-    sp = _sympy()
     if not _is_equation(expression):
         return False
     name = _links(expression)[0].lhs
@@ -236,8 +194,7 @@ def _last(expression: Any) -> Any:
 
 
 def _free(expression: Any) -> set[Any]:
-    # Symbols that a value depends on; in a list of assignments the names are none.
-    sp = _sympy()
+    # Free symbols of a value, without the names that assignments define.
     if _is_assignment(expression):
         return set(_last(expression).free_symbols)
     if isinstance(expression, sp.FiniteSet | sp.Tuple):
@@ -246,7 +203,6 @@ def _free(expression: Any) -> set[Any]:
 
 
 def _never_holds(equation: Any) -> bool:
-    sp = _sympy()
     left, right = equation.lhs, equation.rhs
     if not isinstance(left, sp.Expr) or not isinstance(right, sp.Expr):
         return False

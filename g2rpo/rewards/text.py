@@ -1,12 +1,12 @@
-"""Read text: 1 − word error rate, 1 − character error rate, of texts in composed form (NFC)."""
+"""OCR: 1 − word error rate, 1 − character error rate, of texts in composed form (NFC)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from .ground_truth import all_truths, comparable
 from .libraries import library
-from .truth import all_truths, comparable
 
 _MUST = "contain the text that is to be read"
 
@@ -15,14 +15,14 @@ def word_accuracy(answer: str, truth: Any) -> float:
     """Return ``max(0, 1 - WER)``: one less the word error rate.
 
     The word error rate is the smallest number of words to insert, delete or replace, over the
-    number of words that are written.
+    number of words of the truth.
 
     Parameters
     ----------
     answer : str
-        What the policy read. Words are what white space separates; letter case counts.
+        Text of the policy. Words are separated by white space; letter case counts.
     truth : str or list of str
-        What is written, not empty; a list of texts if several are right: the best counts.
+        Text in the image, not empty; a list of texts if several are right: the best match counts.
 
     Returns
     -------
@@ -45,14 +45,14 @@ def word_accuracy(answer: str, truth: Any) -> float:
 
 
 def character_accuracy(answer: str, truth: Any) -> float:
-    """Return ``max(0, 1 - edits / len(truth))``, edits being the Levenshtein distance.
+    """Return ``max(0, 1 - edits / len(truth))`` with the Levenshtein distance ``edits``.
 
     Parameters
     ----------
     answer : str
-        What the policy read; surrounding white space does not count.
+        Text of the policy; surrounding white space is ignored.
     truth : str or list of str
-        What is written, not empty; a list of texts if several are right: the best counts.
+        Text in the image, not empty; a list of texts if several are right: the best match counts.
 
     Returns
     -------
@@ -74,9 +74,9 @@ def character_accuracy(answer: str, truth: Any) -> float:
 
 
 def numbered(*texts: Sequence[str]) -> list[list[int]]:
-    """Return sequences of words as sequences of numbers, the same number for the same word.
+    """Return sequences of words as sequences of numbers, with equal numbers for equal words.
 
-    RapidFuzz compares the elements of a list by their hash; numbers are their own.
+    RapidFuzz compares the elements of a list by their hashes; those of small integers are unique.
 
     Examples
     --------
@@ -89,6 +89,6 @@ def numbered(*texts: Sequence[str]) -> list[list[int]]:
 
 def _accuracy(given: Sequence[Any], expected: Sequence[Any]) -> float:
     distance = library("rapidfuzz.distance", "the distance of two texts").Levenshtein.distance
-    # Past the length of what is expected the reward is 0 anyway, so RapidFuzz may stop counting.
+    # A distance beyond the length of the truth gives 0, so RapidFuzz may stop there.
     edits: int = distance(given, expected, score_cutoff=len(expected))
     return max(0.0, 1 - edits / len(expected))

@@ -1,4 +1,4 @@
-"""Units of measure and currencies behind or before a number: told apart, never converted."""
+"""Units of measure and currencies after or before a number: compared, never converted."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CURRENCIES = "$€£¥₹"
 SYMBOLS = frozenset({"m", "g", "s", "l", "L", "h", "N", "J", "W", "V", "mm", "mg", "ml", "mL"}) | {
     *("ms", "mi", "in", "Pa", "Hz")
 }
-"""Units that could as well be symbols or products of symbols."""
+"""Units that may also be symbols or products of symbols."""
 
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _WORD = r"[A-Za-z°℃℉$€£¥₹¢]+"
@@ -69,7 +69,7 @@ _UNIT = re.compile(
 
 
 def read_unit(text: str) -> str | None:
-    """Return the symbol of the unit that a text is, or None if it is none that is known.
+    """Return the symbol of a unit, or None for an unknown one.
 
     Examples
     --------

@@ -7,9 +7,9 @@ from typing import Any
 
 from .answers import as_numbers, first_key, read_object
 from .boxes import BOX, Box, as_box, overlap
+from .ground_truth import bad_truth, truth_text
 from .objects import as_targets, match_objects, named_objects
-from .times import SPAN
-from .truth import bad_truth, truth_text
+from .spans import SPAN
 
 _TRACK_MUST = 'be {"boxes": {frame: [x1,y1,x2,y2], …}}, every box with an area'
 _TUBE_MUST = 'be {"time": [start,end], "boxes": {frame: [x1,y1,x2,y2], …}}, every box with an area'
@@ -21,16 +21,16 @@ def track_iou(answer: str, truth: Any) -> float:
     Parameters
     ----------
     answer : str
-        ``{"boxes": {"1": [x1, y1, x2, y2], "2": …}}``, frame by frame; the keys of
-        :func:`box_iou` in place of ``boxes`` are fine.
+        ``{"boxes": {"1": [x1, y1, x2, y2], "2": …}}``, frame by frame; or another key of
+        :func:`box_iou`.
     truth : str or dict
         The same, with at least one frame.
 
     Returns
     -------
     float
-        From 0 to 1. A frame that the answer leaves out, or gives a box without area, counts 0;
-        frames that the truth does not have do not count.
+        From 0 to 1. A frame without a box of positive area in the answer counts 0; additional
+        frames are ignored.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def tube_iou(answer: str, truth: Any) -> float:
 
     Notes
     -----
-    Space is the mean over all frames of the truth. The authors' code averages over those that the
-    answer has too, so that one good frame is enough for full marks.
+    The spatial part is the mean over all frames of the truth. The authors' code averages over the
+    frames that the answer contains, so that one frame is enough for a full score.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def tube_iou(answer: str, truth: Any) -> float:
 
 
 def named_frames(value: dict[str, Any]) -> dict[str, Any]:
-    """Return what an object of an answer holds frame by frame, empty if it is no object itself.
+    """Return the frames of an answer: the object under a key of boxes, else an empty one.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def named_frames(value: dict[str, Any]) -> dict[str, Any]:
 def as_frames(value: dict[str, Any]) -> dict[float | str, Box]:
     """Return the boxes of a JSON object ``{frame: [x1, y1, x2, y2]}`` that have an area.
 
-    The name of a frame that is a number counts as that number: ``"1"`` and ``"1.0"`` are one frame.
+    Names of frames are compared as numbers where they are: ``"1"`` and ``"1.0"`` are one frame.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def as_frames(value: dict[str, Any]) -> dict[float | str, Box]:
 
 
 def frame_name(name: str) -> float | str:
-    """Return the name of a frame as the number that it is, or as it stands.
+    """Return the name of a frame as a number, or without surrounding spaces if it is none.
 
     Examples
     --------

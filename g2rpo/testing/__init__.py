@@ -1,12 +1,12 @@
 # ruff: noqa: E402 (a missing package is named before anything needs it)
 """Property-based tests of advantage functions: batches, invariants and a slow oracle.
 
-:func:`check_advantages` runs every invariant on a function of your own, and shows the smallest
-batch that breaks one. :func:`reward_batches` draws the batches for tests of another kind, and
-:mod:`g2rpo.testing.oracle` says in plain Python what the core must compute.
+:func:`check_advantages` runs every invariant on your own function, and shows the smallest batch
+that breaks one. :func:`reward_batches` draws batches for other tests, and
+:mod:`g2rpo.testing.oracle` is a reference implementation in plain Python.
 
-Nothing here is loaded by ``import g2rpo``. It needs Hypothesis, which comes with
-``pip install "g2rpo[cli]"``.
+``import g2rpo`` does not import this package. It needs Hypothesis, which
+``pip install "g2rpo[cli]"`` installs.
 
 Examples
 --------

@@ -26,15 +26,15 @@ class Counterexample:
     Attributes
     ----------
     message : str
-        What is wrong, in one line.
+        Description of the violation, one line.
     batch : RewardBatch
         The batch.
     arguments : tuple of numpy.ndarray
-        What the function was called with: the batch's two or three arrays.
+        Positional arguments of the call: the batch's two or three arrays.
     keywords : dict of str to numpy.ndarray
-        What it was called with by name: ``lengths``, if it takes them.
+        Keyword arguments of the call: ``lengths``, if the function takes them.
     columns : dict of str to numpy.ndarray
-        What came out, what was expected, and whatever else says why; shape (N,) each.
+        Columns of the report, such as actual and expected advantages; shape (N,) each.
     """
 
     message: str
@@ -54,11 +54,11 @@ class Result:
     Attributes
     ----------
     invariant : Invariant
-        What was checked.
+        The invariant.
     counterexample : Counterexample or None
         None if it holds.
     waived : bool
-        Whether a failure was declared to be all right.
+        Whether a failure is allowed.
     """
 
     invariant: Invariant
@@ -72,7 +72,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """``"holds"``, ``"fails"`` or, for a failure that is all right, ``"waived"``."""
+        """``"holds"``, ``"fails"`` or, for an allowed failure, ``"waived"``."""
         return "holds" if self.holds else "waived" if self.waived else "fails"
 
 
@@ -88,7 +88,7 @@ def verify_advantages(
     batches: SearchStrategy[RewardBatch] | None = None,
     seed: int = 0,
 ) -> list[Result]:
-    """Look for a counter-example to every invariant.
+    """Search for a counter-example to every invariant.
 
     Parameters
     ----------
@@ -97,22 +97,23 @@ def verify_advantages(
         floating point, labels int64, all of shape (N,). With a keyword ``lengths`` it also gets
         the responses' lengths in tokens, int64.
     invariants : iterable of str or Invariant, optional
-        Which; all of :data:`INVARIANTS` by default.
+        Invariants to check; all of :data:`INVARIANTS` by default.
     waive : iterable of str, optional
         Names of invariants that may fail.
     max_examples : int, optional
-        How many batches each invariant is tried on.
+        Number of batches per invariant.
     tolerance : float, optional
-        How far advantages may be from what they must be, in units of the largest advantage or 1.
-        The default forgives a small constant in a denominator; 0 demands equal bits.
+        Largest difference of advantages from their expected values, in units of the largest
+        advantage or 1. The default allows for a small constant in a denominator; 0 requires equal
+        bits.
     library : {"numpy", "torch", "jax"}, optional
-        Whose arrays the function takes.
+        Library of the arrays that the function takes.
     dtype : {"float32", "float64"}, optional
-        Of the rewards.
+        Dtype of the rewards.
     batches : SearchStrategy of RewardBatch, optional
-        Draw the batches from here instead of from each invariant's own strategy.
+        Strategy of the batches; by default that of each invariant.
     seed : int, optional
-        Of the search: the same seed tries the same batches.
+        Seed of the search: the same seed draws the same batches.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def verify_advantages(
 
 
 def check_advantages(fn: AdvantageFunction, **options: Any) -> None:
-    """Raise unless an advantage function keeps every invariant; for a test of your own.
+    """Raise unless every invariant holds for an advantage function; for use in your own tests.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def _search(
 
     def example_of(message: str, batch: RewardBatch, columns: dict[str, Any]) -> Counterexample:
         keywords = subject.keywords(batch)
-        # A length stands before what came of it.
+        # Lengths come before the advantages.
         shown = {name.removesuffix("s"): values for name, values in keywords.items()} | columns
         return Counterexample(message, batch, subject.arguments(batch), keywords, shown)
 

@@ -1,9 +1,9 @@
-"""What a good advantage function keeps, each as a small object with a name.
+"""Invariants of advantage functions.
 
-An invariant draws a batch, perhaps a *change* of it, and checks what the function makes of them.
-A group's *present* rewards are those that are not NaN; a group *has signal* when its present
-rewards are not all equal. By default the batches hold ordinary rewards, so that a function breaks
-only what it truly breaks; infinities, NaN and unusual labels each have an invariant of their own.
+An invariant draws a batch, in some cases a *change* of it, and checks the advantages. A group's
+*present* rewards are those that are not NaN; a group *has signal* when its present rewards are not
+all equal. By default batches have ordinary rewards only: infinities, NaN and unusual labels each
+have a separate invariant, so that they do not break the others.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ ordinary_batches: Batches = partial(
 
 @dataclass(frozen=True)
 class Invariant:
-    """Something that holds for every batch, or fails on one.
+    """A property of advantage functions that can be checked on a batch.
 
     Attributes
     ----------
     name, statement : str
-        What it is called, and what it says, in one line.
+        Name, and the property in one line.
     check : callable
         ``check(subject, batch)``, or ``check(subject, batch, change)``, raises
-        :class:`Violation` if it does not hold. ``subject(batch)`` are the advantages.
+        :class:`Violation` if it does not hold. ``subject(batch)`` returns the advantages.
     change : callable, optional
         ``change(batch)`` -> strategy of the changes.
     batches : callable, optional
@@ -74,7 +74,7 @@ class Invariant:
     def inputs(
         self, dtype: DType, batches: SearchStrategy[RewardBatch] | None = None
     ) -> SearchStrategy[tuple[Any, ...]]:
-        """Return the strategy of what follows the subject in the arguments of ``check``."""
+        """Return the strategy of the arguments of ``check`` after the subject."""
         drawn = self.batches(dtype=dtype) if batches is None else batches
         if self.change is None:
             return drawn.map(lambda batch: (batch,))
@@ -141,7 +141,7 @@ def _pairs(batch: RewardBatch) -> SearchStrategy[tuple[int, int]]:
 
 @_invariant("permutation", "The order of the rollouts does not matter", change=_pairs)
 def _permutation(subject: Subject, batch: RewardBatch, swap: tuple[int, int]) -> None:
-    # Every order is reached by swaps, and every batch is drawn in any order.
+    # Swaps generate all permutations, and batches are drawn in any order.
     order = np.arange(batch.rewards.shape[0])
     order[list(swap)] = swap[::-1]
     before, after = subject(batch), subject(batch.take(order))[order]
@@ -232,7 +232,7 @@ def _new_reward(batch: RewardBatch) -> SearchStrategy[tuple[int, int]]:
 
 @_invariant("task-isolation", "A reward of one task touches no other task", change=_new_reward)
 def _task_isolation(subject: Subject, batch: RewardBatch, change: tuple[int, int]) -> None:
-    # One reward at a time reaches every other batch of rewards.
+    # Changes of one reward at a time generate all changes.
     rollout, reward = change
     others = batch.tasks != batch.tasks[rollout]
     if not np.any(others):
@@ -301,18 +301,18 @@ def _absent(subject: Subject, batch: RewardBatch) -> None:
     expected = np.zeros_like(advantages)
     if not np.all(absent):
         expected[~absent] = subject(batch.take(~absent))
-    # Leaving rollouts out changes how sums are rounded.
+    # Sums over fewer rollouts have other rounding errors.
     if np.any(subject.far(advantages, expected, rounding=16)):
-        text = "a NaN reward counts for something"
+        text = "a NaN reward changes other advantages, or has one itself"
         raise Violation(text, advantage=advantages, expected=expected)
 
 
 def _sum(subject: Subject, advantages: Values) -> tuple[float, float]:
-    """Return the sum, and what it may be: each advantage may be off by the tolerance."""
+    """Return the sum, and its largest allowed magnitude."""
     if not np.all(np.isfinite(advantages)):
         return math.nan, 0.0
     allowed = subject.tolerance + 4 * subject.rounding
-    # In floats, a sum of the largest magnitudes overflows.
+    # Scaled, since a sum of the largest floats overflows.
     scale = scale_of(advantages)
     total = math.fsum(advantages / scale)
     return total * scale, allowed * len(advantages) * scale

@@ -1,9 +1,9 @@
-"""The method written out in plain Python, slowly: what the core must agree with.
+"""Slow reference implementation of the method in plain Python, for comparison with the core.
 
-Nothing is shared with the core but the argument names. Lists of Python floats go in and come out;
-means and variances are exact fractions, and square roots have fifty digits. A NaN reward is
-absent: it enters no rank and no mean, and gets 0. A baseline's group that holds an infinite reward
-has no mean and gets NaN; ``ema_grpo_advantages`` wants finite rewards.
+It shares no code with the core. Arguments and results are lists of Python floats; means and
+variances are exact fractions, and square roots have fifty digits. A NaN reward is absent: it enters
+no rank and no mean, and gets 0. For the baselines a group with an infinite reward has no mean and
+gets NaN; ``ema_grpo_advantages`` needs finite rewards.
 
 Examples
 --------
@@ -91,7 +91,7 @@ def gaussian_advantages(
     live = [False] * len(groups)
     for group in _indices(groups):
         here = [i for i in group if present[i]]
-        # Components that cancel leave no signal, though no rank says so.
+        # Components that cancel leave no signal, although their ranks differ.
         of_ranks = not decoupled and len({grid[i] for i in here}) > 1
         signal = of_ranks or (decoupled and any(matched[i] for i in here))
         for i in here:
@@ -102,7 +102,7 @@ def gaussian_advantages(
     if task_stage == "standardize":
         return _standardised(matched, live, tasks)
     taking_part = present if task_stage == "match-all" else live
-    # Two ways to the same real number differ in their last bit; here they are equal again.
+    # Rounded, since two computations of the same real number may differ in the last bit.
     again = [
         round(a, 12) + 0.0 if part else math.nan
         for a, part in zip(matched, taking_part, strict=True)
@@ -121,10 +121,10 @@ def grpo_advantages(
     """Subtract the group's mean; divide by a standard deviation plus epsilon, or not."""
     summed = _one_reward(rewards, component_weights)
     advantages = [0.0] * len(summed)
-    for everybody in _present(summed, [0] * len(summed)):
+    for batch in _present(summed, [0] * len(summed)):
         for here in _present(summed, groups):
             values = [summed[i] for i in here]
-            std = _std([summed[i] for i in (here if scale == "group" else everybody)])
+            std = _std([summed[i] for i in (here if scale == "group" else batch)])
             divisor = None if std is None else std + Decimal(epsilon)
             for i in here:
                 by = Decimal(1) if scale == "none" else divisor
@@ -165,7 +165,7 @@ def gdpo_advantages(
         else math.fsum(w * a for w, a in zip(weights, row, strict=True))
         for given, row in zip(zip(*columns, strict=True), zip(*scores, strict=True), strict=True)
     ]
-    # A group with an infinity has no score, which is not the same as an absent reward.
+    # The score of a group with an infinity is undefined, which differs from an absent reward.
     undefined = [any(map(math.isnan, row)) for row in zip(*scores, strict=True)]
     batch = grpo_advantages(total, [0] * len(total), epsilon=epsilon)
     return [math.nan if u else a for u, a in zip(undefined, batch, strict=True)]
@@ -185,7 +185,7 @@ def ema_grpo_advantages(
 ) -> list[float]:
     """Subtract the group's mean and divide by the running deviation of the task, clipped.
 
-    ``moments`` holds the first and second moment by task, and is brought up to date.
+    ``moments``, the first and second moment by task, is updated in place.
     """
     summed = _one_reward(rewards, component_weights)
     tasks = tasks or [0] * len(summed)
@@ -225,9 +225,9 @@ def reinforce_plus_plus_advantages(
 ) -> list[float]:
     """Normalise over the batch; with a baseline subtract the group's mean before."""
     summed = _one_reward(rewards, component_weights)
-    everybody = [0] * len(summed)
+    batch = [0] * len(summed)
     if not group_baseline:
-        return grpo_advantages(summed, everybody, epsilon=epsilon)
+        return grpo_advantages(summed, batch, epsilon=epsilon)
     exact = {i: Fraction(summed[i]) for i, r in enumerate(summed) if math.isfinite(r)}
     advantages = [0.0] * len(summed)
     centred = {}
@@ -277,7 +277,7 @@ def pass_at_k_advantages(
     threshold: float = 0.5,
     component_weights: Sequence[float] | None = None,
 ) -> list[float]:
-    """Standardise the subsets' rewards; a response gets the mean over those that it is in."""
+    """Standardise the rewards of all subsets; a response gets the mean over its subsets."""
     summed = _one_reward(rewards, component_weights)
     advantages = [0.0] * len(summed)
     for here in _present(summed, groups):
@@ -321,13 +321,13 @@ def _indices(labels: Sequence[int]) -> Iterable[list[int]]:
 
 
 def _present(rewards: Sequence[float], labels: Sequence[int]) -> Iterable[list[int]]:
-    """Return the indices of each label's rewards, without those that are absent."""
+    """Return the indices of each label's present rewards."""
     present = ([i for i in each if not math.isnan(rewards[i])] for each in _indices(labels))
     return filter(None, present)
 
 
 def _block_mean(first: int, stop: int, size: int, ties: str) -> float:
-    """Return what the block of ranks first .. stop - 1 of ``size``, counted from 0, gets."""
+    """Return the score of the block of ranks first .. stop - 1 of ``size``, counted from 0."""
     if first + stop == size:  # symmetric about the middle
         return 0.0
     if ties == "midpoint":
@@ -388,7 +388,7 @@ def _one_reward(rewards: Rewards, weights: Sequence[float] | None) -> list[float
 def _rankable(
     rewards: Rewards, weights: Sequence[float] | None, resolution: float | None
 ) -> list[Any]:
-    """Return what is ranked: rewards as they are, and sums of the decimals that people wrote."""
+    """Return the values to rank: rewards themselves, or exact sums of components as decimals."""
     columns, factors = _columns(rewards, weights)
     if len(columns) == 1 and weights is None:
         return [_round_to(r, resolution) if resolution else r for r in columns[0]]
@@ -404,12 +404,12 @@ def _rankable(
 
 
 def _decimal(value: float) -> Fraction:
-    """Return the shortest decimal that reads as the float."""
+    """Return the shortest decimal that rounds to the float."""
     return Fraction(repr(float(value)))
 
 
 def _unless_rounding(total: float, terms: Sequence[float]) -> float:
-    """Return 0 for a sum that is no more than the rounding of its terms."""
+    """Return the sum, or 0 if it is within the rounding error of its terms."""
     return 0.0 if abs(total) < 1e-14 * math.fsum(map(abs, terms)) else total
 
 
@@ -434,7 +434,7 @@ def _std(values: Sequence[float]) -> Decimal | None:
 
 
 def _score(value: float, mean: Fraction | None, divisor: Decimal | None) -> float:
-    """Return the distance from the mean over the divisor; NaN where there is none of them."""
+    """Return the distance from the mean over the divisor; NaN if either is undefined."""
     if mean is None or divisor is None:
         return math.nan
     distance = Fraction(value) - mean

@@ -1,4 +1,4 @@
-"""A batch as a small table that a person can read, and as code that makes it again."""
+"""Reports of counter-examples: a batch as a table, and as code that creates it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from g2rpo.testing.strategies import RewardBatch
 
 __all__ = ["describe", "reproduction"]
 
-#: A table of more rows says once, and how often, what follows itself.
+#: In a table of more rows, equal consecutive rows become one with their number.
 _ROWS = 8
 
-#: No table is longer than this.
+#: Largest number of rows that are shown.
 _MOST_ROWS = 20
 Values = npt.NDArray[Any]
 
@@ -27,7 +27,7 @@ def describe(message: str, batch: RewardBatch, columns: Mapping[str, Values]) ->
     Parameters
     ----------
     message : str
-        What is wrong.
+        Description of the violation.
     batch : RewardBatch
         Its labels and rewards are the first columns.
     columns : mapping of str to numpy.ndarray
@@ -95,6 +95,6 @@ def _texts(name: str, values: Values) -> list[str]:
     if values.dtype.kind != "f":
         return [str(number) for number in numbers]
     if name.endswith("reward"):
-        # In full, so that it can be typed again; 1.0 as 1.
+        # All digits, so that the batch can be repeated; 1.0 as 1.
         return [repr(number).removesuffix(".0") for number in numbers]
     return [f"{number + 0.0:.6g}" for number in numbers]

@@ -1,8 +1,8 @@
-"""Batches of rewards as reinforcement learning meets them, for property-based tests.
+"""Strategies for batches of rewards as in reinforcement learning, for property-based tests.
 
 A batch is drawn prompt by prompt. Every task has one kind of reward, every prompt belongs to one
-task, and each prompt has a size of its own. All choices shrink towards the plainest batch: one
-rollout, reward 0, label 0, in order.
+task, and prompts have different numbers of rollouts. All choices shrink towards the simplest batch:
+one rollout, reward 0, label 0, in order.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class RewardBatch(NamedTuple):
     def lengths(self) -> Values:
         """Lengths of the responses in tokens, int64, shape (N,), for functions that take them.
 
-        They follow from the magnitudes of the rewards, so that they go wherever a rollout goes:
-        equal rewards, and opposite ones, have equal lengths from 1 to 64.
+        A function of the magnitude of the reward, so that a permutation or a subset of rollouts
+        keeps them: equal and opposite rewards have equal lengths, from 1 to 64.
         """
         bits = np.abs(self.rewards).astype(np.float64).view(np.uint64)
         if bits.ndim == 2:
@@ -77,14 +77,14 @@ class RewardBatch(NamedTuple):
 
 
 def _counted(draw: DrawFn, low: float, high: float, max_size: int) -> list[float]:
-    """Draw how many get each of two values: few choices for a group of any size."""
+    """Draw the numbers of two values: few choices for a group of any size."""
     highs = draw(st.integers(0, max_size))
     lows = draw(st.integers(1 if highs == 0 else 0, max_size - highs))
     return [low] * lows + [high] * highs
 
 
 def _decades() -> SearchStrategy[float]:
-    """Draw a digit at a decade: far apart, so that a mean loses no digits of any of them."""
+    """Draw a digit times a power of ten: values that a mean represents without loss of digits."""
     return st.builds(
         lambda digit, decade: float(digit * 10**decade),
         st.integers(-9, 9),
@@ -106,26 +106,6 @@ def _outlier(draw: DrawFn, max_size: int) -> list[float]:
     return [rest] * draw(st.integers(0, max_size - 1)) + [one]
 
 
-_Values: TypeAlias = Callable[[DType], SearchStrategy[float]]
-
-
-def _levels(dtype: DType) -> SearchStrategy[float]:
-    return st.integers(0, 4).map(lambda quarters: quarters / 4)
-
-
-def _dense(dtype: DType) -> SearchStrategy[float]:
-    # Not any float: differences as small as the constant in a denominator tell nothing.
-    return st.integers(0, 64).map(lambda parts: parts / 64)
-
-
-def _heavy_tailed(dtype: DType) -> SearchStrategy[float]:
-    return _decades()
-
-
-def _infinite(dtype: DType) -> SearchStrategy[float]:
-    return st.sampled_from([0.0, 1.0, -1.0, np.inf, -np.inf])
-
-
 def _huge(dtype: DType) -> SearchStrategy[float]:
     largest = float(np.finfo(dtype).max)
     return st.sampled_from([0.0, 1.0, largest, -largest, largest / 2, -largest / 2])
@@ -136,34 +116,27 @@ def _subnormal(dtype: DType) -> SearchStrategy[float]:
     return st.integers(-4, 4).map(lambda steps: steps * smallest)
 
 
-def _any(dtype: DType) -> SearchStrategy[float]:
-    return st.floats(allow_nan=False, width=_width(dtype))
-
-
-def _width(dtype: DType) -> Literal[32, 64]:
-    return 32 if dtype == "float32" else 64
-
-
-#: Kinds whose groups are drawn whole, in few choices.
+#: Kinds with groups that are drawn as a whole, in few choices.
 _GROUPS = {"binary": _binary, "constant": _constant, "outlier": _outlier}
 
-#: Kinds whose rewards are drawn one by one.
-_VALUES: dict[str, _Values] = {
-    "levels": _levels,
-    "dense": _dense,
-    "heavy-tailed": _heavy_tailed,
-    "infinite": _infinite,
+#: Kinds with rewards that are drawn one by one.
+_VALUES: dict[str, Callable[[DType], SearchStrategy[float]]] = {
+    "levels": lambda dtype: st.integers(0, 4).map(lambda quarters: quarters / 4),
+    # Not any float: differences must be larger than the constant in a denominator.
+    "dense": lambda dtype: st.integers(0, 64).map(lambda parts: parts / 64),
+    "heavy-tailed": lambda dtype: _decades(),
+    "infinite": lambda dtype: st.sampled_from([0.0, 1.0, -1.0, np.inf, -np.inf]),
     "huge": _huge,
     "subnormal": _subnormal,
-    "any": _any,
+    "any": lambda dtype: st.floats(allow_nan=False, width=32 if dtype == "float32" else 64),
 }
 
-#: Kinds of reward that any sensible computation gets right: their differences are not tiny.
+#: Kinds of reward without numerical difficulties: their differences are not tiny.
 ORDINARY = ("binary", "levels", "dense", "constant", "outlier", "heavy-tailed")
 
-#: Every kind of reward: right or wrong, quarters, a fine grid in [0, 1], one value, one value
-#: but for one rollout, several orders of magnitude, with infinities, up to the largest float, down
-#: to the smallest, and any float at all.
+#: Every kind of reward: 0 or 1, quarters, a fine grid in [0, 1], one value, one value except for
+#: one rollout, several orders of magnitude, with infinities, up to the largest float, down to the
+#: smallest, and any float.
 KINDS = (*ORDINARY, "infinite", "huge", "subnormal", "any")
 
 
@@ -186,9 +159,9 @@ def rewards_of(
     max_size : int, optional
         Largest number of rewards, NaN included; at least 1.
     allow_nan : bool, optional
-        Whether one or two more rewards may be NaN, which is absent.
+        Whether one or two more rewards may be NaN (absent).
     dtype : {"float32", "float64"}, optional
-        Of the rewards.
+        Dtype of the rewards.
 
     Returns
     -------
@@ -217,7 +190,7 @@ def rewards_of(
 
 
 def integer_labels(number: int) -> SearchStrategy[list[int]]:
-    """Draw as many different labels, any integers of 32 bits in any order.
+    """Draw ``number`` different labels: any 32-bit integers in any order.
 
     Examples
     --------
@@ -237,7 +210,7 @@ def _prompts(
     components: int | None,
     rewards_of_a_kind: Callable[[str], SearchStrategy[Values]],
 ) -> tuple[int, Values]:
-    """Draw a prompt's task and rewards; ``kind_of_task`` grows by the kinds of new tasks."""
+    """Draw a prompt's task and rewards; the kinds of new tasks are added to ``kind_of_task``."""
     task = draw(st.integers(0, max_tasks - 1))
     if task not in kind_of_task:
         kind_of_task[task] = draw(st.sampled_from(kinds))
@@ -264,28 +237,28 @@ def reward_batches(
     components: int | None = None,
     dtype: DType = "float64",
 ) -> RewardBatch:
-    """Draw a batch of rollouts of several tasks, each with its kind of reward.
+    """Draw a batch of rollouts of several tasks, each with one kind of reward.
 
     Parameters
     ----------
     kinds : sequence of str, optional
-        From :data:`KINDS`; the first is what examples shrink to.
+        From :data:`KINDS`; examples shrink to the first.
     max_tasks, max_groups, max_group_size : int, optional
         Largest numbers of tasks, of groups in the batch, and of rollouts in a group. There is
         always at least one.
     allow_nan : bool, optional
-        Whether rewards may be NaN, which is absent.
+        Whether rewards may be NaN (absent).
     any_labels : bool, optional
         Whether labels are any integers rather than 0, 1, 2, ...
     components : int, optional
         Draw rewards of shape (N, components).
     dtype : {"float32", "float64"}, optional
-        Of the rewards.
+        Dtype of the rewards.
 
     Returns
     -------
     SearchStrategy of RewardBatch
-        Rollouts in any order; groups of mixed sizes, single responses among them.
+        Rollouts in any order; groups of different sizes, from 1.
 
     Raises
     ------
@@ -315,7 +288,7 @@ def reward_batches(
         np.repeat(np.asarray(groups, dtype=np.int64), sizes),
         np.repeat(np.asarray(tasks, dtype=np.int64)[codes], sizes),
     )
-    # One choice for the whole order: a list of N of them would take most of the time.
+    # One choice for the whole order: a list of N choices would take most of the time.
     seed = draw(st.integers(0, 999))
     if seed:
         return batch.take(np.random.default_rng(seed).permutation(sum(sizes)))
@@ -326,8 +299,8 @@ def reward_batches(
 def increasing_maps(draw: DrawFn, batch: RewardBatch, /) -> Values:
     """Draw other rewards for a batch, in the same order within every group.
 
-    A function that increases in exact arithmetic can merge or overflow floats, so the distinct
-    rewards of each group are replaced by as many integers in the same order.
+    An increasing function of the rewards could merge or overflow floats, so the distinct rewards of
+    each group are replaced by integers in the same order.
 
     Parameters
     ----------

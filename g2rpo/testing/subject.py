@@ -1,4 +1,4 @@
-"""The function under test, called as its invariants see it: NumPy batches in, float64 out."""
+"""The function under test, with NumPy batches as input and float64 advantages as output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from array_api_compat import is_array_api_obj
 
 from g2rpo._checks import require_choice
+from g2rpo._libraries import to_numpy
 from g2rpo._shown import typed_error_text
-from g2rpo._state import to_numpy
 from g2rpo.advantages import takes_lengths
 from g2rpo.testing.strategies import DType, RewardBatch
 
@@ -33,9 +33,9 @@ class Violation(AssertionError):
     Parameters
     ----------
     message : str
-        What is wrong, with its numbers.
+        Description of the violation, with its numbers.
     **columns : numpy.ndarray
-        What the report shows of every rollout beside its labels and reward, shape (N,) each.
+        Further columns of the report, beside labels and rewards; shape (N,) each.
     """
 
     def __init__(self, message: str, **columns: Values) -> None:
@@ -52,12 +52,12 @@ class Subject:
         ``fn(rewards, groups, tasks)`` or ``fn(rewards, groups)``; with a keyword ``lengths`` it
         gets the batch's :attr:`RewardBatch.lengths` as well.
     library : {"numpy", "torch", "jax"}, optional
-        Whose arrays it takes.
+        Library of the arrays that it takes.
     dtype : {"float32", "float64"}, optional
-        Of the rewards it gets.
+        Dtype of the rewards that it gets.
     tolerance : float, optional
-        How far advantages may be from what they must be, in units of the largest advantage or 1.
-        Sums are allowed their rounding besides, so that 0 demands all that floats can give.
+        Largest difference of advantages from their expected values, in units of the largest
+        advantage or 1. The rounding errors of sums are allowed in addition, also with 0.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Subject:
         Raises
         ------
         Violation
-            If the function raises, or returns anything but one real number a rollout.
+            If the function raises, or returns anything but one real number per rollout.
         """
         size = batch.rewards.shape[0]
         with self._precision(), np.errstate(all="ignore"), warnings.catch_warnings():
@@ -120,12 +120,12 @@ class Subject:
         return np.asarray(advantages, dtype=np.float64)
 
     def arguments(self, batch: RewardBatch) -> tuple[Values, ...]:
-        """Return what the function is called with: two or three NumPy arrays."""
+        """Return the positional arguments of the function: two or three NumPy arrays."""
         rewards = batch.rewards.astype(self._dtype)
         return (rewards, batch.groups, batch.tasks)[: 3 if self._takes_tasks else 2]
 
     def keywords(self, batch: RewardBatch) -> dict[str, Values]:
-        """Return what the function is called with by name: its lengths, if it takes them."""
+        """Return the keyword arguments of the function: ``lengths``, if it takes them."""
         return {"lengths": batch.lengths} if self._takes_lengths else {}
 
     def far(self, values: Values, expected: Values | float, *, rounding: float = 0.0) -> Values:
@@ -134,7 +134,7 @@ class Subject:
         Parameters
         ----------
         rounding : float, optional
-            What is allowed besides, in units of the dtype's eps and of the scale.
+            Additional tolerance, in units of the dtype's eps and of the scale.
         """
         expected = np.broadcast_to(expected, values.shape)
         allowed = (self.tolerance + rounding * self.rounding) * scale_of(values, expected)

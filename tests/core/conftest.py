@@ -1,4 +1,4 @@
-"""Every core test runs on every library: a library that cannot be imported fails its tests.
+"""Fixtures that run every core test on every library; a library that cannot be imported fails.
 
 ``G2RPO_TEST_DEVICE=cuda`` runs PyTorch's share on that device, and fails without it.
 """

@@ -1,4 +1,4 @@
-"""The losses as their papers write them: one token at a time, in plain Python, in float64.
+"""The losses of the papers, token by token in plain Python floats.
 
 A constant to differentiation ("stop gradient") is computed from ``held``, so that differences of
 the functions by ``logprobs`` alone are the gradients that the papers mean.
@@ -32,7 +32,7 @@ def clipped_objective(ratio, advantage, low, high, dual):
 
 
 def token_objective(kind, batch, row, token, logprobs, held):
-    """Return what is to be maximised for one token."""
+    """Return the objective of one token, to maximise."""
     old, advantage = batch["old"][row][token], batch["advantages"][row][token]
     ratio = math.exp(logprobs[row][token] - old)
     if kind == "sapo":

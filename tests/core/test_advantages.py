@@ -1,4 +1,4 @@
-"""Gaussian advantages: what each task stage keeps, and that nothing leaks between tasks."""
+"""Gaussian advantages: properties of each task stage, and independence of tasks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_signs_are_those_of_the_group(library, rng, stage):
 
 
 def test_second_matching_flips_signs_where_standardising_does_not(library):
-    """Twenty prompts with 5 of 8 right and one with 7 of 8: its right answers lose."""
+    """Twenty prompts with 5 of 8 right and one with 7 of 8: its right answers get less than 0."""
     rewards = np.concatenate([np.tile([1.0] * 5 + [0.0] * 3, 20), [1.0] * 7, [0.0]])
     groups = np.repeat(np.arange(21), 8)
     right = slice(160, 167)
@@ -87,7 +87,7 @@ def test_order_and_other_tasks_do_not_change_a_bit(library, rng, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_absent_rewards_count_for_nothing(library, rng, stage):
+def test_absent_rewards_get_0_and_change_no_other_advantage(library, rng, stage):
     rewards, groups, tasks = batch(rng)
     absent = rng.random(len(rewards)) < 0.2
     advantages = library.call(
@@ -100,7 +100,7 @@ def test_absent_rewards_count_for_nothing(library, rng, stage):
     assert np.array_equal(advantages[absent], np.zeros(absent.sum()))
 
 
-def test_one_task_by_default(library, rng):
+def test_without_labels_there_is_one_task(library, rng):
     rewards, groups, _ = batch(rng)
     assert np.array_equal(
         library.call(gaussian_advantages, rewards, groups),
@@ -108,7 +108,7 @@ def test_one_task_by_default(library, rng):
     )
 
 
-def test_summed_components(library, rng):
+def test_components_are_added_with_their_weights_before_matching(library, rng):
     rewards, groups, tasks = batch(rng)
     parts = np.stack([rewards, rng.random(len(rewards)), rng.random(len(rewards))], axis=1)
     weights = [1.0, 0.5, 0.0]
@@ -122,7 +122,7 @@ def test_summed_components(library, rng):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30])
-def test_decoupled_components(library, rng, scale):
+def test_decoupled_components_are_matched_one_by_one_and_then_added(library, rng, scale):
     rewards, groups, tasks = batch(rng)
     parts = np.stack([rewards, 1000 * rng.random(len(rewards))], axis=1)
     parts[2, 0], parts[4, :] = np.nan, np.nan
@@ -150,7 +150,7 @@ def test_components_that_cancel_leave_no_signal(library):
         assert got[3] == -got[2] > 0
 
 
-def test_empty_batches(library):
+def test_an_empty_batch_has_no_advantages(library):
     labels = np.zeros(0, np.int64)
     assert library.call(gaussian_advantages, np.zeros(0), labels, labels).shape == (0,)
     assert library.call(gaussian_advantages, np.zeros((0, 3)), labels).shape == (0,)
@@ -172,7 +172,7 @@ def test_groups_with_signal_have_two_different_present_rewards(library, rng):
 
 
 @pytest.mark.parametrize("members", [1, 4, 40])
-def test_signal_of_groups_side_by_side(library, rng, members):
+def test_consecutive_groups_have_the_signal_of_labelled_ones(library, rng, members):
     rewards = rng.integers(0, 2, 6 * members) / 2
     rewards[:members], rewards[rng.random(len(rewards)) < 0.2] = 0.25, np.nan
     by_number = library.numpy(g2rpo.has_signal(library.array(rewards), members))
@@ -181,7 +181,7 @@ def test_signal_of_groups_side_by_side(library, rng, members):
     assert by_number.any() == (members > 1)
 
 
-def test_sums_that_are_equal_on_paper_have_no_signal(library):
+def test_sums_that_differ_by_rounding_only_have_no_signal(library):
     parts = np.asarray([[0.1, 0.2], [0.3, 0.0], [0.2, 0.1], [0.3, 0.01], [0.3, np.nan]])
     groups = np.asarray([0, 0, 1, 1, 0])
     assert library.call(g2rpo.has_signal, parts, groups).tolist() == [
@@ -197,14 +197,14 @@ def test_sums_that_are_equal_on_paper_have_no_signal(library):
         g2rpo.has_signal(library.array(parts[:, 0]), 5, component_weights=[1.0])
 
 
-def test_signal_of_an_empty_batch(library):
+def test_an_empty_batch_has_no_signal(library):
     found = library.call(g2rpo.has_signal, np.zeros(0), np.zeros(0, int))
     assert found.shape == (0,)
     assert found.dtype == bool
 
 
 def test_any_labels_of_tasks_give_the_same_bits(library, rng):
-    """Labels from 0 to N - 1 are their own places; others are sorted first."""
+    """Labels from 0 to N - 1 are used as indices; others are sorted first."""
     rewards, groups, tasks = batch(rng)
     expected = library.call(gaussian_advantages, rewards, groups, tasks)
     for other in (5 - tasks, 10**6 * tasks - 7, tasks + len(tasks) - 3):

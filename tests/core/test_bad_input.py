@@ -385,12 +385,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("function", "arguments", "options", "error", "message"), CASES)
-def test_message(function, arguments, options, error, message):
+def test_a_wrong_argument_is_named_in_the_error(function, arguments, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         function(*arguments, **options)
 
 
-def test_labels_round_trip():
+def test_labels_are_encoded_in_sorted_order():
     codes, names = g2rpo.encode_labels(["b", "a", "b"])
     assert [names[c] for c in codes] == ["b", "a", "b"]
     assert g2rpo.encode_labels([])[0].shape == (0,)

@@ -51,14 +51,14 @@ def close(library, got, expected):
     )
 
 
-def test_grpo(library, rng):
+def test_grpo_is_the_standard_score_in_the_group(library, rng):
     rewards, groups, _ = batch(rng)
     for epsilon in (1e-6, 1e-4):
         got = library.call(grpo_advantages, rewards, groups, epsilon=epsilon)
         close(library, got, by_group(partial(grpo, epsilon=epsilon), rewards, groups))
 
 
-def test_dr_grpo_and_batch_scale(library, rng):
+def test_dr_grpo_and_batch_scale_change_the_divisor_only(library, rng):
     rewards, groups, _ = batch(rng)
     centred = by_group(lambda r: r - r.mean(), rewards, groups)
     close(library, library.call(grpo_advantages, rewards, groups, scale="none"), centred)
@@ -67,7 +67,7 @@ def test_dr_grpo_and_batch_scale(library, rng):
     close(library, got, centred / (std + 1e-6))
 
 
-def test_rloo(library, rng):
+def test_rloo_subtracts_the_mean_of_the_other_rollouts(library, rng):
     rewards, groups, _ = batch(rng)
 
     def leave_one_out(r):
@@ -80,7 +80,7 @@ def test_rloo(library, rng):
     )
 
 
-def test_gdpo(library, rng):
+def test_gdpo_standardises_components_and_then_their_sum(library, rng):
     rewards, groups, _ = batch(rng)
     parts = np.stack([np.nan_to_num(rewards), 9 * rng.random(len(rewards))], axis=1)
     weights = [1.0, 0.3]
@@ -101,7 +101,7 @@ def test_groups_without_signal_are_exactly_zero(library):
     assert np.array_equal(library.call(rloo_advantages, rewards, groups)[:6], np.zeros(6))
 
 
-def test_extreme_rewards_stay_in_their_group(library, rng):
+def test_extreme_rewards_change_no_other_group(library, rng):
     rewards, groups, _ = batch(rng)
     own = next(g for g in np.unique(groups) if np.sum(groups == g) == 8 and g % 5)
     here = np.flatnonzero(groups == own)[:2]
@@ -119,14 +119,14 @@ def test_extreme_rewards_stay_in_their_group(library, rng):
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr-grpo", "rloo", "gdpo", "ema-grpo"])
-def test_an_infinite_reward_undoes_its_group_and_no_other(library, name):
+def test_an_infinite_reward_makes_its_own_group_nan(library, name):
     rewards, groups = np.asarray([0.0, np.inf, 0.0, 1.0]), np.asarray([0, 0, 1, 1])
     got = library.call(ESTIMATORS[name], rewards, groups)
     assert np.isnan(got[:2]).all()
     assert got[3] == -got[2] >= 0.5
 
 
-def test_an_infinite_reward_does_not_stay_in_the_running_moments(library):
+def test_an_infinite_reward_enters_no_running_moment(library):
     rewards = library.array(np.asarray([0.0, np.inf, 0.0, 1.0]))
     labels = [library.array(np.asarray(x)) for x in ([0, 0, 1, 1], [0, 0, 0, 0])]
     got, state = ema_grpo_advantages(rewards, *labels, EMAState.start(1, rewards))
@@ -135,8 +135,8 @@ def test_an_infinite_reward_does_not_stay_in_the_running_moments(library):
     np.testing.assert_allclose(library.numpy(got)[2:], [-1.06066, 1.06066], rtol=1e-5)
 
 
-def test_small_spread_on_a_large_offset(library):
-    """E[x²] - E[x]² would lose everything here, and has given advantages in the thousands."""
+def test_a_small_spread_on_a_large_offset_loses_no_digits(library):
+    """E[x²] - E[x]² would lose all digits here."""
     rewards = np.asarray([1000.0, 1000.0, 1000.0, 1000.0 + 2**-10]).astype(library.dtype)
     got = library.call(grpo_advantages, rewards, np.zeros(4, int), epsilon=0.0)
     np.testing.assert_allclose(got, [-0.5, -0.5, -0.5, 1.5], rtol=1e-6)
@@ -153,7 +153,7 @@ def test_order_does_not_change_a_bit(library, rng):
 
 
 @pytest.mark.parametrize("outliers", ["keep", "clip", "group"])
-def test_ema_grpo(library, rng, outliers):
+def test_ema_grpo_divides_by_the_running_deviation_of_the_task(library, rng, outliers):
     like = library.array(np.zeros(1))
     state, moments = EMAState.start(5, like), {}
     for step in range(3):
@@ -196,12 +196,12 @@ def test_ema_labels_without_a_state_get_zero(library):
     assert library.numpy(got)[2:].tolist() == [0, 0, 0, 0]
 
 
-def test_bad_state():
+def test_a_state_with_missing_fields_is_refused():
     with pytest.raises(ValueError, match="EMAState must have the fields mean, variance, seen"):
         EMAState.from_json({"mean": [0.0]}, np.zeros(1))
 
 
-def test_registry(library, rng):
+def test_every_registered_estimator_takes_tasks_and_task_weights(library, rng):
     rewards, groups, tasks = batch(rng)
     parts = np.stack([rewards, rewards * 2], axis=1)
     lengths, weights = library.array(1 + groups % 7), np.asarray([0.5, 1.0, 2.0])
@@ -229,7 +229,7 @@ def test_registry(library, rng):
     )
 
 
-def test_registering():
+def test_a_taken_name_and_an_uncallable_estimator_are_refused():
     with pytest.raises(ValueError, match="'grpo' already"):
         register_estimator("grpo", len)
     with pytest.raises(TypeError, match="must be callable"):
@@ -238,7 +238,7 @@ def test_registering():
     assert ESTIMATORS.pop("new").__wrapped__ is len
 
 
-def test_an_estimator_with_task_weights_of_its_own_keeps_them():
+def test_an_estimator_with_an_option_task_weights_applies_it_itself():
     def own(rewards, groups, tasks, *, task_weights=None):
         return rewards if task_weights is None else rewards + task_weights[tasks]
 

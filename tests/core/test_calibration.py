@@ -14,10 +14,9 @@ from g2rpo import (
     length_quantiles,
     length_reward,
 )
-from g2rpo._state import to_numpy
 
 
-def test_targets_by_task(library):
+def test_a_table_of_targets_is_indexed_by_task_labels(library):
     targets = LengthTargets({"maths": LengthTarget(1, 2, 3, 4)}, default=LengthTarget(0, 0, 9, 9))
     table = targets.table(["ocr", "maths"])
     assert table.tolist() == [[0, 0, 9, 9], [1, 2, 3, 4]]
@@ -26,7 +25,7 @@ def test_targets_by_task(library):
     assert library.numpy(rewards).tolist() == [1, 1, 0.5]
 
 
-def test_presets():
+def test_presets_scale_with_the_longest_completion():
     targets = LengthTargets.presets(reasoning=["maths"], direct=["ocr"], max_completion_length=64)
     assert targets["maths"].thresholds == (1, 4, 32, 64)
     assert targets["ocr"].thresholds == (0, 0, 2, 8)
@@ -39,7 +38,7 @@ def test_presets():
         LengthTargets({"ocr": (1, 2, 3, 4)})
 
 
-def test_targets_are_not_changed_from_outside():
+def test_targets_keep_a_copy_of_their_mapping():
     given = {"ocr": LengthTarget(1, 2, 3, 4)}
     targets = LengthTargets(given)
     given.clear()
@@ -51,7 +50,7 @@ def test_targets_are_not_changed_from_outside():
 QUANTILES = (0.1, 0.3, 0.6, 0.95)
 
 
-def test_quantiles_against_numpy(library, rng):
+def test_quantiles_of_right_responses_are_those_of_numpy(library, rng):
     lengths = rng.integers(1, 500, 200)
     right, tasks = rng.random(200) < 0.5, rng.choice([0, 1, 3, 7, -2], 200)
     right[tasks == 3] = False
@@ -105,19 +104,20 @@ def test_few_samples_change_nothing(library):
         ({"min_samples": 0}, "min_samples must be at least 1"),
     ],
 )
-def test_bad_options(options, message):
+def test_options_out_of_range_are_refused(options, message):
     state = np.zeros((1, 4))
     with pytest.raises(ValueError, match=message):
         calibrate_lengths(state, np.ones(3), np.ones(3, bool), np.zeros(3, int), **options)
 
 
-def test_a_task_without_thresholds_gets_those_of_its_first_batch(xp):
+def test_a_task_without_thresholds_gets_those_of_its_first_batch(library):
+    xp = library.xp
     nan = float("nan")
     state = xp.asarray([[nan] * 4, [nan] * 4, [0.0, 10.0, 20.0, 30.0]])
     lengths = xp.asarray([*range(9), 7])
     tasks = xp.asarray([0] * 9 + [1])
-    moved = calibrate_lengths(state, lengths, lengths >= 0, tasks, quantiles=(0, 0.25, 0.75, 1))
-    rows = to_numpy(moved)
+    updated = calibrate_lengths(state, lengths, lengths >= 0, tasks, quantiles=(0, 0.25, 0.75, 1))
+    rows = library.numpy(updated)
     assert rows[0].tolist() == [0, 2, 6, 8]
     assert np.isnan(rows[1]).all()
     assert rows[2].tolist() == [0, 10, 20, 30]

@@ -105,7 +105,7 @@ ADVANTAGES = {
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
-def test_jit(rng, name):
+def test_advantages_under_jit_equal_eager_ones(rng, name):
     arrays = [jnp.asarray(a) for a in batch(rng)]
     eager, compiled = ADVANTAGES[name](*arrays), jax.jit(ADVANTAGES[name])(*arrays)
     np.testing.assert_allclose(compiled, eager, atol=2e-6)
@@ -127,8 +127,8 @@ def test_jit_compiles_once_for_a_batch_size(rng):
 
 
 @pytest.mark.parametrize("ties", ["midpoint", "barycentre"])
-def test_equal_and_mirrored_blocks_under_jit(ties):
-    """Fused multiply-adds must not tell positions, or signs, apart."""
+def test_equal_blocks_are_bit_equal_and_mirrored_ones_opposite_under_jit(ties):
+    """Fused multiply-adds must not make results depend on position or sign."""
     match = jax.jit(partial(match_gaussian, ties=ties))
     pattern = np.asarray([0.0, 1, 1, 1, 1, 2, 2, 5, 6, 7], np.float32)
     groups = jnp.asarray(np.repeat(np.arange(703), 10), dtype=jnp.int32)
@@ -140,8 +140,8 @@ def test_equal_and_mirrored_blocks_under_jit(ties):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 100.0, 1e30])
-def test_weighted_components_under_jit(scale):
-    """Equal rows are ties, and opposite advantages cancel, wherever they stand."""
+def test_equal_sums_of_components_are_ties_under_jit(scale):
+    """Equal rows are ties, and opposite advantages cancel, at any position."""
     weights = [0.9 * scale, 0.1 * scale, 0.3 * scale]
     row = np.asarray([0.37, 0.7, 0.11], np.float32)
     parts, groups = np.tile(row, (703, 1)), jnp.zeros(703, dtype=jnp.int32)
@@ -158,7 +158,7 @@ def test_weighted_components_under_jit(scale):
 
 
 @pytest.mark.parametrize("name", ["match", "standardize", "grpo", "opo", "pass@k"])
-def test_vmap(rng, name):
+def test_vmap_equals_a_loop_over_batches(rng, name):
     rewards, groups, _ = batch(rng)
     rows = [np.stack([a[rng.permutation(len(a))] for _ in range(3)]) for a in (rewards, groups)]
     rewards, groups = map(jnp.asarray, rows)
@@ -169,7 +169,7 @@ def test_vmap(rng, name):
         np.testing.assert_allclose(together[i], one, atol=1e-6)
 
 
-def test_jit_of_state_and_shaping(rng):
+def test_length_and_entropy_shaping_under_jit_equal_eager_results(rng):
     rewards, _, tasks = map(jnp.asarray, batch(rng))
     lengths = jnp.asarray(rng.integers(1, 90, rewards.shape[0]))
     state = jnp.asarray([[0.0, 10, 50, jnp.inf]] * 3)
@@ -232,17 +232,17 @@ def test_loss_and_gradient_agree_between_jax_and_torch(rng, loss_type):
     "name",
     ["standardize", "barycentre", "ema", "reinforce++", "reinforce++-baseline", "opo", "pass@k"],
 )
-def test_torch_compile(rng, name):
+def test_compiled_advantages_equal_eager_ones(rng, name):
     arrays = [torch.tensor(a) for a in batch(rng)]
     with warnings.catch_warnings():
-        # array-api-compat caches its type checks; Dynamo says that it looks through the cache.
+        # array-api-compat caches its type checks, and Dynamo warns about the cache.
         warnings.filterwarnings("ignore", message=".*lru_cache")
         compiled = torch.compile(ADVANTAGES[name], fullgraph=True)(*arrays)
     np.testing.assert_allclose(compiled, ADVANTAGES[name](*arrays), atol=2e-6)
 
 
 def token_selection(logprobs, old, advantages, mask, entropies, tasks, norms):
-    """All that decides which tokens count for how much, as one function."""
+    """Sampler weights, masks and task weights, in one function."""
     weights, metrics = sampler_weights(logprobs, old, mask, level="geometric", low=0.9, high=1.2)
     near = off_policy_mask(logprobs, old, advantages, mask, threshold=0.05)
     unsure = high_entropy_mask(entropies, mask, tasks, share=0.3)
@@ -250,7 +250,7 @@ def token_selection(logprobs, old, advantages, mask, entropies, tasks, norms):
 
 
 @pytest.mark.slow
-def test_torch_compile_of_the_selection_of_tokens(rng):
+def test_compiled_token_selection_equals_eager_selection(rng):
     arrays = [torch.tensor(a) for a in loss_inputs(rng)]
     expected = token_selection(*arrays)
     with warnings.catch_warnings():
@@ -260,7 +260,7 @@ def test_torch_compile_of_the_selection_of_tokens(rng):
         np.testing.assert_allclose(ours, eager, rtol=1e-5, atol=1e-6)
 
 
-def test_jit_of_the_selection_of_tokens(rng):
+def test_token_selection_under_jit_equals_eager_selection(rng):
     arrays = [jnp.asarray(a) for a in loss_inputs(rng)]
     for ours, eager in zip(
         jax.jit(token_selection)(*arrays), token_selection(*arrays), strict=True
@@ -269,7 +269,7 @@ def test_jit_of_the_selection_of_tokens(rng):
 
 
 @pytest.mark.slow
-def test_torch_compile_of_the_loss(rng):
+def test_compiled_loss_has_the_eager_value_and_gradients(rng):
     arrays = [torch.tensor(a) for a in loss_inputs(rng)]
     band = torch.tensor([0.1, 0.9, 0.2]), torch.tensor([0.4, torch.inf, 9.0])
     gradients = []
@@ -302,6 +302,6 @@ for name in ("gaussian", "grpo", "ema-grpo"):
 
 
 @pytest.mark.slow
-def test_arrays_that_are_sharded_over_devices():
+def test_sharded_arrays_have_the_advantages_of_whole_ones():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | flags, check=True)

@@ -24,7 +24,7 @@ def distance(values, order):
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "shifted", "binary", "constant", "single"])
-def test_normality(library, rng, kind):
+def test_normality_is_that_of_numerical_integration(library, rng, kind):
     values = {
         "gaussian": rng.standard_normal(12),
         "shifted": 3 + 0.1 * rng.standard_normal(9),
@@ -50,11 +50,11 @@ def test_normality(library, rng, kind):
         assert math.isnan(got.kurtosis)
 
 
-def test_normality_of_nothing(library):
+def test_an_empty_batch_has_no_normality(library):
     assert normality(library.array(np.zeros(0))) == {}
 
 
-def test_shares_and_equity(library):
+def test_squared_shares_sum_to_1_and_equity_is_the_largest_ratio(library):
     advantages, tasks = library.array([1.0, -1, 3, -3, np.nan]), library.array([5, 5, 9, 9, 9])
     assert squared_shares(advantages, tasks) == {5: 0.1, 9: 0.9}
     assert squared_shares(library.array([0.0]), library.array([1])) == {1: 0.0}
@@ -65,7 +65,7 @@ def test_shares_and_equity(library):
         equity({"a": -1.0})
 
 
-def test_outliers_move_linear_estimators_only(library, rng):
+def test_an_outlier_changes_linear_estimators_only(library, rng):
     rewards, groups = rng.random(24), np.repeat(np.arange(6), 4)
     tasks = groups % 2
     arrays = [library.array(x) for x in (rewards, groups, tasks)]
@@ -83,6 +83,6 @@ def test_outliers_move_linear_estimators_only(library, rng):
     assert lowest.group > 0.1
 
 
-def test_no_finite_reward():
+def test_influence_needs_a_finite_reward():
     with pytest.raises(ValueError, match="rewards must hold a finite value"):
         outlier_influence(ESTIMATORS["grpo"], np.asarray([np.inf]), np.zeros(1, int))

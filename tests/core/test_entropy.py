@@ -1,4 +1,4 @@
-"""Exact entropies, task means and the hinge that holds them in a band."""
+"""Exact entropies, task means and the penalty outside of the entropy bounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def logits_batch(rng):
     return logits
 
 
-def test_entropy_from_logits(library, rng):
+def test_entropies_of_logits_and_probabilities_are_those_of_scipy(library, rng):
     logits = logits_batch(rng).astype(library.dtype)
     expected = scipy.stats.entropy(softmax(logits.astype(float)), axis=-1)
     got = library.call(entropy_from_logits, logits)
@@ -38,11 +38,11 @@ def test_entropy_from_logits(library, rng):
     np.testing.assert_allclose(got, expected, atol=5 * library.tolerance)
 
 
-def test_a_row_of_minus_infinity(library):
+def test_a_row_of_minus_infinity_has_entropy_0(library):
     assert library.call(entropy_from_logits, np.full((1, 3), -np.inf)).tolist() == [0]
 
 
-def test_gradient_with_masked_logits(rng):
+def test_the_gradient_is_exact_where_logits_are_minus_infinity(rng):
     import jax
     import torch
 
@@ -58,7 +58,7 @@ def test_gradient_with_masked_logits(rng):
     np.testing.assert_allclose(gradient, given.grad, atol=1e-12)
 
 
-def test_task_means(library, rng):
+def test_task_means_leave_out_masked_tokens_and_other_labels(library, rng):
     values, mask = rng.random((6, 4)), rng.random((6, 4)) < 0.6
     tasks = np.asarray([0, 2, 0, 3, -1, 7])
     mask[3] = False
@@ -73,7 +73,7 @@ def test_task_means(library, rng):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_stays_in_its_task(library, bad):
+def test_a_value_that_is_not_finite_changes_its_own_task_only(library, bad):
     arrays = [library.array(np.asarray(x)) for x in ([[1.0], [bad]], [[True], [True]], [0, 1])]
     means = library.numpy(task_means(*arrays, 3)[0])
     assert means[0] == 1
@@ -81,7 +81,7 @@ def test_a_value_that_is_not_finite_stays_in_its_task(library, bad):
     assert means[2] == 0
 
 
-def test_penalty_and_its_direction(library):
+def test_the_penalty_grows_outside_of_the_bounds_on_either_side(library):
     low, high = np.full(4, 0.2), np.asarray([0.6, 0.6, 0.6, np.inf])
     entropy = np.asarray([0.1, 0.4, 0.9, 50.0])
     assert library.call(entropy_penalty, entropy, low, high) == pytest.approx(0.4, abs=1e-6)
@@ -91,12 +91,12 @@ def test_penalty_and_its_direction(library):
 
 
 @pytest.mark.parametrize("bounds", [(-0.1, 1), (2, 1), (np.nan, 1), (0, np.nan), (np.inf, np.inf)])
-def test_bad_bounds(bounds):
+def test_unordered_bounds_are_refused(bounds):
     with pytest.raises(ValueError, match="entropy bounds must have 0 <= low <= high"):
         EntropyBounds(*bounds)
 
 
-def test_why_the_naive_band_pushes_down_everywhere():
+def test_the_naive_penalty_lowers_the_entropy_everywhere():
     """max(H, low) + min(H, high) has slope +1, +2 (or 0) and +1, so descent always lowers H."""
     import torch
 
@@ -113,7 +113,7 @@ def test_why_the_naive_band_pushes_down_everywhere():
     assert hinge == [-1, 0, 1]
 
 
-def test_why_sampled_surprise_cannot_shape_entropy(rng):
+def test_the_sampled_surprise_has_no_expected_gradient(rng):
     """On policy, the expected gradient of the mean of -log p is zero; the entropy's is not."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Adaptive entropy weights: they grow outside the band, shrink inside, and hold it."""
+"""Adaptive entropy weights: they grow outside the bounds and shrink inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from g2rpo import adapt_entropy_weights, entropy_from_logits, entropy_penalty
 LOW, HIGH = np.asarray([0.2, 0.2, 0.2, 0.2]), np.asarray([0.6, 0.6, 0.6, np.inf])
 
 
-def test_one_update(library):
+def test_weights_rise_outside_of_the_bounds_and_fall_inside(library):
     weights = library.array([0.5, 0.5, 0.5, 0.5])
     entropy = np.asarray([0.1, 0.5, 1.6, 90.0])
     arrays = [library.array(x) for x in (entropy, LOW, HIGH)]
@@ -21,8 +21,8 @@ def test_one_update(library):
     np.testing.assert_allclose(library.numpy(got), [0.502, 0.5, 0.5, 0.3], atol=1e-6)
 
 
-def test_it_holds_a_policy_in_its_band():
-    """A steady pull towards certainty, that the usual fixed weight does not withstand."""
+def test_adapted_weights_keep_a_policy_within_its_bounds():
+    """A constant gradient towards low entropy, too large for the usual fixed weight."""
     import torch
 
     low, high = torch.tensor([0.6]), torch.tensor([1.0])
@@ -47,7 +47,7 @@ def test_it_holds_a_policy_in_its_band():
     assert 0.55 < train(adaptive=True) < 1.0
 
 
-def test_bad_bounds():
+def test_options_out_of_range_are_refused():
     weights, one = np.zeros(1), np.ones(1)
     with pytest.raises(ValueError, match=r"minimum must not exceed maximum, got 2\.0 and 1\.0"):
         adapt_entropy_weights(weights, one, one, one, minimum=2.0)

@@ -11,7 +11,7 @@ from scipy import stats
 from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
 
 
-def test_the_prompts_are_the_sample():
+def test_the_standard_error_is_that_of_the_prompt_means():
     rng = np.random.default_rng(0)
     values = rng.random((12, 5)) + rng.random((12, 1))
     groups = np.repeat(np.arange(12)[::-1], 5)
@@ -24,7 +24,7 @@ def test_the_prompts_are_the_sample():
     assert estimate.interval(0.9) == pytest.approx(expected)
 
 
-def test_any_library_and_any_order(xp):
+def test_estimates_depend_on_neither_library_nor_order(xp):
     rng = np.random.default_rng(1)
     values, groups = rng.random(30), rng.integers(-3, 3, 30)
     order = rng.permutation(30)
@@ -33,7 +33,7 @@ def test_any_library_and_any_order(xp):
     assert one.prompts == len(np.unique(groups))
 
 
-def test_an_absent_value_is_left_out_and_a_prompt_of_them_too():
+def test_absent_values_and_prompts_without_values_are_left_out():
     values = np.asarray([1.0, np.nan, 0.0, 0.5, np.nan, np.nan])
     groups = np.asarray([0, 0, 1, 1, 2, 2])
     estimate = mean_estimate(values, groups)
@@ -92,7 +92,7 @@ def test_best_of_binary_rewards_is_pass_at_k():
     assert best_of(rewards, np.zeros(n, int), k).mean == pytest.approx(expected)
 
 
-def test_best_of_more_than_there_are():
+def test_best_of_leaves_out_prompts_with_fewer_responses():
     assert best_of(np.asarray([0.5, 1.0]), np.zeros(2, int), 3).prompts == 0
     with pytest.raises(ValueError, match="k must be"):
         best_of(np.asarray([0.5]), np.zeros(1, int), 0)
@@ -109,7 +109,7 @@ def test_mean_of_tasks_has_the_freedom_of_welch():
     assert both.mean / both.standard_error == pytest.approx(difference.statistic)
 
 
-def test_mean_of_tasks_without_items():
+def test_a_mean_over_no_task_is_nan():
     nothing = mean_estimate(np.zeros(0), np.zeros(0, int))
     assert mean_of_estimates([nothing]).prompts == 0
     assert math.isnan(mean_of_estimates([]).mean)
@@ -118,7 +118,7 @@ def test_mean_of_tasks_without_items():
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_the_interval_covers_as_often_as_it_says(spread):
+def test_the_interval_covers_the_mean_with_its_confidence(spread):
     """Prompts of different difficulty: over 95 % of draws hold the mean, and far less without."""
     rng = np.random.default_rng(4)
     draws, prompts, responses = 1000, 10, 8

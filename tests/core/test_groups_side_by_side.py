@@ -44,7 +44,7 @@ def same(library, function, rewards, groups, tasks, members, **options):
 
 @pytest.mark.parametrize("members", SIZES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_gaussian_advantages(library, rng, members, stage):
+def test_advantages_of_consecutive_groups_are_those_of_labels(library, rng, members, stage):
     rewards, groups, tasks = batch(rng, members)
     for ties in TIES:
         for resolution in (None, 0.5):
@@ -57,7 +57,7 @@ def test_gaussian_advantages(library, rng, members, stage):
 
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_components(library, rng, stage, decoupled):
+def test_components_of_consecutive_groups_are_those_of_labels(library, rng, stage, decoupled):
     rewards, groups, tasks = batch(rng, 8)
     parts = np.stack([rewards, rng.random(len(rewards)).round(1)], axis=1)
     parts[np.isinf(parts)] = 2.0
@@ -67,7 +67,7 @@ def test_components(library, rng, stage, decoupled):
 
 @pytest.mark.parametrize("members", SIZES)
 @pytest.mark.parametrize("ties", TIES)
-def test_match_gaussian(library, rng, members, ties):
+def test_matching_of_consecutive_segments_is_that_of_labels(library, rng, members, ties):
     values, segments, _ = batch(rng, members)
     matched = library.call(match_gaussian, values, segments, ties=ties)
     by_number = match_gaussian(library.array(values), members, ties=ties)
@@ -75,7 +75,7 @@ def test_match_gaussian(library, rng, members, ties):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_drawn_batches(dtype):
+def test_drawn_batches_have_the_same_bits_for_consecutive_groups_and_labels(dtype):
     @given(
         st.data(),
         st.integers(1, 40),
@@ -98,7 +98,7 @@ def test_drawn_batches(dtype):
 @pytest.mark.parametrize("size", [16, 64, 4096, 200_000])
 @pytest.mark.parametrize("members", [8, 32])
 def test_blocks_of_small_groups_do_not_change_a_bit_beside_a_large_one(library, size, members):
-    """Small groups' blocks are looked up in a table; a large group has all of them summed."""
+    """Blocks of small groups are looked up in a table, unless there is a large group."""
     rng = np.random.default_rng(size)
     values = rng.integers(0, 9, size - size % members) / 4
     groups = np.arange(len(values)) // members
@@ -113,7 +113,7 @@ def test_blocks_of_small_groups_do_not_change_a_bit_beside_a_large_one(library, 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("members", [1, 4, 40])
-def test_every_estimator(library, rng, name, members):
+def test_every_estimator_takes_a_number_of_consecutive_rollouts(library, rng, name, members):
     rewards, groups, tasks = batch(rng, members)
     options = {}
     if takes_lengths(ESTIMATORS[name]):
@@ -124,7 +124,7 @@ def test_every_estimator(library, rng, name, members):
     same(library, ESTIMATORS[name], parts, groups, None, members, **options)
 
 
-def test_an_estimator_of_ones_own_gets_labels(library):
+def test_a_registered_estimator_gets_labels(library):
     def centred(rewards, groups, tasks=None):
         assert tuple(groups.shape) == tuple(rewards.shape)
         return rewards * 0.0 + library.xp.astype(groups, rewards.dtype)
@@ -139,7 +139,7 @@ def test_an_estimator_of_ones_own_gets_labels(library):
 
 @pytest.mark.parametrize("members", [8, 40])
 @pytest.mark.parametrize("stage", STAGES)
-def test_jit_with_a_static_number(rng, members, stage):
+def test_the_number_of_rollouts_is_static_under_jit(rng, members, stage):
     rewards, groups, tasks = (jnp.asarray(a) for a in batch(rng, members))
     function = partial(gaussian_advantages, task_stage=stage)
     by_number = jax.jit(function, static_argnums=1)(rewards, members, tasks)
@@ -147,7 +147,7 @@ def test_jit_with_a_static_number(rng, members, stage):
     np.testing.assert_array_equal(by_number, by_label)
 
 
-def test_vmap(rng):
+def test_vmap_over_batches_of_consecutive_groups_equals_a_loop(rng):
     rewards = jnp.asarray(np.stack([batch(rng, 8)[0] for _ in range(3)]))
     tasks = jnp.asarray(batch(rng, 8)[2])
     function = lambda rewards: gaussian_advantages(rewards, 8, tasks)  # noqa: E731
@@ -156,8 +156,8 @@ def test_vmap(rng):
         np.testing.assert_allclose(row, function(alone), atol=1e-6)
 
 
-def test_no_value_is_looked_at():
-    """Tensors without values have nothing to synchronise with, and leave nothing behind."""
+def test_no_value_is_read_from_a_fake_tensor():
+    """Tensors without values cannot be read, and must not enter the cache of tables."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     rewards = torch.rand(48, generator=torch.Generator().manual_seed(0))
@@ -175,7 +175,7 @@ def test_no_value_is_looked_at():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [8, 40])
-def test_torch_compile(rng, members):
+def test_compiled_advantages_of_consecutive_groups_equal_eager_ones(rng, members):
     rewards, _, tasks = (torch.asarray(a) for a in batch(rng, members))
     compiled = torch.compile(gaussian_advantages, fullgraph=True)(rewards, members, tasks)
     np.testing.assert_allclose(compiled, gaussian_advantages(rewards, members, tasks), atol=1e-9)
@@ -201,12 +201,12 @@ R, T = np.arange(8.0), np.asarray([0, 0, 0, 1, 1, 1, 1, 1])
         (gaussian_advantages, np.asarray(4), TypeError, "under jax.jit a number is a static"),
     ],
 )
-def test_bad_numbers(function, groups, error, message):
+def test_invalid_numbers_of_rollouts_are_refused(function, groups, error, message):
     with pytest.raises(error, match=message):
         function(R, groups)
 
 
-def test_groups_of_several_tasks(library):
+def test_a_consecutive_group_of_several_tasks_is_refused(library):
     rewards, tasks = library.array(R), library.array(T)
     if library.name in ("numpy", "torch"):
         with pytest.raises(ValueError, match="tasks must be the same for all rollouts of a group"):

@@ -15,7 +15,7 @@ TASKS = np.asarray([0, 2, 0, 7, 2, 0, 9])
 
 
 def slow_mask(entropies, mask, tasks, share):
-    """Sort each task's tokens and take those that reach the k-th largest."""
+    """Sort each task's tokens and select those not below the k-th largest."""
     found = np.zeros_like(mask)
     for task in set(tasks.tolist()):
         places = [(i, j) for i, j in zip(*mask.nonzero(), strict=True) if tasks[i] == task]
@@ -66,7 +66,7 @@ def test_a_share_counts_whole_tokens(library):
         assert library.numpy(high_entropy_mask(entropies, mask, share=share)).sum() == kept
 
 
-def test_a_task_of_sure_answers_is_not_silenced(rng):
+def test_a_task_of_low_entropy_keeps_its_share_of_tokens(rng):
     unsure, sure = rng.random((4, 10)) + 1.0, 1e-3 * rng.random((4, 10))
     entropies, tasks = np.concatenate([unsure, sure]), np.repeat([0, 1], 4)
     mask = np.ones(entropies.shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""What importing the core costs."""
+"""Modules that importing the core loads."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_core_loads_numpy_and_array_api_compat_only():
-    # What an interpreter of this environment loads anyhow, such as finders of editable installs.
+    # Without the modules that the interpreter loads itself, such as finders of editable installs.
     loaded = loaded_by("import g2rpo") - loaded_by("pass") - sys.stdlib_module_names
     assert loaded == {"g2rpo", "numpy", "array_api_compat"}
 
 
-def test_the_check_can_fail():
+def test_the_check_finds_a_library_that_is_loaded():
     assert "scipy" in loaded_by("import g2rpo, scipy") - loaded_by("pass")
 
 
@@ -33,7 +33,7 @@ def test_numpy_alone_computes_without_a_framework():
     assert not loaded & set(FORBIDDEN)
 
 
-def test_the_bindings_export_only_what_is_their_own():
+def test_the_bindings_export_no_name_of_the_core():
     import g2rpo
     import g2rpo_jax
     import g2rpo_torch

@@ -39,7 +39,7 @@ def close(found, wanted):
     return torch.allclose(found, wanted, atol=1e-14, rtol=0)
 
 
-def test_expected_gradients_on_policy():
+def test_expected_gradients_on_policy_are_those_of_the_table():
     forward, backward = exact(LOGITS)[1], exact(LOGITS, forward=False)[1]
     zero = torch.zeros_like(forward)
     wanted = dict.fromkeys(KINDS, forward) | {"k1": zero, "k3": backward}
@@ -49,7 +49,7 @@ def test_expected_gradients_on_policy():
     assert (forward - backward).abs().max() > 0.05
 
 
-def test_expected_values_on_policy():
+def test_expected_values_on_policy_are_those_of_the_table():
     value, _ = exact(LOGITS)
     unbiased = {kind for kind in KINDS if expected(kind)[0] == pytest.approx(value, abs=1e-14)}
     assert unbiased == {"k1", "k3", "k1+", "k3+", "k3-weighted"}
@@ -74,7 +74,7 @@ def test_on_policy_the_gradients_of_k2_and_of_the_weighted_form_are_the_same_tok
     assert torch.equal(found[0], found[2])
 
 
-def test_values_of_all_kinds(library, rng):
+def test_values_of_all_kinds_follow_their_formulas(library, rng):
     new, ref, old = rng.standard_normal((3, 3, 4))
     d, k3 = new - ref, np.exp(ref - new) + new - ref - 1
     wanted = {"k1": d, "k1+": d, "k2": d * d / 2, "k3": k3, "k3+": k3}
@@ -87,7 +87,7 @@ def test_values_of_all_kinds(library, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_does_not_end_at_the_clamp(kind):
+def test_the_gradient_is_not_0_beyond_the_clamp(kind):
     new = torch.tensor([-30.0, -0.1], requires_grad=True)
     ref = torch.tensor([-0.1, -60.0])
     (slope,) = torch.autograd.grad(kl_penalty(new, ref, kind=kind).sum(), new)

@@ -24,7 +24,7 @@ INF = math.inf
         ((0, 0, 8, 16), [INF, 12], [0, 0.5]),
     ],
 )
-def test_trapezoid(library, target, lengths, expected):
+def test_the_reward_is_a_trapezoid_over_the_length(library, target, lengths, expected):
     lengths = np.asarray(lengths, dtype=float)
     table = np.tile(np.asarray(target, dtype=float), (len(lengths), 1))
     for targets in (LengthTarget(*target), library.array(table), library.array(table[0])):
@@ -34,7 +34,7 @@ def test_trapezoid(library, target, lengths, expected):
         assert got.dtype == library.dtype
 
 
-def test_integer_lengths(library):
+def test_integer_lengths_give_floating_rewards(library):
     lengths = library.xp.asarray([0, 15, 50])
     got = length_reward(lengths, LengthTarget(10, 20, 80, 100))
     assert library.numpy(got).tolist() == [0, 0.5, 1]
@@ -62,6 +62,6 @@ def test_only_right_responses_are_ranked(library):
         (0, 1, math.nan, 2),
     ],
 )
-def test_bad_targets(thresholds):
+def test_unordered_thresholds_are_refused(thresholds):
     with pytest.raises(ValueError, match="length target must have 0 <= minimum"):
         LengthTarget(*thresholds)

@@ -1,4 +1,4 @@
-"""The options of the loss, and losses of one's own."""
+"""The options of the loss, and registered losses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 
 from g2rpo import LOSSES, LossOptions, g2rpo_loss, policy_loss, register_loss
-from g2rpo._checks import namespace_of
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def own():
     """A loss that caps the ratio above, for good responses only."""
 
     def one_sided(ratio, logprobs, advantages, *, epsilon_high):
-        xp = namespace_of(ratio=ratio)
+        xp = array_namespace(ratio)
         capped = xp.clip(ratio, None, 1.0 + epsilon_high)
         return xp.where(advantages > 0, -advantages * capped, -advantages * ratio)
 
@@ -54,7 +54,7 @@ def test_options_and_keywords_are_the_same(library, tokens):
 
 
 @pytest.mark.parametrize("loss_type", [name for name in LOSSES if name != "dr-grpo"])
-def test_what_is_set_takes_the_place_of_the_default(loss_type):
+def test_a_given_number_replaces_the_default_of_its_loss_type(loss_type):
     plain = LossOptions(loss_type).resolved()
     for name, default in LOSSES[loss_type].defaults.items():
         changed = LossOptions(loss_type, **{name: 1.25}).resolved()
@@ -79,12 +79,12 @@ def test_another_loss_type_brings_its_own_defaults():
         ({"aggregation": "constant", "max_completion_length": 0}, "finite and positive"),
     ],
 )
-def test_bad_options(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LossOptions(**options)
 
 
-def test_an_own_loss_with_its_defaults(library, tokens, own):
+def test_a_registered_loss_uses_its_defaults(library, tokens, own):
     arrays = [library.array(x) for x in tokens]
     new, old, advantages, mask = tokens
     ratio, a = np.exp(new - old), advantages[:, None]
@@ -101,7 +101,7 @@ def test_an_own_loss_with_its_defaults(library, tokens, own):
         policy_loss(*arrays, loss_type=own, epsilon=0.1)
 
 
-def test_an_own_loss_compiles(tokens, own):
+def test_a_registered_loss_compiles(tokens, own):
     import jax
     import torch
 
@@ -118,14 +118,14 @@ def test_an_own_loss_compiles(tokens, own):
     np.testing.assert_allclose(slope, leaf.grad, atol=1e-6)
 
 
-def test_masked_garbage_reaches_no_own_loss(tokens, own):
+def test_masked_values_do_not_reach_a_registered_loss(tokens, own):
     new, old, advantages, mask = tokens
     dirty = [np.where(mask, x, np.nan) for x in (new, old)]
     found = policy_loss(*dirty, advantages, mask, loss_type=own)[0]
     assert found == policy_loss(new, old, advantages, mask, loss_type=own)[0]
 
 
-def test_an_own_loss_may_take_the_ratio_of_the_response(tokens):
+def test_a_registered_loss_may_take_the_ratio_of_the_response(tokens):
     new, old, advantages, mask = tokens
     seen = []
 
@@ -149,7 +149,7 @@ def test_an_own_loss_may_take_the_ratio_of_the_response(tokens):
     assert (ratio[~mask] == 1).all()
 
 
-def test_bad_registrations(own):
+def test_wrong_registrations_are_refused(own):
     with pytest.raises(ValueError, match="a loss is called 'ppo' already"):
         register_loss("ppo", len)
     with pytest.raises(ValueError, match="non-empty"):

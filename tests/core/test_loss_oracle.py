@@ -99,7 +99,7 @@ def gradients(function, batch, options):
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_policy_value(library, rng, loss_type, aggregation):
+def test_the_policy_loss_is_that_of_a_loop_over_tokens(library, rng, loss_type, aggregation):
     for by_token in (False, True):
         batch = make(rng, by_token=by_token, kind=loss_type)
         options = options_of(aggregation, loss_type=loss_type)
@@ -122,7 +122,7 @@ def test_policy_value(library, rng, loss_type, aggregation):
 @pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_policy_gradient(rng, loss_type, aggregation, by_token):
+def test_the_policy_gradient_is_that_of_finite_differences(rng, loss_type, aggregation, by_token):
     batch = make(rng, by_token=by_token, kind=loss_type)
     expected = loss_oracle.gradient(
         loss_oracle.token_objective,
@@ -142,7 +142,7 @@ def test_policy_gradient(rng, loss_type, aggregation, by_token):
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:4])
 @pytest.mark.parametrize("kind", KL_KINDS)
-def test_kl_value(library, rng, kind, aggregation):
+def test_the_kl_term_is_that_of_a_loop_over_tokens(library, rng, kind, aggregation):
     batch = make(rng, by_token=False)
     options = options_of(aggregation, kl_kind=kind)
     found = kl_of(library.array, batch, library.array(batch["logprobs"]), options)
@@ -163,7 +163,7 @@ def test_kl_value(library, rng, kind, aggregation):
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:4])
 @pytest.mark.parametrize("kind", KL_KINDS)
-def test_kl_gradient(rng, kind, aggregation):
+def test_the_kl_gradient_is_that_of_finite_differences(rng, kind, aggregation):
     batch = make(rng, by_token=False)
     expected = loss_oracle.gradient(
         loss_oracle.token_kl, kind, lists(batch), aggregation, LONGEST, batch["logprobs"].tolist()

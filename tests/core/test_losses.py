@@ -25,7 +25,7 @@ def ppo_tokens(logprobs, old, advantages, low=0.2, high=0.3, dual=3.0):
     return np.where(a < 0, np.minimum(loss, -a * dual), loss)
 
 
-def test_ppo_by_hand(library, tokens):
+def test_the_ppo_loss_is_that_of_its_formula(library, tokens):
     logprobs, old, advantages, mask = tokens
     old[0, 0], advantages[0], mask[0, 0] = logprobs[0, 0] - 3, -2.0, True
     each = ppo_tokens(*(x.astype(library.dtype) for x in (logprobs, old, advantages)))
@@ -45,7 +45,7 @@ def test_ppo_by_hand(library, tokens):
     assert float(loose) > float(policy_loss(*arrays)[0]) + 0.1
 
 
-def test_metrics(library, tokens):
+def test_metrics_are_shares_and_means_over_tokens(library, tokens):
     logprobs, old, advantages, mask = tokens
     logprobs[0, 0], advantages[0], mask[0, 0] = old[0, 0] + 2, -1.0, True
     _, metrics = policy_loss(*(library.array(x) for x in tokens))
@@ -66,7 +66,7 @@ def test_metrics(library, tokens):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_masked_garbage_reaches_nothing(tokens, loss_type):
+def test_masked_logprobs_change_neither_value_nor_gradient(tokens, loss_type):
     import jax
     import torch
 
@@ -92,7 +92,7 @@ def test_masked_garbage_reaches_nothing(tokens, loss_type):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_masked_advantages_and_weights_reach_nothing(tokens, loss_type):
+def test_masked_advantages_and_weights_change_neither_value_nor_gradient(tokens, loss_type):
     import torch
 
     logprobs, old, advantages, mask = tokens
@@ -109,7 +109,7 @@ def test_masked_advantages_and_weights_reach_nothing(tokens, loss_type):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_all_masked_is_zero(library, tokens, loss_type):
+def test_a_batch_without_tokens_has_loss_0(library, tokens, loss_type):
     logprobs, old, advantages, _ = tokens
     for shape in ((5, 6), (5, 0), (0, 6)):
         arrays = [np.resize(x, shape) for x in (logprobs, old)]
@@ -142,7 +142,7 @@ def test_on_policy_every_loss_is_the_policy_gradient(tokens, loss_type):
     assert metrics["ratio/mean"].item() == pytest.approx(1, abs=1e-15)
 
 
-def test_token_advantages_and_wide_ratios(library, tokens):
+def test_equal_token_advantages_change_nothing_and_ratios_are_clamped(library, tokens):
     logprobs, old, advantages, mask = tokens
     wide = np.broadcast_to(advantages[:, None], logprobs.shape).copy()
     arrays = [library.array(x) for x in (logprobs, old, advantages, mask)]
@@ -154,7 +154,7 @@ def test_token_advantages_and_wide_ratios(library, tokens):
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_slices_add_up(library, tokens, aggregation):
+def test_losses_of_slices_add_up_to_that_of_the_batch(library, tokens, aggregation):
     mask = tokens[3]
     whole, _ = policy_loss(*map(library.array, tokens), aggregation=aggregation)
     counted = mask.sum(), mask.any(1).sum()
@@ -173,7 +173,7 @@ def test_slices_add_up(library, tokens, aggregation):
         assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
 
 
-def test_half_precision_answers_in_single():
+def test_half_precision_gives_float32():
     import torch
 
     zeros = torch.zeros(2, 3, dtype=torch.bfloat16)
@@ -193,7 +193,7 @@ def slope_of(logprobs, *rest, **options):
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "pulls"),
+    ("loss_type", "slopes"),
     [
         ("ppo", (-10 / 110, 100 / 110)),
         ("gspo", (-0.5, 0.5)),
@@ -201,12 +201,12 @@ def slope_of(logprobs, *rest, **options):
         ("grpo", (-0.5, 0.5)),
     ],
 )
-def test_a_short_and_a_long_response(loss_type, pulls):
+def test_the_aggregation_decides_how_lengths_weigh(loss_type, slopes):
     """Of 10 and 100 tokens with advantages of 1 and -1, on policy."""
     logprobs, mask = np.full((2, 100), -1.0), np.ones((2, 100), bool)
     mask[0, 10:] = False
     slope, _ = slope_of(logprobs, logprobs, np.asarray([1.0, -1.0]), mask, loss_type=loss_type)
-    assert slope.sum(1) == pytest.approx(pulls)
+    assert slope.sum(1) == pytest.approx(slopes)
 
 
 def test_gspo_gives_each_token_the_gradient_of_its_own_advantage(tokens):

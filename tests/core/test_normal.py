@@ -6,8 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from g2rpo._normal import mean_between, quantile, quantile_of_ratio
-from g2rpo._rounding import rounded
+from g2rpo._normal import mean_between, quantile, quantile_of_ratio, rounded
 
 
 def exact_quantile(p: float) -> float:
@@ -29,7 +28,7 @@ def probabilities() -> np.ndarray:
     return np.concatenate([np.geomspace(1e-12, 0.07, 60), np.linspace(0.07, 0.5, 60)[:-1]])
 
 
-def test_quantile_error(library):
+def test_quantiles_are_exact_to_a_few_units_in_the_last_place(library):
     tails = probabilities().astype(library.dtype)
     expected = np.asarray([exact_quantile(float(p)) for p in tails])
     centres = (tails - np.asarray(0.5, dtype=tails.dtype)).astype(library.dtype)
@@ -63,7 +62,7 @@ def test_ranks_have_opposite_quantiles(library, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64, 4096, 1_000_000])
-def test_interval_means(library, rng, size):
+def test_means_of_intervals_are_those_of_high_precision(library, rng, size):
     edges = np.unique(np.concatenate([[0, 1, size - 1, size], rng.integers(0, size + 1, 40)]))
     edges = np.unique(np.concatenate([edges, np.clip(edges + 1, 0, size)]))
     first, stop = (edges[a] for a in np.triu_indices(len(edges), 1))

@@ -50,7 +50,7 @@ def loss_of(convert, batch, rows=slice(None), **options):
     )
 
 
-def test_terms(library, rng):
+def test_every_term_is_that_of_its_own_function(library, rng):
     batch = make(rng)
     terms, metrics = loss_of(library.array, batch)
     assert isinstance(terms, LossTerms)
@@ -77,7 +77,7 @@ def test_terms(library, rng):
 
 
 def by_hand(batch, tasks):
-    """Return each task's own metrics: of the tokens of its own rows and nothing else."""
+    """Return the metrics of each task from the tokens of its rows."""
     logprobs, old, advantages, mask = batch["positional"]
     found = {}
     for task in range(tasks):
@@ -105,7 +105,7 @@ def by_hand(batch, tasks):
     return found
 
 
-def test_metrics_of_each_task(library, rng):
+def test_metrics_by_task_are_those_of_a_loop(library, rng):
     """Three tasks of four have responses, one of which has no token."""
     batch = make(rng, size=24)
     _, plain = loss_of(library.array, batch)
@@ -122,7 +122,7 @@ def test_metrics_of_each_task(library, rng):
 
 @pytest.mark.parametrize("with_entropies", [True, False])
 def test_metrics_of_tasks_add_up_over_slices(library, rng, with_entropies):
-    """And those of a slice without responses are 0."""
+    """Those of a slice without responses are 0."""
     batch = make(rng, size=24)
     if not with_entropies:
         del batch["entropies"]
@@ -140,7 +140,7 @@ def test_metrics_of_tasks_add_up_over_slices(library, rng, with_entropies):
         np.testing.assert_allclose(joined, library.numpy(whole[name]), rtol=1e-5, atol=1e-6)
 
 
-def test_terms_that_are_not_asked_for_are_zero(library, rng):
+def test_terms_without_inputs_are_0(library, rng):
     terms, metrics = g2rpo_loss(*map(library.array, make(rng)["positional"]))
     assert float(terms.total) == float(terms.policy) != 0
     assert [float(t) for t in terms[2:]] == [0, 0, 0]
@@ -149,7 +149,7 @@ def test_terms_that_are_not_asked_for_are_zero(library, rng):
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant", "task"])
 @pytest.mark.parametrize("name", ["torch", "jax"])
-def test_slices_add_up_in_value_and_gradient(rng, name, aggregation):
+def test_values_and_gradients_of_slices_add_up_to_those_of_the_batch(rng, name, aggregation):
     batch = make(rng)
     options = {"aggregation": aggregation, "num_tasks": 4}
     if aggregation == "constant":
@@ -240,7 +240,7 @@ def jax_slices(batch, slices, coefficients, options):
     return values, gradients
 
 
-def test_the_band_is_judged_on_the_whole_batch(library):
+def test_the_entropy_bounds_apply_to_the_mean_over_the_whole_batch(library):
     """Two slices on either side of the band, whose mean is inside: no penalty, no gradient."""
     zeros, mask = np.zeros((1, 4)), np.ones((1, 4), bool)
     totals = BatchTotals(8, 2, *(library.array(np.asarray([v])) for v in (8.0, 0.4)))
@@ -256,7 +256,7 @@ def test_the_band_is_judged_on_the_whole_batch(library):
         assert float(terms.entropy) == 0
 
 
-def test_absent_task_with_infinite_band(library):
+def test_an_absent_task_with_an_infinite_bound_adds_nothing(library):
     zeros, mask = np.zeros((2, 3)), np.zeros((2, 3), bool)
     terms, _ = g2rpo_loss(
         *map(library.array, (zeros, zeros, np.zeros(2), mask)),
@@ -269,7 +269,7 @@ def test_absent_task_with_infinite_band(library):
 
 
 @pytest.mark.parametrize("kl_kind", ["k1", "k2", "k3", "k3-weighted"])
-def test_gradient_of_the_whole_by_finite_differences(rng, kl_kind):
+def test_the_gradient_of_the_objective_is_that_of_finite_differences(rng, kl_kind):
     import torch
 
     batch = make(rng)

@@ -1,4 +1,4 @@
-"""Weights for tokens of another sampler, and responses that the policy has left behind."""
+"""Importance weights of another sampler, and masks of old responses."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_weights_and_metrics_are_those_of_a_loop(library, rng, level, mode, low,
 
 
 def test_the_defaults_are_those_of_trl_for_vllm(rng):
-    """Product over the response, which counts by it up to 3 and beyond not at all."""
+    """The ratio is the product over the response; the weight is that up to 3, and 0 beyond."""
     old, sampler, mask = tokens(rng, spread=1.0)
     product = np.exp(np.where(mask, old - sampler, 0.0).sum(1))
     expected = np.where(product <= 3, product, 0.0)[:, None] * mask
@@ -98,7 +98,7 @@ def test_a_ratio_on_a_bound_is_inside():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_policy_weighs_one(library, rng, mode):
+def test_weights_are_1_where_sampler_and_policy_agree(library, rng, mode):
     old, _, mask = tokens(rng)
     given = [library.array(x) for x in (old, old, mask)]
     for level in LEVELS:
@@ -144,7 +144,7 @@ def test_extreme_and_unknown_ratios_stay_finite(library):
         assert masked == pytest.approx(1 / 8 if level == "token" else 1 / 4)
 
 
-def test_no_tokens_give_no_weights(library):
+def test_a_batch_without_tokens_has_weights_of_0(library):
     for shape in ((0, 3), (2, 3), (2, 0)):
         nothing = library.array(np.full(shape, np.nan))
         mask = library.array(np.zeros(shape, dtype=bool))
@@ -155,7 +155,7 @@ def test_no_tokens_give_no_weights(library):
             assert all(float(value) == 0 for value in metrics.values())
 
 
-def test_half_precision_is_weighted_in_single():
+def test_half_precision_gives_weights_in_float32():
     import torch
 
     old = torch.tensor([[-1.0, -2.0]], dtype=torch.bfloat16, requires_grad=True)
@@ -174,7 +174,7 @@ def test_half_precision_is_weighted_in_single():
         (2.0, 2.0, "low must be below high, got 2.0 and 2.0"),
     ],
 )
-def test_bounds_that_make_no_sense_are_refused(low, high, message):
+def test_bounds_that_are_not_positive_and_ascending_are_refused(low, high, message):
     old, mask = np.zeros((1, 2)), np.ones((1, 2))
     with pytest.raises(ValueError, match=message):
         sampler_weights(old, old, mask, low=low, high=high)

@@ -1,4 +1,4 @@
-"""The core against the method written out in plain Python, on random and on drawn batches."""
+"""The core against the oracle in plain Python, on random and on drawn batches."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def close(got, wanted, tolerance):
 
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("seed", range(3))
-def test_matching(library, seed, ties):
+def test_matching_agrees_with_the_oracle(library, seed, ties):
     values, segments, _ = random_batch(np.random.default_rng(seed), 60)
     matched = library.call(match_gaussian, values, segments, ties=ties)
     wanted = expected(oracle.match_gaussian, (values, segments), ties=ties)
@@ -68,7 +68,7 @@ def test_matching(library, seed, ties):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("seed", range(3))
-def test_advantages(library, seed, stage):
+def test_advantages_agree_with_the_oracle(library, seed, stage):
     batch = random_batch(np.random.default_rng(seed), 60)
     ties = TIES[seed % 2]
     options = {"task_stage": stage, "ties": ties, "resolution": 0.25 if seed == 2 else None}
@@ -79,7 +79,7 @@ def test_advantages(library, seed, stage):
 
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_components(library, rng, stage, decoupled):
+def test_advantages_of_components_agree_with_the_oracle(library, rng, stage, decoupled):
     rewards, groups, tasks = random_batch(rng, 60)
     finite = np.where(np.isfinite(rewards), np.round(4 * np.clip(rewards, -9, 9)) / 4, np.nan)
     parts = np.stack([finite, rng.integers(0, 3, len(finite)) / 2], axis=1)
@@ -91,7 +91,7 @@ def test_components(library, rng, stage, decoupled):
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("components", [1, 2])
-def test_baselines(library, rng, name, components):
+def test_baselines_agree_with_the_oracle(library, rng, name, components):
     rewards, groups, tasks = random_batch(rng, 60)
     rewards = np.where(np.isfinite(rewards), np.clip(rewards, -20, 20), 0.25)
     options = {}
@@ -113,7 +113,7 @@ WITH_MEANS = ["grpo", "grpo-batch", "dr-grpo", "rloo", "reinforce++", "reinforce
 
 
 @pytest.mark.parametrize("name", WITH_MEANS)
-def test_infinite_rewards_of_baselines(library, rng, name):
+def test_baselines_with_infinite_rewards_agree_with_the_oracle(library, rng, name):
     batch = random_batch(rng, 60)
     if name == "reinforce++-baseline":
         # Single precision ends at 1e-6 of the largest reward, which divides all others here.
@@ -124,7 +124,7 @@ def test_infinite_rewards_of_baselines(library, rng, name):
     close(advantages, wanted, 40 * library.tolerance)
 
 
-def test_moments_over_several_steps(library):
+def test_running_moments_over_several_steps_agree_with_the_oracle(library):
     state, moments = EMAState.start(4, library.array(np.zeros(1))), {}
     for seed in range(3):
         rewards, groups, tasks = random_batch(np.random.default_rng(seed), 60)
@@ -138,7 +138,7 @@ def test_moments_over_several_steps(library):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_drawn_batches(dtype, stage):
+def test_advantages_of_drawn_batches_agree_with_the_oracle(dtype, stage):
     @given(reward_batches(dtype=dtype), st.sampled_from(TIES))
     def agrees(batch, ties):
         advantages = gaussian_advantages(*batch, task_stage=stage, ties=ties)
@@ -150,7 +150,7 @@ def test_drawn_batches(dtype, stage):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_drawn_components(dtype, decoupled):
+def test_advantages_of_drawn_components_agree_with_the_oracle(dtype, decoupled):
     @given(
         reward_batches(kinds=EXACT, components=2, dtype=dtype),
         st.lists(st.sampled_from([0.0, 0.5, 1.0, -2.0]), min_size=2, max_size=2),
@@ -167,7 +167,7 @@ def test_drawn_components(dtype, decoupled):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", BASELINES)
-def test_drawn_batches_of_baselines(dtype, name):
+def test_baselines_on_drawn_batches_agree_with_the_oracle(dtype, name):
     @given(reward_batches(kinds=ORDINARY, dtype=dtype))
     def agrees(batch):
         options = lengths_for(name, batch.rewards)
@@ -181,8 +181,8 @@ def test_drawn_batches_of_baselines(dtype, name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_drawn_batches_against_scipy(dtype):
-    """A second witness that knows ties: the midpoints of the ranks that a block takes."""
+def test_matching_of_drawn_batches_agrees_with_scipy(dtype):
+    """An independent implementation with ties: the midpoints of a block's ranks."""
 
     @given(reward_batches(max_groups=1, allow_nan=False, dtype=dtype))
     def agrees(batch):
@@ -200,7 +200,7 @@ def scipy_match(values):
 
 @pytest.mark.parametrize("levels", [3, 40, None])
 @pytest.mark.parametrize("seed", range(3))
-def test_matching_against_scipy(library, seed, levels):
+def test_matching_agrees_with_scipy(library, seed, levels):
     rng = np.random.default_rng(seed)
     values = rng.permutation(200) if levels is None else rng.integers(0, levels, 200)
     matched = library.call(match_gaussian, values.astype(float))

@@ -1,4 +1,4 @@
-"""REINFORCE++, OPO and pass@k training keep what their papers promise, and at the edges too."""
+"""REINFORCE++, OPO and pass@k training: properties from their papers, and edge cases."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_pass_at_k_of_large_groups_loses_no_digits(library, size, k):
     assert found[1] == pytest.approx(-found[0] / (size - 1), rel=1e-5)
 
 
-def test_pass_at_k_takes_the_side_of_the_threshold(library):
+def test_pass_at_k_compares_rewards_with_the_threshold(library):
     rewards = np.asarray([0.5, 0.75, -math.inf, math.inf, math.nan, 0.0])
     groups = np.zeros(6, int)
     sides = np.asarray([0.0, 1.0, 0.0, 1.0, math.nan, 0.0])
@@ -69,7 +69,7 @@ def test_pass_at_k_takes_the_side_of_the_threshold(library):
         assert found[3] > 0 > found[0]
 
 
-def test_a_group_of_k_or_fewer_has_no_subsets_to_tell_apart(library):
+def test_a_group_of_k_or_fewer_has_pass_at_k_advantages_of_0(library):
     rewards, groups = np.asarray([1.0, 0, 0, 0, 1, 0, 1]), np.asarray([0, 0, 0, 0, 1, 1, 2])
     assert (library.call(pass_at_k_advantages, rewards, groups, k=4) == 0).all()
     found = library.call(pass_at_k_advantages, rewards, groups, k=3)
@@ -99,7 +99,7 @@ def test_opo_of_equal_lengths_subtracts_the_mean(library, rng):
         np.testing.assert_allclose(found, plain, atol=5 * library.tolerance)
 
 
-def test_edges_of_opo(library):
+def test_opo_with_zero_absent_and_infinite_values(library):
     rewards = np.asarray([0.0, 1.0, 1.0, 0.3, 0.3, 2.0, math.nan, 1.0, 0.0, 1.0, 0.0, math.inf])
     groups = np.asarray([0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 5])
     lengths = np.asarray([30.0, 10, 0, 5, 9, 7, -4, 1, 1, math.nan, 2, 6])
@@ -136,7 +136,7 @@ def test_reinforce_plus_plus_has_mean_0_and_deviation_1(library, rng, group_base
     np.testing.assert_allclose(found, score, atol=20 * library.tolerance)
 
 
-def test_edges_of_reinforce_plus_plus(library):
+def test_reinforce_plus_plus_with_equal_absent_and_infinite_rewards(library):
     groups = np.asarray([0, 0, 1, 1, 2, 3])
     for rewards in (np.full(6, 0.1), np.asarray([0.1, *[math.nan] * 5])):
         for baseline in (False, True):

@@ -1,4 +1,4 @@
-"""Exact segment sums, and what a difference of floating running sums would have given."""
+"""Exact segment sums, compared with differences of floating-point running sums."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_opposite_values_sum_to_zero(library, rng):
     assert not library.numpy(total).any()
 
 
-def test_helpers(library, rng):
+def test_peaks_numbers_and_counts_are_those_of_a_loop_over_segments(library, rng):
     labels = rng.choice([-5, 3, 900, 12], 60)
     values = rng.standard_normal(60).astype(library.dtype)
     peak = library.numpy(segment_peak(library.xp, library.array(values), library.array(labels)))

@@ -1,4 +1,4 @@
-"""Sums that are equal on paper are ties, whatever the last bits of the computed ones say."""
+"""Sums that are equal in exact arithmetic are ties, although computed ones may differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = [(1.0, 1.0), (0.9, 0.1), (0.5, 0.5), (0.1, 0.05), (0.9, 0.1, 0.5), (0.
 
 
 def exact_sums(parts, weights):
-    """Return the sums of the decimals that the floats were written as, as whole numbers."""
+    """Return the exact sums of the shortest decimals of the floats, as integers."""
     fractions = [[Fraction(repr(float(x))) for x in row] for row in (*parts, weights)]
     *rows, weights = fractions
     sums = [sum((w * x for w, x in zip(weights, row, strict=True)), Fraction()) for row in rows]
@@ -32,7 +32,7 @@ def grid(step, components):
     return np.asarray(list(product(levels, repeat=components)))
 
 
-def test_the_order_of_equal_sums_is_no_order(library):
+def test_sums_that_are_equal_in_exact_arithmetic_are_ties(library):
     parts = np.asarray([[0.1, 0.2], [0.3, 0.0], [0.2, 0.1], [0.0, 0.3]])
     for stage in STAGES:
         found = library.call(gaussian_advantages, parts, np.zeros(4, int), task_stage=stage)
@@ -41,7 +41,7 @@ def test_the_order_of_equal_sums_is_no_order(library):
 
 @pytest.mark.parametrize("step", [0.1, 0.05])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_all_sums_on_a_grid(library, weights, step):
+def test_sums_on_a_grid_rank_like_exact_ones(library, weights, step):
     parts = grid(step, len(weights))
     groups = np.zeros(len(parts), int)
     options = {"component_weights": weights, "task_stage": None}
@@ -51,7 +51,7 @@ def test_all_sums_on_a_grid(library, weights, step):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_drawn_sums_of_up_to_six_components(dtype):
+def test_drawn_sums_of_up_to_six_components_rank_like_exact_ones(dtype):
     tenths = st.integers(-20, 20).map(lambda n: n / 10)
     twentieths = st.integers(0, 40).map(lambda n: n / 20)
 
@@ -106,7 +106,7 @@ def test_decoupled_components_that_change_places_stay_ties(library, rng, stage):
     np.testing.assert_allclose(found, wanted, atol=3 * library.tolerance)
 
 
-def test_decoupled_sums_that_are_equal_on_paper_are_ties(library):
+def test_decoupled_sums_that_differ_by_rounding_only_are_ties(library):
     """.3 z + .6 z and .9 z differ in the last bit."""
     up, flat = np.asarray([0.0, 1.0, 2.0, 5.0]), np.zeros(4)
     one, two = np.stack([up, up, flat], axis=1), np.stack([flat, flat, up], axis=1)
@@ -124,7 +124,7 @@ def test_decoupled_sums_that_are_equal_on_paper_are_ties(library):
         assert np.array_equal(found, flat)
 
 
-def test_a_sum_in_the_middle_of_two_multiples_of_the_resolution(library):
+def test_equal_sums_between_two_multiples_of_the_resolution_round_alike(library):
     """.15 / .1 comes out below 1.5, (.1 + .05) / .1 above."""
     parts = np.asarray([[0.15, 0.0], [0.1, 0.05], [0.2, 0.0], [0.0, 0.0]])
     for sign, wanted in ((1, [1, 1, 1, 0]), (-1, [0, 0, 0, 1])):
@@ -143,7 +143,7 @@ def test_sums_that_differ_by_more_than_rounding_keep_their_order(library):
     assert np.array_equal(found, library.call(match_gaussian, np.arange(6.0)))
 
 
-def test_extreme_components(library):
+def test_extreme_components_rank_like_extreme_rewards(library):
     big, tiny = np.finfo(library.dtype).max, np.finfo(library.dtype).tiny
     column = np.asarray([-np.inf, -np.inf, -big, -tiny, 0.0, tiny, big, np.inf, np.nan])
     parts = np.stack([column, np.zeros(9)], axis=1)
@@ -164,7 +164,7 @@ def test_huge_rewards_of_another_prompt_do_not_make_ties(library):
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
-def test_half_precision(name):
+def test_equal_sums_in_half_precision_are_ties(name):
     xp = jnp if name == "jax" else __import__(name)
     parts = xp.asarray([[0.1, 0.2], [0.3, 0.0], [0.5, 0.0]], dtype=xp.float16)
     found = gaussian_advantages(parts, xp.asarray([0, 0, 0]), task_stage=None)
@@ -173,7 +173,7 @@ def test_half_precision(name):
 
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_ties_under_jit(stage, decoupled):
+def test_sums_under_jit_have_the_ties_of_eager_ones(stage, decoupled):
     parts = grid(0.1, 3).astype(np.float32)
     weights = [0.9, 0.1, 0.5]
 
@@ -195,7 +195,7 @@ def test_ties_under_jit(stage, decoupled):
         np.testing.assert_allclose(found, wanted, atol=3e-6)
 
 
-def test_components_are_needed():
+def test_rewards_without_a_component_are_refused():
     for name in ("gaussian", "grpo", "gdpo"):
         with pytest.raises(ValueError, match="rewards must have at least one component"):
             ESTIMATORS[name](np.zeros((3, 0)), np.zeros(3, int))

@@ -12,7 +12,7 @@ from g2rpo import adapt_task_weights, weigh_tasks
 
 
 def slow_update(norms, weights, present, rate=0.5, low=0.2, high=5.0):
-    """The rule, task by task; g by bisection."""
+    """The update rule, task by task, with g by bisection."""
     updated = [t for t in range(len(norms)) if present[t] and 0 < norms[t] < math.inf]
 
     def moved(centre, t):
@@ -63,7 +63,7 @@ def test_norms_that_are_proportional_to_weights_become_equal():
     assert weights.prod() == pytest.approx(1)
 
 
-def test_a_task_that_a_bound_holds_back_does_not_drag_the_others_along():
+def test_a_task_at_its_bound_does_not_move_the_others_to_theirs():
     bare, weights = np.asarray([1e-4, 1.0, 2.0, 3.0]), np.ones(4)
     for _ in range(60):
         weights = adapt_task_weights(bare * weights, weights)
@@ -102,7 +102,7 @@ def test_the_weights_are_the_whole_state(rng):
         ({"present": np.ones(3, dtype=bool)}, r"present must have shape \(2,\), got \(3,\)"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         adapt_task_weights(np.ones(2), np.ones(2), **options)
 

@@ -1,4 +1,4 @@
-"""Gaussian matching: golden values, and the traps that running sums in floating point fall into."""
+"""Gaussian matching: values of the paper, and cases that floating-point running sums get wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OF_EIGHT = {1: (1.534, -0.219), 2: (1.211, -0.404), 3: (0.970, -0.582), 4: (0.76
 
 
 @pytest.mark.parametrize(("rewards", "expected"), FIGURE)
-def test_values_of_the_papers_figure(library, rewards, expected):
+def test_matched_values_are_those_of_the_papers_figure(library, rewards, expected):
     assert np.array_equal(
         library.call(match_gaussian, np.asarray(rewards, float)).round(4),
         np.asarray(expected, library.dtype),
@@ -25,7 +25,7 @@ def test_values_of_the_papers_figure(library, rewards, expected):
 
 
 @pytest.mark.parametrize("right", range(1, 8))
-def test_binary_groups_of_eight(library, right):
+def test_matched_values_of_binary_groups_of_eight_are_those_of_the_paper(library, right):
     rewards = np.asarray([1.0] * right + [0.0] * (8 - right))
     matched = library.call(match_gaussian, rewards)
     up, down = OF_EIGHT[min(right, 8 - right)]
@@ -34,7 +34,7 @@ def test_binary_groups_of_eight(library, right):
     np.testing.assert_allclose(matched, np.where(rewards > 0, up, down), atol=6e-4)
 
 
-def test_moments_without_ties(library, rng):
+def test_moments_without_ties_are_those_of_the_paper(library, rng):
     sizes = [2, 4, 8, 16, 64, 512]
     mean_square = [0.455, 0.712, 0.851, 0.924, 0.980, 0.9975]
     largest = [0.67, 1.15, 1.53, 1.86, 2.42, 3.10]
@@ -73,7 +73,7 @@ def test_equal_blocks_are_bit_equal_everywhere(library, rng, ties):
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
-def test_a_million_values_in_single_precision(name):
+def test_a_million_values_in_single_precision_are_exact(name):
     jax = pytest.importorskip("jax") if name == "jax" else None
     xp = jax.numpy if jax else __import__(name)
     rng = np.random.default_rng(5)
@@ -136,7 +136,7 @@ def test_absent_values_take_no_rank(library):
     assert np.array_equal(matched[np.isnan(values)], [0, 0])
 
 
-def test_degenerate_inputs(library):
+def test_constant_absent_and_empty_segments_get_0(library):
     assert library.call(match_gaussian, np.zeros(0)).shape == (0,)
     for values in ([5.0], [np.nan], [np.nan, np.nan], [np.inf, np.inf], [0.0, -0.0]):
         assert np.array_equal(
@@ -150,7 +150,7 @@ def test_extreme_magnitudes_are_only_ranks(library):
     assert np.array_equal(matched, library.call(match_gaussian, np.arange(5.0)))
 
 
-def test_resolution_makes_ties(library):
+def test_values_within_the_resolution_are_ties(library):
     values = np.asarray([0.810, 0.811, 0.9, -np.inf, np.finfo(library.dtype).max, np.inf])
     matched = library.call(match_gaussian, values, resolution=0.01)
     assert np.array_equal(matched, library.call(match_gaussian, np.asarray([1.0, 1, 2, 0, 3, 4])))
@@ -161,7 +161,7 @@ def test_barycentre_is_the_conditional_mean(library):
     np.testing.assert_allclose(matched, [-np.sqrt(2 / np.pi), np.sqrt(2 / np.pi)], rtol=1e-6)
 
 
-def test_dtypes_come_back(library):
+def test_the_dtype_of_the_result_is_that_of_the_values(library):
     xp = library.xp
     default = xp.asarray(0.5).dtype if library.name != "numpy" else np.dtype("float64")
     for given, expected in (
@@ -174,7 +174,7 @@ def test_dtypes_come_back(library):
         np.testing.assert_allclose(library.numpy(matched), [-0.6745, 0.6745], atol=5e-5)
 
 
-def test_half_precision():
+def test_half_precision_keeps_its_dtype_and_symmetry():
     import jax.numpy as jnp
     import torch
 

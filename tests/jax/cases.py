@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from g2rpo._checks import namespace_of
 from g2rpo.advantages import takes_lengths
 
 TASKS = 3
@@ -117,7 +117,7 @@ def _loss_inputs(rng, n):
 
 
 def _selected(mask, values):
-    return namespace_of(values=values).where(mask, values, 0.0)
+    return array_namespace(values).where(mask, values, 0.0)
 
 
 def _state_of(g, rewards, groups, tasks, means):
@@ -128,7 +128,7 @@ def _state_of(g, rewards, groups, tasks, means):
 def _target_of_each(g, lengths, right, tasks):
     of_task = {"a": g.LengthTarget(5, 20, 60, 90), "b": g.LengthTarget(30, 90, 120, 220)}
     table = g.LengthTargets(of_task).table("abc")
-    targets = namespace_of(lengths=lengths).asarray(table, dtype=lengths.dtype)
+    targets = array_namespace(lengths).asarray(table, dtype=lengths.dtype)
     return g.length_reward(lengths, targets[tasks], right=right)
 
 

@@ -1,4 +1,4 @@
-"""The plain way, through full logits, that everything here is compared with."""
+"""Inputs of a head, and the plain computation by full logits for comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from g2rpo import entropy_from_logits
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """Neither dtypes nor ranks are promoted in silence."""
+    """Implicit promotion of dtypes or ranks raises."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -27,13 +27,13 @@ def rng() -> np.random.Generator:
 
 
 class Inputs(NamedTuple):
-    """A head's inputs and the pulls at its outputs: NumPy, float64."""
+    """Inputs of a head and gradients by its outputs: NumPy, float64."""
 
     hidden: np.ndarray
     weight: np.ndarray
     labels: np.ndarray
     bias: np.ndarray
-    pulls: np.ndarray
+    grads: np.ndarray
 
     def leaves(self, dtype: str) -> tuple[Array, Array, Array]:
         """Return hidden, weight and bias."""
@@ -54,7 +54,7 @@ def make_inputs(
 
 
 def plain(hidden, weight, labels, bias=None, temperature=1.0, softcap=None):
-    """Return log-probabilities and entropies by way of all logits."""
+    """Return log-probabilities and entropies from full logits."""
     logits = jnp.einsum("...h,vh->...v", hidden, weight)
     along = (1,) * (logits.ndim - 1) + (-1,)
     if bias is not None:
@@ -71,19 +71,19 @@ def plain(hidden, weight, labels, bias=None, temperature=1.0, softcap=None):
 def results(inputs: Inputs, dtype: str, function, *, bias: bool = False, **options):
     """Return values and gradients of a function under jit, in float64."""
 
-    def pulled(leaves):
+    def weighted_sum(leaves):
         given = options | ({"bias": leaves[2]} if bias else {})
         values = function(leaves[0], leaves[1], jnp.asarray(inputs.labels), **given)
-        pulls = jnp.asarray(inputs.pulls, values[0].dtype)
-        return sum(jnp.sum(v * p) for v, p in zip(values, pulls, strict=True)), values
+        grads = jnp.asarray(inputs.grads, values[0].dtype)
+        return sum(jnp.sum(v * p) for v, p in zip(values, grads, strict=True)), values
 
     leaves = inputs.leaves(dtype)[: 2 + bias]
-    (_, values), gradients = jax.jit(jax.value_and_grad(pulled, has_aux=True))(leaves)
+    (_, values), gradients = jax.jit(jax.value_and_grad(weighted_sum, has_aux=True))(leaves)
     assert [g.dtype for g in gradients] == [x.dtype for x in leaves]
     return [np.asarray(x).astype(np.float64) for x in (*values, *gradients)]
 
 
 def exact_results(inputs: Inputs, *, bias: bool = False, **options):
-    """Return what :func:`results` must be, computed in float64 through full logits."""
+    """Return the expected :func:`results`, computed in float64 from full logits."""
     with jax.enable_x64(True):
         return results(inputs, "float64", plain, bias=bias, **options)

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies without logits: values, gradients, and what is legal."""
+"""Log-probabilities and entropies without logits: values, gradients, and invalid inputs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_bf16_inputs_lose_nothing_but_their_own_rounding():
     """A model's sizes: logits of several nats, sums over many tokens and entries."""
     inputs = make_inputs(tokens=(300,), width=64, entries=5000, scale=0.5)
     rounded = [np.asarray(x).astype(np.float64) for x in inputs.leaves("bfloat16")]
-    inputs = Inputs(rounded[0], rounded[1], inputs.labels, rounded[2], inputs.pulls)
+    inputs = Inputs(rounded[0], rounded[1], inputs.labels, rounded[2], inputs.grads)
     expected = exact_results(inputs, bias=True)
     got = results(inputs, "bfloat16", logprobs_and_entropy, bias=True)
     assert_close(got[:2], expected[:2], atol=2e-3)
@@ -79,7 +79,7 @@ def test_the_same_numbers_as_on_pytorch(options, dtype, tolerance):
         *leaves[:2], torch.tensor(inputs.labels), tile=(16, 64), **given
     )
     loss = sum(
-        (v * torch.tensor(p).to(v.dtype)).sum() for v, p in zip(values, inputs.pulls, strict=True)
+        (v * torch.tensor(p).to(v.dtype)).sum() for v, p in zip(values, inputs.grads, strict=True)
     )
     assert {str(v.dtype) for v in values} == {f"torch.{dtype}"}
     theirs = [x.detach().numpy() for x in (*values, *torch.autograd.grad(loss, leaves))]
@@ -110,19 +110,19 @@ def test_a_token_without_any_entry_has_no_entropy():
 @pytest.mark.parametrize(
     ("ignore_index", "label_dtype"), [(-100, "int32"), slow(7, "int8"), slow(255, "uint8")]
 )
-def test_ignored_tokens_count_nothing_and_may_be_anything(ignore_index, label_dtype):
+def test_ignored_tokens_have_0_for_any_hidden_states(ignore_index, label_dtype):
     inputs = make_inputs(tokens=(6,))
     kept = np.asarray([True, False, True, True, False, True])
     inputs.labels[inputs.labels == 7] = 8
     labels = np.where(kept, inputs.labels, ignore_index).astype(label_dtype)
     hidden = np.where(kept[:, None], inputs.hidden, np.nan)
     few = Inputs(
-        hidden[kept], inputs.weight, inputs.labels[kept], inputs.bias, inputs.pulls[:, kept]
+        hidden[kept], inputs.weight, inputs.labels[kept], inputs.bias, inputs.grads[:, kept]
     )
-    # What is pulled at does not count either.
-    pulls = np.where(kept, inputs.pulls, np.nan)
+    # Gradients by the outputs of ignored tokens do not count either.
+    grads = np.where(kept, inputs.grads, np.nan)
     got = results(
-        inputs._replace(hidden=hidden, labels=labels, pulls=pulls),
+        inputs._replace(hidden=hidden, labels=labels, grads=grads),
         "float32",
         partial(logprobs_and_entropy, ignore_index=ignore_index, tile=(2, 10)),
     )
@@ -134,8 +134,8 @@ def test_ignored_tokens_count_nothing_and_may_be_anything(ignore_index, label_dt
 
 
 @pytest.mark.parametrize("wrong", [-1, slow(37), slow(2**31 - 1)])
-def test_a_label_outside_of_the_vocabulary_under_jit_spoils_itself_alone(wrong):
-    """It cannot raise there: its log-probability is NaN, and everything else as without it."""
+def test_an_invalid_label_under_jit_makes_its_own_logprob_nan_only(wrong):
+    """Under jit it cannot raise: its log-probability is NaN, and other results are unaffected."""
     inputs = make_inputs(tokens=(6,))
     labels = np.where(np.arange(6) == 2, wrong, inputs.labels)
     others = np.arange(6) != 2
@@ -168,7 +168,7 @@ def test_a_label_outside_of_the_vocabulary_under_jit_spoils_itself_alone(wrong):
     assert not got[2].any()
 
 
-def test_tokens_that_nothing_pulls_at_may_be_anything():
+def test_tokens_without_a_gradient_may_have_any_hidden_states():
     inputs = make_inputs(tokens=(6,))
     hidden = jnp.asarray(inputs.hidden, "float32").at[1].set(jnp.nan)
     weight = jnp.asarray(inputs.weight, "float32")
@@ -184,7 +184,7 @@ def test_tokens_that_nothing_pulls_at_may_be_anything():
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
-def test_no_token_is_legal(shape):
+def test_an_empty_batch_gives_empty_results(shape):
     def total(hidden, weight):
         values = logprobs_and_entropy(hidden, weight, jnp.zeros(shape, dtype=jnp.int32))
         assert values[0].shape == values[1].shape == shape
@@ -219,7 +219,7 @@ def test_low_rank_weights_add_to_a_frozen_one():
 
 
 @pytest.mark.slow
-def test_dtypes_may_differ():
+def test_arrays_of_different_dtypes_are_promoted():
     inputs = make_inputs()
     hidden, weight, bias = inputs.leaves("float32")
     got = logprobs_and_entropy(
@@ -259,7 +259,7 @@ def test_dtypes_may_differ():
         ),
     ],
 )
-def test_bad_input(change, error, message):
+def test_inputs_that_do_not_fit_are_refused(change, error, message):
     given = {
         "hidden": jnp.zeros((2, 6)),
         "weight": jnp.zeros((37, 6)),

@@ -1,4 +1,4 @@
-"""What JAX puts around the operator: transformations, compilation, and the memory it plans."""
+"""The operator under JAX's transformations and compilation, and its planned memory."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def assert_close(got, expected):
 
 
 @pytest.mark.slow
-def test_grad_without_jit():
+def test_grad_without_jit_is_exact():
     hidden, weight, _, ours, expected = setup()
     assert_close(jax.value_and_grad(ours, argnums=(0, 1))(hidden, weight), expected)
 
 
-def test_grad_of_a_checkpoint():
+def test_grad_under_checkpoint_is_exact():
     hidden, weight, _, ours, expected = setup()
     compiled = jax.jit(jax.value_and_grad(jax.checkpoint(ours), argnums=(0, 1)))
     assert_close(compiled(hidden, weight), expected)
@@ -55,7 +55,7 @@ def one_response(hidden, weight, labels):
     return loss_of(logprobs_and_entropy, labels, tile=TILE)(hidden, weight)
 
 
-def test_gradient_of_a_vmap():
+def test_the_gradient_of_a_vmap_is_exact():
     hidden, weight, labels, _, expected = setup()
 
     def total(hidden, weight):
@@ -66,7 +66,7 @@ def test_gradient_of_a_vmap():
 
 
 @pytest.mark.slow
-def test_vmap_of_a_gradient():
+def test_the_vmap_of_a_gradient_is_exact():
     hidden, weight, labels, _, expected = setup()
     each = jax.vmap(jax.value_and_grad(one_response, argnums=(0, 1)), in_axes=(0, None, 0))
     values, (by_hidden, by_weight) = jax.jit(each)(hidden, weight, labels)
@@ -74,7 +74,7 @@ def test_vmap_of_a_gradient():
 
 
 @pytest.mark.slow
-def test_inside_a_scan():
+def test_gradients_inside_a_scan_are_exact():
     hidden, weight, labels, _, expected = setup()
 
     def total(hidden, weight):
@@ -86,7 +86,7 @@ def test_inside_a_scan():
     assert_close(jax.value_and_grad(total, argnums=(0, 1))(hidden, weight), expected)
 
 
-def test_one_compilation_a_shape():
+def test_a_shape_is_compiled_once():
     hidden, weight, labels, _, _ = setup()
     traces = []
 
@@ -164,7 +164,7 @@ def test_no_array_of_all_logits_is_ever_computed():
 
 
 def planned(function, **sizes) -> int:
-    """Return the bytes that the compiled program needs besides arguments and results."""
+    """Return the temporary memory of the compiled program, in bytes."""
     return jax.jit(function).lower(*shapes(**sizes)).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -183,7 +183,7 @@ def products(function) -> int:
     return sum(equation.primitive.name == "dot_general" for equation in equations(program))
 
 
-def test_what_nobody_asks_for_is_not_computed():
+def test_gradients_that_are_not_required_are_not_computed():
     assert products(gradient()) == 4
     assert products(gradient(argnums=0)) == 3
     assert products(gradient(argnums=1)) == 3

@@ -1,4 +1,4 @@
-"""The code of docs/jax.md runs as it stands, on eight devices, and does what the page says."""
+"""The code of docs/jax.md runs on eight devices, with the results that the page describes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ assert g2rpo.gaussian_advantages(*padded).tolist() == [*advantages.tolist(), 0.0
 
 
 @pytest.mark.slow
-def test_page_runs(tmp_path):
+def test_the_code_of_the_page_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 3
     script = tmp_path / "page.py"

@@ -73,7 +73,7 @@ def in_both_precisions() -> list[Any]:
 
 
 def test_every_public_name_is_compared():
-    """A new name fails here until it has a case above, or a line that says where it is compared."""
+    """A new public name needs a case, or an entry for another test that compares it."""
     functions = {name for name in g2rpo.__all__ if inspect.isfunction(getattr(g2rpo, name))}
     assert functions - WITHOUT_ARRAYS == {case.name for case in CASES} & functions
     assert {name for name in g2rpo.__all__ if hasattr(getattr(g2rpo, name), "from_json")} == STATES
@@ -100,7 +100,7 @@ def inputs_of(case: Case, dtype: str, seed: int, size: int = 24) -> list[np.ndar
     return [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
 
 
-def pulls_like(values: list[np.ndarray]) -> list[np.ndarray]:
+def cotangents_like(values: list[np.ndarray]) -> list[np.ndarray]:
     """Return a weight for every element of every floating result."""
     rng = np.random.default_rng(7)
     return [rng.standard_normal(np.shape(v)).astype(v.dtype) for v in values]
@@ -111,18 +111,18 @@ def is_floating(values) -> list[bool]:
 
 
 def on_torch(case: Case, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the values, and the gradients of their sum weighted by pulls."""
+    """Return the values, and the gradients of their weighted sum."""
     tensors = [torch.tensor(a) for a in arrays]
     for i in case.by:
         tensors[i].requires_grad_()
     results = jax.tree.leaves(case.call(g2rpo, *tensors))
     values = [r.detach().numpy() if isinstance(r, torch.Tensor) else np.asarray(r) for r in results]
-    pulls = pulls_like([v for v in values if v.dtype.kind == "f"])
+    grads = cotangents_like([v for v in values if v.dtype.kind == "f"])
     floating = [r for r, yes in zip(results, is_floating(values), strict=True) if yes]
     if case.by:
         total = sum(
             (torch.where(torch.isfinite(r), r, 0) * torch.tensor(p)).sum()
-            for r, p in zip(floating, pulls, strict=True)
+            for r, p in zip(floating, grads, strict=True)
         )
         if total.requires_grad:
             total.backward()
@@ -131,7 +131,7 @@ def on_torch(case: Case, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], li
     return values, [(z if g is None else g).numpy() for g, z in zip(grads, zeros, strict=True)]
 
 
-def gradient_of(case: Case, pulls: list[np.ndarray]):
+def gradient_of(case: Case, grads: list[np.ndarray]):
     """Return ``function(arrays) -> values, gradients``, for ``jax.jit`` and ``jax.vmap``."""
 
     def function(arrays):
@@ -143,7 +143,7 @@ def gradient_of(case: Case, pulls: list[np.ndarray]):
             floating = [v for v in values if jnp.issubdtype(v.dtype, jnp.floating)]
             weighted = (
                 jnp.sum(jnp.where(jnp.isfinite(v), v, 0.0) * p)
-                for v, p in zip(floating, pulls, strict=True)
+                for v, p in zip(floating, grads, strict=True)
             )
             return sum(weighted), values
 
@@ -185,14 +185,16 @@ def counting(function):
 
 
 @pytest.mark.parametrize(("case", "dtype"), in_both_precisions())
-def test_values_and_gradients_and_one_compilation(case, dtype):
+def test_values_and_gradients_agree_with_pytorch_after_one_compilation(case, dtype):
     with precision(dtype):
         arrays = inputs_of(case, dtype, seed=1)
         values, gradients = on_torch(case, arrays)
         assert all(np.isfinite(g).all() for g in gradients)
         assert any(g.any() for g in gradients) == (case.name not in FLAT)
-        pulls = [jnp.asarray(p) for p in pulls_like([v for v in values if v.dtype.kind == "f"])]
-        traced = counting(gradient_of(case, pulls))
+        grads = [
+            jnp.asarray(p) for p in cotangents_like([v for v in values if v.dtype.kind == "f"])
+        ]
+        traced = counting(gradient_of(case, grads))
         compiled = jax.jit(traced)
         ours = compiled([jnp.asarray(a) for a in arrays])
         floats = [x for x in jax.tree.leaves(ours) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -207,11 +209,11 @@ def test_values_and_gradients_and_one_compilation(case, dtype):
 
 @pytest.mark.slow
 @every_traceable
-def test_vmap_over_independent_batches(case):
+def test_vmap_equals_a_loop_over_batches(case):
     batches = [inputs_of(case, "float32", seed=seed) for seed in (1, 2, 3)]
     expected = [on_torch(case, arrays) for arrays in batches]
-    pulls = pulls_like([v for v in expected[0][0] if v.dtype.kind == "f"])
-    function = gradient_of(case, [jnp.asarray(p) for p in pulls])
+    grads = cotangents_like([v for v in expected[0][0] if v.dtype.kind == "f"])
+    function = gradient_of(case, [jnp.asarray(p) for p in grads])
     stacked = [jnp.stack([jnp.asarray(a) for a in arrays]) for arrays in zip(*batches, strict=True)]
     together = jax.jit(jax.vmap(function))(stacked)
     for i, (values, gradients) in enumerate(expected):
@@ -221,7 +223,7 @@ def test_vmap_over_independent_batches(case):
 
 @pytest.mark.slow
 @every_traceable
-def test_another_batch_size_is_another_compilation(case):
+def test_a_new_batch_size_is_compiled_once(case):
     traced = counting(lambda arrays: jax.tree.leaves(case.call(g2rpo, *arrays)))
     function = jax.jit(traced)
     for number, size in enumerate((24, 36), start=1):
@@ -235,7 +237,7 @@ def test_another_batch_size_is_another_compilation(case):
 @pytest.mark.parametrize(
     "case", [c for c in ALL_CASES if not c.is_traceable], ids=lambda case: case.name
 )
-def test_on_the_host(case):
+def test_functions_on_the_host_agree(case):
     arrays = inputs_of(case, "float32", seed=1)
     ours = jax.tree.leaves(case.call(g2rpo, *(jnp.asarray(a) for a in arrays)))
     assert_same(ours, on_torch(case, arrays)[0], 1e-6)

@@ -1,4 +1,4 @@
-"""What only the bindings have, on JAX and on PyTorch: the same batch, the same numbers."""
+"""Functions of the bindings on JAX and PyTorch: equal results for the same batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def on_two_devices(function, *arrays):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_gathered_rollouts(dtype, rng):
+def test_gathered_rollouts_agree_with_one_device(dtype, rng):
     rewards, groups = rng.standard_normal((6, 2)).astype(dtype), np.arange(6) // 2
 
     def gather(*arrays):
@@ -49,7 +49,7 @@ def test_gathered_rollouts(dtype, rng):
     np.testing.assert_array_equal(whole[0], rewards)
 
 
-def test_what_is_gathered_is_a_constant_to_differentiation(rng):
+def test_gathered_arrays_have_no_gradient(rng):
     rewards = rng.standard_normal(6).astype(np.float32)
 
     def total(rewards):
@@ -90,7 +90,7 @@ def test_totals_of_halves_are_those_of_the_whole(counted, dtype, rng):
 
 
 def objective(module, hidden, weight, labels, old, advantages, mask, tasks, bounds):
-    """Return the loss on JAX, and what PyTorch fuses into one function."""
+    """Return the loss from separate functions on JAX, from the fused one on PyTorch."""
     given = {"entropy_low": bounds[0], "entropy_high": bounds[1], "ref_logprobs": old, "beta": 0.1}
     if module is g2rpo_torch:
         given |= {"backend": "portable"}

@@ -1,4 +1,4 @@
-"""A batch on eight devices gives what it gives on one: advantages bit by bit."""
+"""A batch on eight devices has the results of one, advantages to the bit."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .devices import run
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def test_gaussian_advantages():
+def test_gaussian_advantages_of_sharded_arrays_have_the_bits_of_whole_ones():
     run(WORKER, "advantages", "gaussian")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_estimator():
+def test_every_estimator_of_sharded_arrays_equals_that_of_whole_ones():
     run(WORKER, "advantages")
 
 
 @pytest.mark.slow
-def test_losses_and_their_gradients_add_up():
+def test_losses_and_gradients_of_devices_add_up():
     run(WORKER, "losses")
 
 
 @pytest.mark.slow
-def test_logprobs_of_sharded_tokens():
+def test_logprobs_of_sharded_tokens_equal_those_of_whole_arrays():
     run(WORKER, "logprobs")
 
 
@@ -48,6 +48,6 @@ def test_logprobs_of_sharded_tokens():
         ),
     ],
 )
-def test_bad_input(arrays, error, message):
+def test_arrays_that_do_not_fit_are_refused(arrays, error, message):
     with pytest.raises(error, match=message):
         gather_rollouts(*arrays, axis_name="data")

@@ -54,7 +54,7 @@ def equal(got, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_task_means_and_totals(labels, tokens):
+def test_unknown_labels_are_in_no_task_mean_and_no_total(labels, tokens):
     (tasks, known), (entropies, mask) = labels, tokens
 
     @jax.jit
@@ -68,7 +68,7 @@ def test_task_means_and_totals(labels, tokens):
     )
 
 
-def test_every_function_that_takes_tasks_is_called_here():
+def test_every_function_with_tasks_is_tested_here():
     functions = {name: getattr(g2rpo, name) for name in g2rpo.__all__}
     taking = {
         name
@@ -90,7 +90,7 @@ def test_every_function_that_takes_tasks_is_called_here():
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
-def test_in_an_estimator_any_integer_is_a_task_of_its_own(name, labels, rng):
+def test_for_an_estimator_every_integer_is_a_task(name, labels, rng):
     tasks, known = labels
     rewards = jnp.asarray(rng.random(24), jnp.float32)
     groups = jnp.where(known, jnp.arange(24) // 6, 10 + jnp.arange(24) // 12)
@@ -109,7 +109,7 @@ def test_in_an_estimator_any_integer_is_a_task_of_its_own(name, labels, rng):
         equal(advantages[known], absent[known])
 
 
-def test_among_high_entropies_any_integer_is_a_task_of_its_own(labels, tokens):
+def test_for_high_entropy_masks_every_integer_is_a_task(labels, tokens):
     (tasks, known), (entropies, mask) = labels, tokens
     chosen = jax.jit(partial(high_entropy_mask, share=0.4))
     numbers = jnp.where(known, tasks, 0)
@@ -121,7 +121,7 @@ def test_among_high_entropies_any_integer_is_a_task_of_its_own(labels, tokens):
     equal(kept[known], without[known])
 
 
-def test_metrics_of_tasks(labels, tokens, rng):
+def test_unknown_labels_are_in_no_metric_by_task(labels, tokens, rng):
     (tasks, known), (entropies, mask) = labels, tokens
     logprobs = jnp.asarray(rng.standard_normal((24, 5)), jnp.float32)
     advantages = jnp.asarray(rng.standard_normal(24), jnp.float32)
@@ -154,14 +154,14 @@ def test_metrics_of_tasks(labels, tokens, rng):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_of_no_task_may_be_anything(value):
+def test_responses_without_a_task_may_have_any_values(value):
     values, mask = jnp.asarray([[1.0], [value]]), jnp.ones((2, 1), dtype=bool)
     means, present = jax.jit(task_means, static_argnums=3)(values, mask, jnp.asarray([0, 7]), 2)
     assert means.tolist() == [1.0, 0.0]
     assert present.tolist() == [True, False]
 
 
-def test_the_entropy_term_and_its_gradient(labels, tokens):
+def test_unknown_labels_add_nothing_to_the_entropy_term(labels, tokens):
     (tasks, known), (entropies, mask) = labels, tokens
     zeros = jnp.zeros_like(entropies)
 
@@ -187,7 +187,7 @@ def test_the_entropy_term_and_its_gradient(labels, tokens):
     equal(term(jnp.where(known[:, None], entropies, 9.0), tasks), (value, gradient))
 
 
-def test_ema_grpo(labels, rng):
+def test_unknown_labels_have_ema_grpo_advantages_of_0(labels, rng):
     tasks, known = labels
     rewards = jnp.asarray(rng.random(24), jnp.float32)
     groups = jnp.where(known, jnp.arange(24) // 6, 10 + jnp.arange(24))
@@ -201,7 +201,7 @@ def test_ema_grpo(labels, rng):
     equal((advantages[known], state), (other[0][known], other[1]))
 
 
-def test_length_targets(labels, rng):
+def test_unknown_labels_do_not_change_length_targets(labels, rng):
     tasks, known = labels
     lengths = jnp.asarray(rng.integers(1, 90, 24))
     right = jnp.asarray(rng.random(24) < 0.9)
@@ -217,8 +217,8 @@ def test_length_targets(labels, rng):
     assert expected[1][0, 1] != 10
 
 
-def test_indexing_a_table_by_task_is_what_the_caller_has_to_guard(labels, rng):
-    """JAX's indexing counts from the end and clamps: a label has to be replaced, or filled."""
+def test_indexing_a_table_with_unknown_labels_is_not_checked(labels, rng):
+    """JAX's indexing counts from the end and clamps, so callers must replace such labels."""
     tasks, known = labels
     lengths = jnp.asarray(rng.integers(1, 90, 24))
     table = jnp.asarray([[0.0, 10.0, 50.0, 100.0], [0, 0, 9, 20], [5, 6, 7, 8]])

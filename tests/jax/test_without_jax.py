@@ -1,4 +1,4 @@
-"""Without JAX, importing the binding says how to install it."""
+"""Without JAX, importing the binding raises an error with the install command."""
 
 
 def test_the_error_names_the_command(error_without):

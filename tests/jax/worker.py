@@ -1,4 +1,4 @@
-"""What test_sharding.py runs in a process of its own, with eight devices on the CPU.
+"""The checks of test_sharding.py, in a separate process with eight devices on the CPU.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python worker.py advantages|losses|logprobs
 """
@@ -47,7 +47,7 @@ def rollouts(size: int = 320) -> list[Array]:
 
 
 def padded(arrays: list[Array], size: int) -> list[Array]:
-    """Fill up with rollouts of no reward, in groups and tasks of the others."""
+    """Pad with rollouts of absent reward, in groups and tasks of the others."""
     rows = size - len(arrays[0])
     fills = (jnp.nan, arrays[1][0], arrays[2][0])
     return [
@@ -57,7 +57,7 @@ def padded(arrays: list[Array], size: int) -> list[Array]:
 
 
 def with_state(rewards: Array, groups: Array, tasks: Array) -> Array:
-    """Return EMA-GRPO's advantages on what it remembers of a batch before."""
+    """Return EMA-GRPO's advantages with the state of a previous batch."""
     _, state = g2rpo.ema_grpo_advantages(
         rewards * 2.0, groups, tasks, g2rpo.EMAState.start(TASKS, rewards)
     )
@@ -123,7 +123,7 @@ def check_advantages(*names: str) -> None:
 
 
 def check_uneven(estimator: Callable[..., Array], arrays: list[Array]) -> None:
-    """Spread a batch that eight does not divide: padded, in shards that are not equally full."""
+    """Shard a batch that is not divisible by eight, with padding."""
     few = [x[:317] for x in arrays]
     expected = jax.jit(estimator)(*few)
     filled = padded(few, 328)

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def own_rewards(monkeypatch):
-    """A user's module, found by this process and by those that it starts."""
+    """A custom module, importable in this process and in the processes that it starts."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     yield __import__("own_rewards")
     sys.modules.pop("own_rewards", None)

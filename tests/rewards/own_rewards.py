@@ -1,4 +1,4 @@
-"""Reward functions as a user has them: in a module of their own."""
+"""Custom reward functions in a module."""
 
 import ctypes
 import os
@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-from g2rpo.rewards.clock import time_limit
+from g2rpo.rewards.time_limit import time_limit
 
 NOT_A_FUNCTION = 3
 
 
 def behave(answer, truth):
-    """Do what the answer says."""
+    """Behave as the answer names: hang, crash, raise or return."""
     if answer == "hang":
         while True:
             time.sleep(0.01)
@@ -38,7 +38,7 @@ def length_match(answer, truth):
 
 
 def die_once(answer, truth):
-    """End the first process that is asked, as a machine short of memory would."""
+    """End the first process that calls it, like an out-of-memory kill."""
     marker = Path(truth)
     if not marker.exists():
         marker.touch()

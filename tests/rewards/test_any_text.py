@@ -1,4 +1,4 @@
-"""No response breaks a reward: any text has components from 0 to 1, and soon."""
+"""Any text has reward components from 0 to 1, in bounded time."""
 
 import json
 import time
@@ -79,13 +79,13 @@ CHEAP = [problem_type for problem_type in ACCURACY if problem_type != "maths"]
 
 @pytest.mark.parametrize("problem_type", CHEAP)
 @given(text=SOUP)
-def test_any_text(problem_type, text):
+def test_any_text_has_a_reward_from_0_to_1(problem_type, text):
     assert_in_range(problem_type, text)
 
 
 @pytest.mark.parametrize("problem_type", CHEAP)
 @given(value=VALUES)
-def test_any_json(problem_type, value):
+def test_any_json_has_a_reward_from_0_to_1(problem_type, value):
     # Python writes no number of thousands of digits, but a policy may.
     assert_in_range(problem_type, json.dumps(value).replace('"HUGE"', "9" * 5000))
 
@@ -123,7 +123,7 @@ LATEX = st.sampled_from([*SYMBOLS, *COMMANDS, r"\begin{matrix}", "__import__('os
 
 
 @given(st.lists(LATEX, max_size=7).map("".join))
-def test_any_formula(text):
+def test_any_formula_has_a_reward_of_0_or_1(text):
     for truth in ("x^2+1", "12", [1, "x=2"]):
         assert maths_match(text, truth, seconds=0.5) in (0.0, 1.0)
 
@@ -175,7 +175,7 @@ def test_a_megabyte_is_scored_in_seconds(name):
     assert time.process_time() - started < 20
 
 
-def test_reading_a_response_takes_time_in_proportion_to_its_length():
+def test_reading_a_response_takes_linear_time():
     def seconds(size):
         started = time.process_time()
         parse_response("<think>" + "</think><answer>" * size)

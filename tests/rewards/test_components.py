@@ -1,4 +1,4 @@
-"""Accuracy, format and structure: kept apart, and added up by their weights."""
+"""Accuracy, format and structure, and their weighted sum."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_without_the_format_there_is_no_structure(problem_type):
         ("segmentation", {"boxes": BOX, "positive_points": [[1, 1]]}, 0),
     ],
 )
-def test_structure(problem_type, answer, expected):
+def test_structure_is_the_share_of_the_required_form(problem_type, answer, expected):
     truth = {
         "tracking": json.dumps({"boxes": FRAMES}),
         "spatio-temporal grounding": json.dumps({"time": [1, 2], "boxes": FRAMES}),
@@ -83,13 +83,13 @@ def test_a_time_is_part_of_the_structure_in_videos_only():
     assert parts("segmentation", video, json.dumps(video)).structure == 1
 
 
-def test_total_is_the_weighted_sum():
+def test_the_total_is_the_weighted_sum():
     assert Components(0.5, 1.0, 0.0).total() == pytest.approx(0.55)
     assert Components(0.5, 1.0, 0.5).total(Weights(1, 2, 4)) == pytest.approx(4.5)
     assert math.isnan(Components(math.nan, 1.0, 1.0).total())
 
 
-def test_other_spellings_of_a_problem_type():
+def test_other_spellings_of_a_problem_type_are_accepted():
     assert parts("Math", "7", "7").accuracy == 1
     assert (
         parts("Spatial-Temporal  Grounding", *[EXAMPLES["spatio-temporal grounding"]] * 2)[0] == 1

@@ -1,23 +1,24 @@
-"""Reward functions of one's own, and the names of problem types."""
+"""Custom reward functions, and the names of problem types."""
 
 import json
+import math
 
 import pytest
 
 from g2rpo.rewards import (
     ACCURACY,
     ALIASES,
+    RewardError,
     box_iou,
     components,
     find_type,
     load_function,
+    score_all,
     with_own,
 )
-from g2rpo.rewards.custom import function_name
-from g2rpo.rewards.evaluate import Job, evaluate
 
 
-def test_load_function(own_rewards):
+def test_an_import_path_loads_its_function(own_rewards):
     assert load_function("own_rewards:behave") is own_rewards.behave
     assert load_function("g2rpo.rewards:box_iou") is box_iou
     assert load_function("builtins:str.lower")("A") == "a"
@@ -41,7 +42,7 @@ def test_load_function(own_rewards):
         ),
     ],
 )
-def test_a_path_that_leads_nowhere_says_where_it_ends(
+def test_an_error_names_the_part_of_a_path_that_does_not_exist(
     own_rewards, tmp_path, monkeypatch, path, message
 ):
     (tmp_path / "broken_rewards.py").write_text("1 / 0")
@@ -57,7 +58,7 @@ def test_only_a_path_that_the_user_names_is_imported():
         components(record, "<answer>a</answer>")
 
 
-def test_own_functions_come_in_addition_or_instead():
+def test_custom_functions_are_added_or_replace_built_in_ones():
     def exact(answer, truth):
         return answer == truth
 
@@ -84,14 +85,19 @@ def raises_in_a_library(answer, truth):
     return json.loads(answer)
 
 
+def error_of(function):
+    """Return the message of the error that ends the scoring of one answer."""
+    record = {"problem_type": "own", "answer": ""}
+    with pytest.raises(RewardError) as raised:
+        score_all([record], ["<answer>{</answer>"], workers=0, functions={"own": function})
+    return str(raised.value)
+
+
 def test_an_error_is_placed_in_the_file_of_its_function():
     line = raises_in_a_library.__code__.co_firstlineno + 1
-    job = Job("own", "", "<answer>{</answer>")
-    outcome = evaluate(job, with_own({"own": raises_in_a_library}))
-    assert outcome.message.endswith(f"(test_custom.py, line {line})")
+    assert error_of(raises_in_a_library).endswith(f"(test_custom.py, line {line})")
     # A built-in function of Python has no lines: the last one is that of its call.
-    outcome = evaluate(job, with_own({"own": str.lower}))
-    assert "(score.py, line " in outcome.message
+    assert "(score.py, line " in error_of(str.lower)
 
 
 def test_a_function_that_replaces_a_built_in_one_has_its_own_answers():
@@ -100,15 +106,15 @@ def test_a_function_that_replaces_a_built_in_one_has_its_own_answers():
     assert components(record, "<think></think><answer>left</answer>", functions) == (1, 1, 1)
 
 
-def test_no_answer_calls_no_function():
+def test_a_function_is_not_called_without_an_answer():
     functions = with_own({"own": lambda answer, truth: 1 / 0})
     assert components({"problem_type": "own", "answer": ""}, "none", functions) == (0, 0, 0)
 
 
-def test_names_of_problem_types():
+def test_problem_types_are_found_without_case_and_an_unknown_one_is_refused():
     assert [find_type(alias, ACCURACY) for alias in ALIASES] == list(ALIASES.values())
     assert find_type(" Multiple  Choice", ACCURACY) == "multiple choice"
-    # A user's own name goes before an alias.
+    # A custom name takes precedence over an alias.
     assert find_type("math", {"math": 1, "maths": 2}) == "math"
     with pytest.raises(ValueError, match="problem_type is None; it must be one of"):
         find_type(None, ACCURACY)
@@ -117,7 +123,7 @@ def test_names_of_problem_types():
 def test_a_function_without_a_name_is_named_by_its_type():
     class Scorer:
         def __call__(self, answer, truth):
-            return 1.0
+            return math.nan
 
-    assert function_name(Scorer()).endswith("Scorer")
-    assert function_name(box_iou) == "g2rpo.rewards.boxes:box_iou"
+    assert "Scorer returned nan" in error_of(Scorer())
+    assert "reward function math:prod raised TypeError" in error_of(math.prod)

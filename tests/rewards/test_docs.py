@@ -1,4 +1,4 @@
-"""The page on rewards: its code runs, prints what it says, and its table is complete."""
+"""The page on rewards: its code prints the shown output, and its tables are complete."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def modules(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("modules")
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_prints_what_it_says(code, capsys):
+def test_code_on_the_page_prints_its_output(code, capsys):
     exec(compile(code, "rewards.md", "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r"print\(.*\)  +# (.*)", code)

@@ -1,4 +1,4 @@
-"""Spans, tracks and prompts for masks: values worked out by hand."""
+"""Spans, tracks and segmentation prompts, with values computed by hand."""
 
 import json
 import math
@@ -36,7 +36,7 @@ NEAR = math.exp(-(30**2) / (2 * 50**2))
         ("", 0.0),
     ],
 )
-def test_span_iou(answer, expected):
+def test_span_iou_is_overlap_over_union(answer, expected):
     assert span_iou(answer, '{"time": [2, 6]}') == pytest.approx(expected)
 
 
@@ -55,7 +55,7 @@ def test_span_iou(answer, expected):
         ({}, 0.0),
     ],
 )
-def test_track_iou(boxes, expected):
+def test_track_iou_is_the_mean_over_the_frames_of_the_truth(boxes, expected):
     assert track_iou(json.dumps({"boxes": boxes}), TRACK) == pytest.approx(expected)
 
 
@@ -71,7 +71,7 @@ def test_track_iou(boxes, expected):
         ({"time": "2 to 6", "boxes": 3}, 0.0),
     ],
 )
-def test_tube_iou(answer, expected):
+def test_tube_iou_is_half_time_and_half_space(answer, expected):
     assert tube_iou(json.dumps(answer), TUBE) == pytest.approx(expected)
 
 
@@ -90,7 +90,7 @@ def test_tube_iou(answer, expected):
         ({"positive_points": [[1e308, 0], [-1e308, 0], [0, 1e308]]}, 0.75),
     ],
 )
-def test_segmentation_of_an_image(change, expected):
+def test_segmentation_of_an_image_adds_box_and_points(change, expected):
     assert segmentation_match(json.dumps(MASK | change), MASK) == pytest.approx(expected)
 
 
@@ -106,12 +106,12 @@ def test_segmentation_of_an_image(change, expected):
         (1e308, 0.7),
     ],
 )
-def test_segmentation_of_a_video(time, expected):
+def test_segmentation_of_a_video_adds_the_distance_in_time(time, expected):
     answer = json.dumps(MASK | {"time": time})
     assert segmentation_match(answer, MASK | {"time": 5}) == pytest.approx(expected)
 
 
-def test_segmentation_of_a_video_without_a_time():
+def test_segmentation_of_a_video_without_a_time_loses_that_part_only():
     assert segmentation_match(json.dumps(MASK), MASK | {"time": 5}) == pytest.approx(0.7)
 
 
@@ -119,7 +119,7 @@ POINTS = st.lists(st.lists(st.integers(0, 200), min_size=2, max_size=2), min_siz
 
 
 @given(POINTS, st.data())
-def test_points_are_assigned_as_best_they_can_be(targets, data):
+def test_points_are_compared_under_the_best_assignment(targets, data):
     size = len(targets)
     points = data.draw(POINTS.filter(lambda drawn: len(drawn) == size))
     sums = [
@@ -148,6 +148,6 @@ def test_points_are_assigned_as_best_they_can_be(targets, data):
         (segmentation_match, "[" * 100_000),
     ],
 )
-def test_a_truth_that_is_not_what_it_must_be_says_so(function, truth):
+def test_an_invalid_truth_is_refused_with_its_required_form(function, truth):
     with pytest.raises(TruthError, match=r"^truth is .{1,200}; it must (be|contain) .*\["):
         function("", truth)

@@ -1,4 +1,4 @@
-"""What importing the rewards loads, and what a missing library says."""
+"""Libraries that importing the rewards loads, and errors for missing ones."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_importing_loads_no_library():
     assert loaded_by("import g2rpo.rewards") == set()
 
 
-def test_this_check_can_fail():
+def test_the_check_finds_a_library_that_is_loaded():
     assert "rapidfuzz" in loaded_by("import g2rpo.rewards as r; r.character_accuracy('a', 'a')")
 
 

@@ -1,4 +1,4 @@
-"""Maths: equal as mathematics, within a time."""
+"""Maths: equality of expressions, within a time limit."""
 
 import math
 import signal
@@ -8,8 +8,8 @@ import time
 import pytest
 
 from g2rpo.rewards import TruthError, maths_match
-from g2rpo.rewards.clock import OutOfTime, time_limit
-from g2rpo.rewards.wrapping import LONGEST
+from g2rpo.rewards.time_limit import OutOfTime, time_limit
+from g2rpo.rewards.unwrapping import LONGEST
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ from g2rpo.rewards.wrapping import LONGEST
         (r"\frac{", "7", 0),
     ],
 )
-def test_maths_match(answer, truth, expected):
+def test_expressions_match_by_their_value(answer, truth, expected):
     assert maths_match(answer, truth) == expected
 
 
@@ -155,7 +155,7 @@ def test_other_notations_of_the_right_answer_are_right(answer, truth):
 
 
 @pytest.mark.parametrize(("answer", "truth"), DIFFERENT)
-def test_what_only_looks_like_the_right_answer_is_wrong(answer, truth):
+def test_similar_expressions_of_another_value_are_wrong(answer, truth):
     assert maths_match(answer, truth) == 0
     assert maths_match(truth, truth) == 1
 
@@ -233,11 +233,11 @@ def test_an_answer_that_repeats_the_question_or_does_not_hold_is_wrong(answer):
 
 
 @pytest.mark.parametrize("answer", ["x=12", "7+5=12", "x=7+5=12", "12=12", "24/2", "{12}"])
-def test_a_result_may_stand_behind_its_calculation(answer):
+def test_a_result_after_its_calculation_is_right(answer):
     assert maths_match(answer, "12") == 1
 
 
-def test_sums_of_squares_and_exponents_are_not_worked_out():
+def test_an_unevaluated_sum_of_squares_is_wrong():
     assert maths_match("3^2+4^2", "25") == maths_match("2^{3+1}", "16") == 0
     assert maths_match(r"\int_0^1 x dx", r"\frac{1}{2}") == 0
     assert maths_match(r"\int_0^1 x dx", r"\int_0^1 x dx") == 1
@@ -255,13 +255,13 @@ def test_a_list_is_a_collection_of_answers(answer, truth, expected):
 @pytest.mark.parametrize(
     "truth", ["1/0", "7 5", "3\N{EN DASH}5", r"1, 2, \ldots, n", [[1], 2], {"a": 1}, [], math.nan]
 )
-def test_a_truth_that_has_no_value_says_so(truth):
+def test_a_truth_without_a_value_is_refused(truth):
     with pytest.raises(TruthError, match="it must be a number or an expression"):
         maths_match("7", truth)
 
 
 @pytest.mark.parametrize("truth", ["", "isosceles triangle", r"\frac{", None])
-def test_a_truth_that_is_no_expression_says_so(truth):
+def test_a_truth_that_is_no_expression_is_refused(truth):
     with pytest.raises(TruthError, match=r"truth is .*; it must be a number or an expression"):
         maths_match("7", truth)
 
@@ -294,7 +294,7 @@ def test_no_response_is_written_to_the_log(caplog):
 
 
 class Finalised:
-    """Something whose finaliser takes a while; Python ignores what is raised in there."""
+    """An object with a slow finaliser; Python ignores exceptions in it."""
 
     def __del__(self):
         end = time.monotonic() + 0.1
@@ -312,7 +312,7 @@ def test_time_limit_holds_after_an_alarm_in_a_finaliser():
         work()
 
 
-def test_time_limit_leaves_an_earlier_alarm_alone():
+def test_time_limit_restores_an_earlier_alarm():
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
     outer = signal.setitimer(signal.ITIMER_REAL, 0.15)
@@ -327,7 +327,7 @@ def test_time_limit_leaves_an_earlier_alarm_alone():
         signal.setitimer(signal.ITIMER_REAL, *outer)
 
 
-def test_time_limit_lets_go_of_what_ends_in_time():
+def test_time_limit_does_not_interrupt_a_block_that_ends_in_time():
     with time_limit(0.05):
         pass
     time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Numbers as people write them: the same reading for answers and truths."""
+"""Notations of numbers, the same for answers and truths."""
 
 import math
 
@@ -104,7 +104,7 @@ NO_NUMBERS = [
 @pytest.mark.parametrize(
     "text", [*NO_NUMBERS, "x=5", "2^3", "(5)", "1,234,56", "nan", "inf", "1e99999"]
 )
-def test_what_is_no_number_is_wrong_and_refused_as_a_truth(text):
+def test_a_text_that_is_no_number_is_wrong_and_refused_as_a_truth(text):
     assert number_match(text, "357") == mean_relative_accuracy(text, "357") == 0
     for function in (number_match, mean_relative_accuracy):
         with pytest.raises(TruthError, match="it must be a finite number"):
@@ -121,7 +121,7 @@ def test_a_list_of_one_is_its_entry():
     assert number_match("7", [7]) == number_match("7", ["7"]) == number_match("7", (7,)) == 1
 
 
-def test_a_small_truth_counts_to_two_digits_of_its_own():
+def test_a_small_truth_is_compared_to_two_significant_digits():
     assert number_match("0.0030", "0.003") == number_match("0.00301", "0.003") == 1
     assert number_match("0.0034", "0.003") == number_match("0", "0.003") == 0
     assert number_match("0.001", "0") == 1  # two decimals

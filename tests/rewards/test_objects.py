@@ -36,7 +36,7 @@ def parts(problem_type, truth, answer):
         ([A, B], [B, A], 1),
         ([A, B], [HALF_A, B], 0.75),
         ([A, B], [B, HALF_A], 0.75),
-        # What is missing costs, and so does what is too much.
+        # Missing and surplus boxes both reduce the value.
         ([A, B], [B], 0.5),
         ([A, B], B, 0.5),
         ([A, B], [A, B, C], 2 / 3),
@@ -59,7 +59,7 @@ def parts(problem_type, truth, answer):
         ([[0, 0, 4, 1], [2, 0, 6, 1]], [[1, 0, 4, 1], [0, 0, 2, 1]], (2 / 5 + 2 / 4) / 2),
     ],
 )
-def test_boxes_are_matched(truth, answer, expected):
+def test_boxes_have_the_iou_of_the_best_assignment(truth, answer, expected):
     assert box_iou(json.dumps(answer), truth) == pytest.approx(expected)
     assert box_iou(json.dumps({"boxes": answer}), {"boxes": truth}) == pytest.approx(expected)
 
@@ -74,7 +74,7 @@ def test_boxes_are_matched(truth, answer, expected):
         ([0, 4], [], 0),
     ],
 )
-def test_spans_are_matched(truth, answer, expected):
+def test_spans_have_the_iou_of_the_best_assignment(truth, answer, expected):
     assert span_iou(json.dumps(answer), truth) == pytest.approx(expected)
     assert span_iou(json.dumps({"time": answer}), {"time": truth}) == pytest.approx(expected)
 
@@ -104,7 +104,7 @@ def test_no_assignment_is_better_and_no_order_matters(truth, answer, random):
     assert box_iou(json.dumps(answer), truth) == value
 
 
-def test_more_objects_than_any_truth_has_are_worth_nothing():
+def test_an_answer_of_more_than_256_objects_scores_0():
     assert parts("spatial grounding", A, json.dumps([A] * 256))[::2] == (1 / 256, 1)
     assert parts("spatial grounding", A, json.dumps([A] * 257))[::2] == (0, 0)
     assert parts("spatial grounding", A, "[0,0,10,10] " * 257)[::2] == (0, 0)
@@ -150,7 +150,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize("form", list(WRITTEN))
-def test_a_box_is_read_in_this_form(form):
+def test_a_box_is_read_in_every_notation(form):
     assert parts("spatial grounding", B, WRITTEN[form]) == (1, 1, 1)
     assert parts("spatial grounding", WRITTEN[form], json.dumps(B)) == (1, 1, 1)
 
@@ -177,7 +177,7 @@ def test_a_box_in_other_text_is_right_but_has_no_structure(form):
         ("500, 500, 600, 600", 0),
     ],
 )
-def test_only_boxes_count(answer, expected):
+def test_numbers_under_other_keys_are_no_boxes(answer, expected):
     assert box_iou(answer, B) == expected
 
 
@@ -197,7 +197,7 @@ def test_only_boxes_count(answer, expected):
         ("[00:04, 00:08]", (0, 0)),
     ],
 )
-def test_forms_of_a_span(answer, expected):
+def test_a_span_is_read_in_every_notation(answer, expected):
     assert parts("temporal grounding", [4, 8], answer)[::2] == expected
 
 
@@ -218,13 +218,13 @@ MASK = {"boxes": [A, B], "positive_points": [[1, 1]], "negative_points": [[9, 99
         ("segmentation", MASK | {"time": None}, MASK | {"boxes": None, "bbox_2d": [A, B]}),
     ],
 )
-def test_other_types_read_the_same_forms(problem_type, truth, answer):
+def test_other_problem_types_read_the_same_notations(problem_type, truth, answer):
     text = answer if isinstance(answer, str) else json.dumps(answer)
     for written in (text, f"```json\n{text}\n```", f"[{text}]"):
         assert parts(problem_type, truth, written) == pytest.approx((1, 1, 1)), written
 
 
-def test_several_objects_inside_of_other_types():
+def test_other_problem_types_take_several_objects():
     assert segmentation_match(json.dumps(MASK | {"boxes": [A]}), MASK) == pytest.approx(0.75)
     tube = TRACK | {"time": [[0, 4], [6, 9]]}
     assert tube_iou(json.dumps(TRACK | {"time": [6, 9]}), tube) == pytest.approx(0.75)
@@ -243,7 +243,7 @@ def test_several_objects_inside_of_other_types():
         {"boxes": []},
     ],
 )
-def test_a_truth_that_is_in_doubt_is_refused(truth):
+def test_an_ambiguous_truth_is_refused(truth):
     with pytest.raises(TruthError, match=r"it must contain one box .* or be a list of 1 to 256"):
         check_record({"problem_type": "spatial grounding", "answer": truth})
 

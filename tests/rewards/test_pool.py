@@ -1,4 +1,4 @@
-"""The pool of processes: order, limits, crashes, errors, and a clean end."""
+"""The pool of processes: order, time limits, crashes, errors and shutdown."""
 
 import gc
 import math
@@ -22,7 +22,7 @@ from g2rpo.rewards import (
     components,
     score_all,
 )
-from g2rpo.rewards.clock import OutOfTime
+from g2rpo.rewards.time_limit import OutOfTime
 
 pytestmark = pytest.mark.usefixtures("own_rewards")
 OWN = {"own": "own_rewards:behave"}
@@ -47,7 +47,7 @@ def children():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_problem_type_in_order(workers, children):
+def test_every_problem_type_is_scored_in_the_order_of_the_responses(workers, children):
     records = [
         {"problem_type": problem_type, "answer": truth} for problem_type, truth in EXAMPLES.items()
     ] * 5
@@ -65,7 +65,7 @@ def test_every_problem_type_in_order(workers, children):
             assert scored.failures == []
 
 
-def test_what_hangs_or_crashes_costs_only_its_own_reward(children):
+def test_a_response_that_hangs_or_crashes_loses_only_its_own_reward(children):
     with RewardPool(2, functions=OWN, seconds=1) as pool:
         answers = ["a", "hang", "b", "segfault", "c", "hang in C", "leave", "d"]
         scored = score(pool, *answers)
@@ -82,7 +82,7 @@ def test_what_hangs_or_crashes_costs_only_its_own_reward(children):
         assert pool.counts == {"timeout": 3, "died": 2}
 
 
-def test_a_formula_without_end_costs_only_its_own_reward(children):
+def test_a_formula_that_exceeds_the_limit_loses_only_its_own_reward(children):
     record = {"problem_type": "maths", "answer": "x^2"}
     responses = well_formed("$10000000!$", "x*x")
     scored = score_all([record] * 2, responses, workers=1, seconds=0.5)
@@ -90,14 +90,14 @@ def test_a_formula_without_end_costs_only_its_own_reward(children):
     assert [failure.fault for failure in scored.failures] == ["timeout"]
 
 
-def test_in_a_process_only_the_limit_of_the_pool_counts(own_rewards, children):
+def test_a_worker_has_the_time_limit_of_the_pool_only(own_rewards, children):
     with pytest.raises(OutOfTime):
         own_rewards.limited("a", "")
     functions = {"own": own_rewards.limited}
     assert score_all([RECORD], well_formed("a"), workers=1, functions=functions).components == [ONE]
 
 
-def test_a_process_that_died_by_the_way_costs_nothing(tmp_path, children):
+def test_a_response_is_scored_again_after_its_process_died_once(tmp_path, children):
     record = {"problem_type": "own", "answer": str(tmp_path / "died")}
     functions = {"own": "own_rewards:die_once"}
     scored = score_all([record] * 4, well_formed(*"abcd"), workers=1, functions=functions)
@@ -145,7 +145,7 @@ def test_a_function_that_fails_ends_the_run_or_is_counted(workers, answer, messa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_record_is_named_in_any_case(workers, children):
+def test_an_invalid_record_is_named_with_and_without_skipping(workers, children):
     with RewardPool(workers, functions=OWN, skip_errors=True) as pool:
         bad = {"problem_type": "regression", "answer": "ten"}
         with pytest.raises(TruthError, match="record 8: answer of a 'regression' record: truth is"):
@@ -162,7 +162,7 @@ def test_a_bad_record_is_named_in_any_case(workers, children):
         assert score(pool, "a").components == [ONE]
 
 
-def test_a_function_gets_the_answer_of_the_record_as_it_is(own_rewards, children):
+def test_a_function_gets_the_unchanged_answer_of_the_record(own_rewards, children):
     record = {"problem_type": "length", "answer": {"length": 4}, "images": [object()]}
     functions = {"length": own_rewards.length_match}
     for workers in (0, 1):
@@ -170,7 +170,7 @@ def test_a_function_gets_the_answer_of_the_record_as_it_is(own_rewards, children
         assert scored.components[0].accuracy == 0.75
 
 
-def test_what_cannot_be_sent_says_so(own_rewards, children):
+def test_a_function_or_answer_that_cannot_be_pickled_is_named(own_rewards, children):
     record = {"problem_type": "own", "answer": own_rewards.Unsendable()}
     with pytest.raises(
         RewardError, match="record 0: its answer cannot be sent to a process: holds"
@@ -180,13 +180,13 @@ def test_what_cannot_be_sent_says_so(own_rewards, children):
         RewardPool(1, functions={"own": lambda answer, truth: 1.0})
 
 
-def test_a_limit_holds_for_the_response_not_for_loading_its_library(children):
+def test_the_time_limit_does_not_include_the_import_of_a_library(children):
     record = {"problem_type": "maths", "answer": "x^2"}
     scored = score_all([record], well_formed("x*x"), workers=1, seconds=0.5)
     assert scored.components == [ONE]
 
 
-def test_ctrl_c_leaves_a_pool_that_works(children):
+def test_a_pool_works_after_ctrl_c(children):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_a_pool_that_works(children):
         assert score(pool, "c", "d").components == [ONE, ONE]
 
 
-def test_closing_is_quick_and_final(children):
+def test_a_closed_pool_has_no_processes_and_refuses_to_score(children):
     pool = RewardPool(2, functions=OWN)
     score(pool, "a")
     started = time.monotonic()
@@ -214,11 +214,11 @@ def test_closing_is_quick_and_final(children):
         score(pool, "a")
 
 
-def test_a_pool_closed_before_its_processes_started(children):
+def test_a_pool_can_be_closed_before_its_processes_started(children):
     RewardPool(2).close()
 
 
-def test_a_pool_that_is_forgotten_lets_its_processes_go():
+def test_the_processes_of_an_unreferenced_pool_end():
     before = set(multiprocessing.active_children())
     pool = RewardPool(1)
     pool.score([{"problem_type": "numerical", "answer": "7"}], ["<answer>7</answer>"])
@@ -238,12 +238,12 @@ def test_a_pool_that_is_forgotten_lets_its_processes_go():
         ({"functions": {"own": "own_rewards:behaved"}}, "did you mean 'behave'"),
     ],
 )
-def test_arguments_are_checked(options, error):
+def test_arguments_out_of_range_are_refused(options, error):
     with pytest.raises(ValueError, match=error):
         RewardPool(**options)
 
 
-def test_a_module_that_processes_cannot_import_says_so(monkeypatch, children):
+def test_a_module_that_workers_cannot_import_is_named(monkeypatch, children):
     pool = RewardPool(1, functions=OWN)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "rewards" not in place])
     pool.close()
@@ -260,7 +260,7 @@ score_all([{"problem_type": "numerical", "answer": "7"}], ["7"], workers=1)
 """
 
 
-def test_a_script_without_a_guard_says_what_it_needs(tmp_path):
+def test_a_script_without_a_main_guard_gets_an_error_that_names_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
@@ -311,7 +311,7 @@ if __name__ == "__main__":
 """
 
 
-def test_time_in_which_everything_stands_still_does_not_count(tmp_path, own_rewards):
+def test_time_while_the_machine_is_suspended_does_not_count(tmp_path, own_rewards):
     script = tmp_path / "script.py"
     script.write_text(FROZEN)
     path = os.pathsep.join([os.path.dirname(own_rewards.__file__), *sys.path])
@@ -338,7 +338,7 @@ def _runs(process):
         return False
 
 
-def test_functions_put_into_the_registry_reach_the_processes(own_rewards, monkeypatch, children):
+def test_functions_in_the_registry_reach_the_workers(own_rewards, monkeypatch, children):
     monkeypatch.setitem(ACCURACY, "length", own_rewards.length_match)
     monkeypatch.setitem(ACCURACY, "maths", ACCURACY["numerical"])
     records = [

@@ -1,4 +1,4 @@
-"""What holds for all numbers: symmetry, a best answer, worse answers no better."""
+"""Properties of the rewards for any numbers: symmetry, best answers, monotonicity."""
 
 import json
 from itertools import pairwise
@@ -72,7 +72,7 @@ def test_a_number_further_off_has_no_more_relative_accuracy(truth):
 
 
 @given(st.integers(-(10**6), 10**6), st.integers(0, 99))
-def test_two_decimals_decide(hundreds, hundredths):
+def test_numbers_match_if_they_agree_to_two_decimals(hundreds, hundredths):
     truth = f"{hundreds}.{hundredths:02d}"
     assert number_match(truth + "001", truth) == 1
     assert number_match(f"{hundreds}.{(hundredths + 1) % 100:02d}", truth) == 0

@@ -1,4 +1,4 @@
-"""Boxes, numbers, letters, characters, and the parts of a response: values worked out by hand."""
+"""Boxes, numbers, letters, characters and parts of a response, with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from g2rpo.rewards import (
         ("", 0.0),
     ],
 )
-def test_box_iou(answer, expected):
+def test_box_iou_is_overlap_over_union(answer, expected):
     assert box_iou(answer, "[0,0,10,10]") == pytest.approx(expected)
 
 
@@ -47,11 +47,11 @@ def test_box_iou(answer, expected):
         ("1e999", 0),
     ],
 )
-def test_number_match(answer, expected):
+def test_numbers_match_to_two_decimals(answer, expected):
     assert number_match(answer, "7") == expected
 
 
-def test_a_minus_may_be_the_sign_of_typesetters():
+def test_the_unicode_minus_is_a_minus():
     assert number_match("\N{MINUS SIGN}7", "-7") == 1
     assert number_match("\N{MINUS SIGN}7", "7") == 0
     assert number_match("7\N{MINUS SIGN}", "7") == 0
@@ -61,11 +61,11 @@ def test_a_minus_may_be_the_sign_of_typesetters():
     ("answer", "expected"),
     [("20", 1.0), ("19.5", 1.0), ("19", 0.9), ("21", 0.9), ("16", 0.6), ("11", 0.1), ("10", 0.0)],
 )
-def test_mean_relative_accuracy_steps(answer, expected):
+def test_mean_relative_accuracy_is_the_share_of_passed_thresholds(answer, expected):
     assert mean_relative_accuracy(answer, "20") == pytest.approx(expected)
 
 
-def test_mean_relative_accuracy_of_zero():
+def test_mean_relative_accuracy_of_0_is_1_for_0_only():
     assert mean_relative_accuracy("0", "0") == 1.0
     assert mean_relative_accuracy("0.1", "0") == 0.0
 
@@ -74,7 +74,7 @@ def test_mean_relative_accuracy_of_zero():
     ("answer", "expected"),
     [("B", 1), ("b", 1), ("(B)", 1), ("B. left", 1), ("A", 0), ("Below", 0), ("", 0), ("1", 0)],
 )
-def test_choice_match(answer, expected):
+def test_a_choice_matches_by_its_letter(answer, expected):
     assert choice_match(answer, "B") == expected
 
 
@@ -82,7 +82,7 @@ def test_choice_match(answer, expected):
     ("answer", "expected"),
     [("7A8", 1.0), (" 7A8 ", 1.0), ("7A", 2 / 3), ("7B8", 2 / 3), ("", 0.0), ("7A8" * 9, 0.0)],
 )
-def test_character_accuracy(answer, expected):
+def test_character_accuracy_is_one_minus_the_error_rate(answer, expected):
     assert character_accuracy(answer, "7A8") == pytest.approx(expected)
 
 
@@ -120,7 +120,7 @@ def test_character_accuracy(answer, expected):
         ("", None, False),
     ],
 )
-def test_parse_response(text, answer, well_formed):
+def test_the_answer_is_found_and_the_format_checked(text, answer, well_formed):
     assert parse_response(text) == (answer, well_formed)
 
 
@@ -143,7 +143,7 @@ def test_format_and_accuracy_add_up():
         ("character OCR", " "),
     ],
 )
-def test_a_record_without_a_usable_answer_says_so(problem_type, truth):
+def test_a_record_without_a_usable_answer_is_refused(problem_type, truth):
     with pytest.raises(ValueError, match="truth is"):
         score({"problem_type": problem_type, "answer": truth}, "<answer>1</answer>")
 
@@ -155,7 +155,7 @@ def test_unknown_problem_type_names_the_known_ones():
         score({"problem_type": "trackin", "answer": ""}, "")
 
 
-def test_a_truth_may_be_a_value_or_stand_in_tags():
+def test_a_truth_may_be_a_value_or_a_text_in_tags():
     assert number_match("7", 7) == number_match("7", 7.001) == 1
     assert number_match("7", "<answer> 7 </answer>") == 1
     assert number_match("7", np.int64(7)) == 1

@@ -1,4 +1,4 @@
-"""Words: error rates and ROUGE, against values by hand and a slow version written here."""
+"""Word error rates and ROUGE, against values by hand and a slow implementation."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ from g2rpo.rewards import TruthError, character_accuracy, rouge_mean, word_accur
         ("", 0.0),
     ],
 )
-def test_word_accuracy(answer, expected):
+def test_word_accuracy_is_one_minus_the_word_error_rate(answer, expected):
     assert word_accuracy(answer, "no parking here") == pytest.approx(expected)
 
 
@@ -62,7 +62,7 @@ def test_word_accuracy(answer, expected):
         ("\U00020000犬", "\U00020000 犬", 1.0),
     ],
 )
-def test_rouge_mean(answer, truth, expected):
+def test_rouge_mean_is_the_mean_of_three_f1_scores(answer, truth, expected):
     assert rouge_mean(answer, truth) == pytest.approx(expected)
 
 
@@ -93,7 +93,7 @@ WORDS = st.lists(st.sampled_from(["a", "dog", "cat", "sleeps", "12"]), min_size=
 
 @given(WORDS, WORDS.filter(lambda words: len(words) > 1))
 @example(["a"], ["a", "a"])
-def test_rouge_mean_is_that_of_a_slow_version(given, right):
+def test_rouge_mean_equals_a_slow_implementation(given, right):
     assert rouge_mean(" ".join(given), " ".join(right)) == pytest.approx(slow_rouge(given, right))
 
 
@@ -105,7 +105,7 @@ def test_open_ended_is_symmetric_where_both_have_pairs(given, right):
 
 
 @given(WORDS, st.data())
-def test_every_word_left_out_costs_the_same_word_accuracy(words, data):
+def test_every_missing_word_lowers_word_accuracy_equally(words, data):
     kept = data.draw(st.integers(0, len(words)))
     expected = kept / len(words)
     assert word_accuracy(" ".join(words[:kept]), " ".join(words)) == pytest.approx(expected)
@@ -137,7 +137,7 @@ def test_several_truths_are_a_list_of_texts(function, truth):
 
 
 @pytest.mark.parametrize("function", [word_accuracy, character_accuracy])
-def test_read_text_compares_in_composed_form(function):
+def test_texts_are_compared_in_composed_form(function):
     assert function("cafe\u0301", "caf\u00e9") == function("caf\u00e9", "cafe\u0301") == 1
     assert function("cafe", "caf\u00e9") < 1
 
@@ -150,7 +150,7 @@ def test_spaces_around_a_slash_are_read(function):
 
 @pytest.mark.parametrize("function", [word_accuracy, character_accuracy, rouge_mean])
 @pytest.mark.parametrize("truth", ["", "  ", None, True])
-def test_a_truth_without_text_says_so(function, truth):
+def test_a_truth_without_text_is_refused(function, truth):
     with pytest.raises(TruthError, match=r"truth is .*; it must contain"):
         function("a", truth)
 

@@ -1,4 +1,4 @@
-"""How functions are called, and what is reported of them."""
+"""Calls of advantage functions, and reports of violations."""
 
 import numpy as np
 import pytest
@@ -27,13 +27,13 @@ the variance of task 0 over its groups with signal is 0.499999
       0     0       1   0.707106"""
 
 
-def test_a_report_says_all_that_is_needed():
+def test_a_report_shows_the_statement_and_the_batch():
     with pytest.raises(AssertionError) as raised:
         check_advantages(grpo_advantages, invariants=["task-variance", "finite"], waive=["finite"])
     assert str(raised.value) == REPORT
 
 
-def test_long_tables_are_folded():
+def test_equal_rows_of_a_long_table_become_one():
     rewards = np.asarray([1.0] + [0.0] * 40 + list(range(30)))
     labels = np.zeros(71, dtype=np.int64)
     text = describe("long", RewardBatch(rewards, labels, labels), {}).splitlines()
@@ -50,7 +50,7 @@ def test_waived_invariants_pass():
     check_advantages(grpo_advantages, waive=["increasing-maps", "task-variance", "finite"])
 
 
-def test_verdicts():
+def test_a_verdict_is_holds_fails_or_waived():
     results = verify_advantages(
         grpo_advantages, invariants=["sign", "finite", "task-variance"], waive=["sign", "finite"]
     )
@@ -78,7 +78,7 @@ def outcome(fn, **options):
     return result.counterexample.message
 
 
-def test_a_function_that_raises():
+def test_an_exception_of_the_function_is_a_violation():
     def fn(rewards, groups):
         if len(rewards) > 1:
             raise KeyError("no such\nprompt")
@@ -99,17 +99,17 @@ def test_a_function_that_raises():
         (lambda r: r * 1j, "it returned complex128, not real numbers"),
     ],
 )
-def test_what_is_no_vector_of_advantages(returned, message):
+def test_a_result_other_than_a_real_vector_is_a_violation(returned, message):
     assert outcome(lambda rewards, groups: returned(rewards)) == message
 
 
-def test_random_results():
+def test_a_function_of_random_numbers_is_reported():
     generator = np.random.default_rng(0)
     message = outcome(lambda rewards, groups: generator.random(len(rewards)).round())
     assert message.startswith("equal inputs gave different results")
 
 
-def test_two_or_three_arguments():
+def test_a_function_takes_two_or_three_arguments():
     assert Subject(lambda rewards, groups: rewards)(BATCH).tolist() == [0, 1]
     assert Subject(lambda rewards, groups, tasks: tasks)(BATCH).tolist() == [0, 0]
     assert Subject(lambda *arrays: arrays[1])(BATCH).tolist() == [3, 3]
@@ -118,7 +118,7 @@ def test_two_or_three_arguments():
         Subject(lambda rewards: rewards)(BATCH)
 
 
-def test_arguments_may_be_written_to():
+def test_a_function_may_write_to_its_arguments():
     def fn(rewards, groups):
         rewards -= 5
         return rewards
@@ -129,7 +129,7 @@ def test_arguments_may_be_written_to():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-def test_arrays_of_the_library_come_in(library, dtype):
+def test_the_function_gets_arrays_of_the_library(library, dtype):
     seen = []
 
     def fn(rewards, groups, tasks):
@@ -142,7 +142,7 @@ def test_arrays_of_the_library_come_in(library, dtype):
     assert precision.endswith(dtype)
 
 
-def test_a_search_with_tensors():
+def test_tensors_have_the_verdicts_of_numpy_arrays():
     options = {"library": "torch", "dtype": "float32", "max_examples": 20}
     check_advantages(ESTIMATORS["gaussian"], **options)
     message = outcome(lambda rewards, groups: rewards.numpy() * np.arange(len(rewards)), **options)
@@ -161,17 +161,17 @@ def test_a_search_with_tensors():
         ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64', got 'float16'"),
     ],
 )
-def test_bad_options(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         verify_advantages(gaussian_advantages, **options)
 
 
-def test_what_cannot_be_called():
+def test_an_object_that_is_not_callable_is_refused():
     with pytest.raises(TypeError, match="fn must be callable, got int"):
         check_advantages(3)
 
 
-def test_a_reproduction_reproduces():
+def test_the_code_of_a_reproduction_creates_the_same_arrays():
     rewards = np.asarray([0.1, -np.inf, np.inf, np.nan])
     text = reproduction((rewards, np.asarray([0, 0, -7, 0])), "list_of")
     given = eval(text, {"np": np, "list_of": lambda r, g: (r, g)})

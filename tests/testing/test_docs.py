@@ -1,4 +1,4 @@
-"""The tables of docs/verify.md say what the invariants are, and what each estimator breaks."""
+"""The tables of docs/verify.md have all invariants, and those that each estimator breaks."""
 
 import re
 from functools import partial
@@ -50,13 +50,13 @@ def test_every_estimator_is_in_the_table():
 
 
 @pytest.mark.parametrize("cell", TABLE)
-def test_what_an_estimator_breaks(cell):
+def test_an_estimator_breaks_the_invariants_of_the_table(cell):
     assert broken(cell, invariants=TABLE[cell]) == TABLE[cell]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", TABLE)
-def test_what_an_estimator_keeps(cell):
+def test_an_estimator_keeps_the_other_invariants(cell):
     kept = [name for name in INVARIANTS if name not in TABLE[cell]]
     # 50, and 500 with --hypothesis-profile=nightly.
     assert broken(cell, invariants=kept, max_examples=settings.default.max_examples // 2) == []

@@ -17,7 +17,7 @@ EXAMPLES = settings.default.max_examples // 2
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", INVARIANTS)
-def test_gaussian_advantages_keep_it_on_any_batch_to_the_last_bit(name, dtype):
+def test_every_invariant_holds_for_gaussian_advantages_to_the_last_bit(name, dtype):
     (result,) = verify(
         gaussian_advantages,
         invariants=[name],
@@ -30,7 +30,7 @@ def test_gaussian_advantages_keep_it_on_any_batch_to_the_last_bit(name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_barycentres_keep_it_too(dtype):
+def test_every_invariant_holds_with_barycentres(dtype):
     fn = partial(gaussian_advantages, ties="barycentre")
     for batches in (None, reward_batches(dtype=dtype)):
         results = verify(fn, tolerance=0, dtype=dtype, batches=batches, max_examples=EXAMPLES)
@@ -59,7 +59,7 @@ def scaled(values, rewards, groups, tasks):
 
 
 def switching(odd):
-    """Both rules for ties keep everything: choosing by what must not count breaks that alone."""
+    """Both rules for ties keep every invariant; choosing by a forbidden criterion breaks one."""
 
     def fn(rewards, groups, tasks):
         out = gaussian_advantages(rewards, groups, tasks)
@@ -113,8 +113,8 @@ def absent_is_worst(rewards, groups, tasks):
     return gaussian_advantages(np.nan_to_num(rewards, nan=-1e9), groups, tasks)
 
 
-# What breaks one alone, but for what follows from it: equal rewards are told apart by their place
-# only, and groups that sum to 0 make tasks that do.
+# Functions that break one invariant, and those that follow from it: a function that breaks ties
+# depends on positions, and a task sums to 0 if its groups do.
 WRONG = {
     "permutation": (switching(first_has_signal), set()),
     "relabelling": (switching(lambda r, g, t, own: t[own][0] > 2), set()),
@@ -151,7 +151,7 @@ def test_every_check_can_fail_with_a_small_counterexample(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INVARIANTS)
-def test_nothing_else_fails_with_it(name):
+def test_a_function_made_to_break_one_invariant_breaks_no_other(name):
     fn, implied = WRONG[name]
     others = [other for other in INVARIANTS if other not in {name} | implied]
     results = verify(fn, invariants=others, max_examples=EXAMPLES)
@@ -161,7 +161,7 @@ def test_nothing_else_fails_with_it(name):
         assert not result.holds, other
 
 
-def test_an_invariant_of_ones_own():
+def test_a_registered_invariant_is_checked():
     def check(subject, batch):
         from g2rpo.testing import Violation
 

@@ -1,4 +1,4 @@
-"""Drawn batches are what they promise, and every trap that they promise occurs."""
+"""Drawn batches have the documented properties, and every difficult case is drawn."""
 
 import subprocess
 import sys
@@ -59,12 +59,12 @@ TRAPS = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("trap", TRAPS)
-def test_every_trap_occurs(trap, dtype):
+def test_every_difficult_case_is_drawn(trap, dtype):
     batch = find(reward_batches(dtype=dtype), TRAPS[trap], settings=AT_ALL)
     assert batch.rewards.dtype == dtype
 
 
-def test_a_search_ends_with_something_small():
+def test_a_search_shrinks_to_a_small_batch():
     batch = find(reward_batches(), lambda b: len(b.rewards) > 1, settings=FINDING)
     assert [array.tolist() for array in batch] == [[0.0, 0.0], [0, 0], [0, 0]]
     batch = find(reward_batches(), lambda b: np.nanstd(b.rewards) > 0, settings=FINDING)
@@ -72,7 +72,7 @@ def test_a_search_ends_with_something_small():
 
 
 @given(reward_batches())
-def test_shapes_and_labels(batch):
+def test_drawn_batches_have_labels_of_whole_groups(batch):
     assert isinstance(batch, RewardBatch)
     assert batch.rewards.shape == batch.groups.shape == batch.tasks.shape
     assert batch.groups.dtype == batch.tasks.dtype == np.int64
@@ -92,7 +92,7 @@ def test_shapes_and_labels(batch):
         any_labels=False,
     )
 )
-def test_restrictions(batch):
+def test_options_restrict_the_drawn_batches(batch):
     assert np.isfinite(batch.rewards).all()
     assert max(sizes(batch)) <= 5
     assert sorted(set(batch.groups)) == list(range(len(set(batch.groups))))
@@ -101,14 +101,14 @@ def test_restrictions(batch):
 
 
 @given(reward_batches(components=3, dtype="float32"))
-def test_components(batch):
+def test_drawn_components_are_columns(batch):
     assert batch.rewards.shape == (len(batch.groups), 3)
     assert batch.rewards.dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_group_of_each_kind(kind, dtype):
+def test_rewards_of_one_group_are_of_their_kind(kind, dtype):
     @given(rewards_of(kind, max_size=5, dtype=dtype))
     def holds(rewards):
         assert 1 <= len(rewards) <= 5
@@ -133,11 +133,11 @@ def test_maps_keep_the_order_of_every_group(drawn):
 
 
 @given(integer_labels(4))
-def test_labels_differ(labels):
+def test_drawn_labels_are_different(labels):
     assert len(set(labels)) == 4
 
 
-def test_unknown_kind():
+def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"kind must be one of 'binary', .* got 'dens'"):
         find(reward_batches(kinds=["dens"]), lambda batch: True, settings=FINDING)
 
@@ -147,7 +147,7 @@ def test_the_core_does_not_load_it():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_without_hypothesis():
+def test_without_hypothesis_the_error_names_the_command():
     code = "import sys; sys.modules['hypothesis'] = None; import g2rpo.testing"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "g2rpo.testing needs hypothesis" in result.stderr

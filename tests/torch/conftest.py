@@ -1,4 +1,4 @@
-"""The plain way, through full logits, that everything here is compared with."""
+"""Inputs of a head, and the plain computation by full logits for comparison."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from g2rpo import entropy_from_logits
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every test with this fixture runs on the CPU, and where there is one on a GPU."""
+    """Run a test on the CPU, and on a GPU if there is one."""
     return request.param
 
 
 class Inputs(NamedTuple):
-    """A head's inputs and the pulls at its outputs, in float64."""
+    """Inputs of a head and gradients by its outputs, in float64."""
 
     hidden: Tensor
     weight: Tensor
     labels: Tensor
     bias: Tensor
-    pulls: Tensor
+    grads: Tensor
 
     def leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return hidden, weight and bias that collect gradients."""
+        """Return hidden, weight and bias as leaves that require gradients."""
         of = (self.hidden, self.weight, self.bias)
         return tuple(x.to(dtype, copy=True).requires_grad_() for x in of)
 
@@ -58,7 +58,7 @@ def plain(
     temperature: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities and entropies by way of all logits."""
+    """Return log-probabilities and entropies from full logits."""
     logits = hidden @ weight.t()
     if bias is not None:
         logits = logits + bias

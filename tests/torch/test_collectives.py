@@ -1,4 +1,4 @@
-"""One process or several: the same advantages to the bit, the same losses but for rounding."""
+"""Several processes have the advantages of one to the bit, and its losses up to rounding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_a_batch(alone, tmp_path, processes):
+def test_advantages_and_gradients_of_several_processes_are_those_of_one(alone, tmp_path, processes):
     found = run_worker(tmp_path, processes)
     assert found["advantages"] == alone["advantages"]
     assert found["task_tokens"] == alone["task_tokens"]
@@ -43,7 +43,7 @@ def test_processes_share_a_batch(alone, tmp_path, processes):
     assert "process 0 brings float32 (N,), int64 (N, 3); process 1 brings" in found["disagreement"]
 
 
-def test_the_batch_is_worth_comparing(alone):
+def test_the_compared_run_has_an_entropy_term_and_changes_the_policy(alone):
     """The entropy term acts, and the steps change the policy."""
     losses = alone["losses"]
     assert min(step["entropy"] for step in losses) > 1e-3
@@ -52,7 +52,7 @@ def test_the_batch_is_worth_comparing(alone):
     assert len({tuple(bits) for bits in alone["advantages"].values()}) == 3
 
 
-def test_without_processes():
+def test_without_processes_arrays_and_totals_are_unchanged():
     rewards = torch.tensor([1.0, 2.0], requires_grad=True)
     (gathered, none), local = gather_rollouts(rewards, torch.zeros(2, 0, dtype=torch.bool))
     assert torch.equal(gathered, rewards)
@@ -81,7 +81,7 @@ def test_without_processes():
         ),
     ],
 )
-def test_bad_input(arrays, error, message):
+def test_arrays_that_do_not_fit_are_refused(arrays, error, message):
     with pytest.raises(error, match=message):
         gather_rollouts(*arrays)
 
@@ -96,8 +96,8 @@ def group_of_one(tmp_path):
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_a_single_row_of_columns_travels():
-    """Its stride is that of the row, though it counts as contiguous; also in a group of one."""
+def test_a_single_row_of_a_column_slice_is_gathered():
+    """It counts as contiguous, although its stride is that of the table."""
     table = torch.arange(6.0).reshape(2, 3)
     (flag, column, number), _ = gather_rollouts(
         torch.tensor([True]), table[:1, 1], torch.tensor([7])
@@ -109,7 +109,7 @@ def test_a_single_row_of_columns_travels():
 
 @pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("given", [(), ("tasks",), ("tasks", "entropies")])
-def test_totals_keep_what_was_counted(given):
+def test_totals_of_one_process_are_unchanged(given):
     """By task also without entropies, which only the entropy term needs."""
     mask = torch.tensor([[True, True], [True, False], [False, False]])
     options = {"tasks": torch.tensor([1, 0, 2]), "entropies": torch.tensor([[1.0, 3]] * 3)}

@@ -1,4 +1,4 @@
-"""Rules that the core's losses keep on PyTorch: gradients, transforms, half precision."""
+"""The core's losses on PyTorch: gradients, transforms, half precision."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def total_of(arrays, mask, **options):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_gradients_reach_the_policy_and_nothing_else(loss_type):
+def test_only_logprobs_and_entropies_get_gradients(loss_type):
     arrays, mask = make()
     for array in arrays.values():
         array.requires_grad_()
@@ -77,7 +77,7 @@ def test_gradients_reach_the_policy_and_nothing_else(loss_type):
     assert all(arrays[name].grad is None for name in constants)
 
 
-def test_nothing_on_the_way_from_logits_is_detached():
+def test_the_gradient_reaches_the_logits():
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(5, 6, 9, generator=generator, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(5, 6, dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_nothing_on_the_way_from_logits_is_detached():
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_functional_gradient(loss_type):
+def test_the_functional_gradient_equals_that_of_backward(loss_type):
     arrays, mask = make()
 
     def total(logprobs, entropies):
@@ -119,7 +119,7 @@ def test_functional_gradient(loss_type):
         {"options": LossOptions("dapo", aggregation="task", kl_kind="k3+"), "num_tasks": 3},
     ],
 )
-def test_compiled_without_a_graph_break(options):
+def test_the_compiled_loss_has_no_graph_break_and_the_same_gradient(options):
     """With the totals of a mini-batch, as a trainer calls it."""
     arrays, mask = make()
     totals = batch_totals(mask, entropies=arrays["entropies"], tasks=TASKS, num_tasks=3)
@@ -133,7 +133,7 @@ def test_compiled_without_a_graph_break(options):
             return total_of(inputs, mask, totals=counted, **options)
 
         with warnings.catch_warnings():
-            # array-api-compat caches its type checks; Dynamo says that it looks through the cache.
+            # array-api-compat caches its type checks, and Dynamo warns about the cache.
             warnings.filterwarnings("ignore", message=".*lru_cache")
             function = torch.compile(total, fullgraph=True) if is_compiled else total
             function(given["logprobs"], given["entropies"], *totals[:2]).backward()

@@ -23,7 +23,7 @@ TASKS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 class Case:
-    """A batch with an empty response, and all that the loss can take."""
+    """A batch with an empty response, and all inputs of the loss."""
 
     def __init__(self, dtype=torch.float32, device="cpu"):
         generator = torch.Generator().manual_seed(7)
@@ -115,8 +115,8 @@ def test_values_metrics_and_gradients_are_the_core_s(
 
 
 @pytest.mark.parametrize("weight", [0.3, torch.tensor([0.1, 0.2, 0.9])])
-def test_the_sides_of_the_bands_come_from_the_totals(weight):
-    """As they say, even if the tokens of this call are on the other side."""
+def test_totals_decide_which_entropies_are_out_of_bounds(weight):
+    """The entropies of this call are on the other side of the bounds."""
     case = Case()
     totals = batch_totals(case.mask, entropies=torch.ones(B, T), tasks=TASKS, num_tasks=3)
     totals = totals._replace(task_entropy=torch.tensor([5.0, 1.0, 0.0]))
@@ -138,7 +138,7 @@ def test_the_sides_of_the_bands_come_from_the_totals(weight):
 
 
 @pytest.mark.parametrize("loss_type", ["ppo", "gspo", "cispo", "sapo"])
-def test_logits_computed_twice_give_the_same(loss_type):
+def test_recomputed_logits_give_the_same_results(loss_type):
     case = Case()
     options = {"band": True, "loss_type": loss_type}
     assert_same(case, case.fused(**options, recompute_logits=True), case.plain(**options))
@@ -165,7 +165,7 @@ def test_metrics_of_tasks_are_the_core_s(band, totals):
     ("aggregation", "weights"),
     [("task", None), ("task", [0.5, 2.0, 3.0]), ("token", [0.5, 2.0, 3.0])],
 )
-def test_tasks_that_weigh_the_same_and_weights_of_tasks(
+def test_task_aggregation_and_task_weights_are_the_core_s(
     loss_type, aggregation, weights, chunk_tokens
 ):
     case = Case()
@@ -195,14 +195,14 @@ def test_tasks_that_weigh_the_same_and_weights_of_tasks(
 
 
 @pytest.mark.parametrize("kl_kind", ["k1", "k2", "k3", "k1+", "k3+", "k3-weighted"])
-def test_kinds_of_kl(kl_kind):
+def test_every_kind_of_kl_is_the_core_s(kl_kind):
     case, options = Case(), {"band": False, "options": LossOptions("dapo", kl_kind=kl_kind)}
     assert_same(case, case.fused(chunk_tokens=5, **options), case.plain(**options))
 
 
 @pytest.mark.parametrize("ratio", ["token", "response"])
 @pytest.mark.parametrize("chunk_tokens", [5, None])
-def test_a_loss_of_one_s_own(ratio, chunk_tokens):
+def test_a_registered_loss_is_the_core_s(ratio, chunk_tokens):
     @register_loss("own", ratio=ratio, epsilon_high=0.2)
     def own(ratio, logprobs, advantages, *, epsilon_high):
         return -advantages * (ratio.clamp(max=1 + epsilon_high) + 0.1 * logprobs.square())
@@ -219,7 +219,7 @@ def test_an_unknown_option_is_refused():
         Case().fused(band=False, epsilon_low=0.1)
 
 
-def test_slices_of_a_batch_add_up():
+def test_losses_and_gradients_of_slices_add_up():
     case = Case(torch.float64)
     whole = case.fused(band=True)
     expected = torch.autograd.grad(whole[0].total, case.leaves)
@@ -249,8 +249,8 @@ def test_slices_of_a_batch_add_up():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_advantages_by_token_and_tokens_without_a_pull():
-    """A group without signal, and no other term: only the first response pulls."""
+def test_token_advantages_and_tokens_without_a_gradient_are_the_core_s():
+    """A group without signal, and no other term: only the first response has a gradient."""
     case = Case()
     case.options = {}
     case.advantages = torch.zeros(B, T)
@@ -259,7 +259,7 @@ def test_advantages_by_token_and_tokens_without_a_pull():
     assert_same(case, case.fused(band=False), case.plain(band=False))
 
 
-def test_softcap_and_excluded_entries():
+def test_softcap_and_excluded_entries_are_the_core_s():
     case = Case()
     hidden, weight, bias = case.leaves
     excluded = torch.zeros(V, dtype=torch.bool)
@@ -279,7 +279,7 @@ def test_softcap_and_excluded_entries():
     assert not gradient[excluded].any()
 
 
-def test_low_rank_and_frozen_weight():
+def test_low_rank_inputs_with_a_frozen_weight_are_the_core_s():
     case = Case()
     hidden, weight, bias = case.leaves
     generator = torch.Generator().manual_seed(3)
@@ -312,7 +312,7 @@ def test_only_the_total_has_a_gradient():
 
 
 @pytest.mark.parametrize("loss_type", ["ppo", "gspo"])
-def test_no_token_counts(loss_type):
+def test_a_batch_without_tokens_has_loss_0(loss_type):
     case = Case()
     case.mask = torch.zeros(B, T, dtype=torch.bool)
     terms, _ = case.fused(band=True, loss_type=loss_type)
@@ -338,7 +338,7 @@ def test_bf16_weights_sum_in_float32(recompute_logits):
         torch.testing.assert_close(ours.float(), theirs, atol=1e-6, rtol=2**-8)
 
 
-def test_functional_gradient():
+def test_the_functional_gradient_equals_that_of_backward():
     case = Case(torch.float64)
     expected = torch.autograd.grad(case.plain(band=True)[0].total, case.leaves[:2])
     bias = case.leaves[2].detach()
@@ -352,7 +352,7 @@ def test_functional_gradient():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_one_backward_pass_and_no_second_derivative():
+def test_a_second_backward_pass_and_a_second_derivative_raise():
     case = Case()
     total = case.fused(band=False)[0].total
     total.backward(retain_graph=True)
@@ -373,7 +373,7 @@ def test_one_backward_pass_and_no_second_derivative():
         ({"advantages": torch.zeros(B - 1)}, ValueError, "advantages must have shape"),
     ],
 )
-def test_bad_input(change, error, message):
+def test_inputs_that_do_not_fit_are_refused(change, error, message):
     case = Case()
     for name, value in change.items():
         setattr(case, name, value)
@@ -389,6 +389,6 @@ def test_bad_input(change, error, message):
         ({"entropy_high": None}, TypeError, "entropies need tasks, entropy_low and entropy_high"),
     ],
 )
-def test_bad_options(options, error, message):
+def test_options_out_of_range_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Case().fused(band=True, **options)

@@ -1,4 +1,4 @@
-"""The tensors of a head that is given as a module."""
+"""The tensors of a head, from its module."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def compare(module, hidden):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer(hidden, bias):
+def test_tensors_of_a_linear_layer_give_its_logits(hidden, bias):
     compare(nn.Linear(6, 11, bias=bias), hidden)
 
 
 @pytest.mark.parametrize("ranks", [{"default": 2}, {"a": 1, "b": 3}])
-def test_adapters(hidden, ranks):
+def test_tensors_of_adapters_give_the_logits_of_the_module(hidden, ranks):
     compare(Adapted(nn.Linear(6, 11), ranks), hidden)
 
 
-def test_adapters_that_are_off_or_merged(hidden):
+def test_disabled_and_merged_adapters_add_nothing(hidden):
     module = Adapted(nn.Linear(6, 11), {"default": 2})
     module.merged = True
     assert linear_head(module, hidden).low_rank is None

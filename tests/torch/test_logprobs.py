@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies without logits: values, gradients, and what is legal."""
+"""Log-probabilities and entropies without logits: values, gradients, and invalid inputs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def results(inputs: Inputs, dtype, function, *, bias: bool, **options):
     given = leaves if bias else leaves[:2]
     options |= {"bias": leaves[2]} if bias else {}
     logprobs, entropy = function(*leaves[:2], inputs.labels, **options)
-    pulls = inputs.pulls.to(logprobs.dtype)
-    gradients = torch.autograd.grad((logprobs * pulls[0] + entropy * pulls[1]).sum(), given)
+    grads = inputs.grads.to(logprobs.dtype)
+    gradients = torch.autograd.grad((logprobs * grads[0] + entropy * grads[1]).sum(), given)
     return [x.detach().double() for x in (logprobs, entropy, *gradients)]
 
 
@@ -55,8 +55,8 @@ def test_bf16_inputs_lose_nothing_but_their_own_rounding(device):
     hidden = torch.randn(300, 64, generator=generator).bfloat16().to(device)
     weight = (0.5 * torch.randn(5000, 64, generator=generator)).bfloat16().to(device)
     labels = torch.randint(0, 5000, (300,), generator=generator).to(device)
-    pulls = torch.randn(2, 300, generator=generator, dtype=torch.float64).to(device)
-    inputs = Inputs(hidden.double(), weight.double(), labels, weight[:, 0].double(), pulls)
+    grads = torch.randn(2, 300, generator=generator, dtype=torch.float64).to(device)
+    inputs = Inputs(hidden.double(), weight.double(), labels, weight[:, 0].double(), grads)
     expected = results(inputs, torch.float64, plain, bias=True)
     got = results(inputs, torch.bfloat16, logprobs_and_entropy, bias=True)
     for ours, theirs in zip(got[:2], expected[:2], strict=True):
@@ -102,7 +102,7 @@ def test_a_token_without_any_entry_has_no_entropy():
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 7])
-def test_ignored_tokens_count_nothing_and_may_be_anything(ignore_index):
+def test_ignored_tokens_have_0_for_any_hidden_states(ignore_index):
     inputs = make_inputs(tokens=(6,))
     kept = torch.tensor([True, False, True, True, False, True])
     labels = inputs.labels.masked_fill(inputs.labels == 7, 8)
@@ -124,7 +124,7 @@ def test_ignored_tokens_count_nothing_and_may_be_anything(ignore_index):
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
-def test_no_token_is_legal(shape):
+def test_an_empty_batch_gives_empty_results(shape):
     hidden = torch.zeros(*shape, 4, requires_grad=True)
     weight = torch.ones(9, 4, requires_grad=True)
     logprobs, entropy = logprobs_and_entropy(hidden, weight, torch.zeros(shape, dtype=torch.int64))
@@ -134,14 +134,14 @@ def test_no_token_is_legal(shape):
     assert hidden.grad.shape == hidden.shape
 
 
-def test_a_gradient_by_one_output_only():
+def test_a_loss_of_one_output_has_the_right_gradient():
     inputs = make_inputs()
     for which in (0, 1):
         gradients = []
         for function in (plain, logprobs_and_entropy):
             leaves = inputs.leaves(torch.float64)
             values = function(*leaves[:2], inputs.labels, bias=leaves[2])[which]
-            gradients.append(torch.autograd.grad((values * inputs.pulls[0]).sum(), leaves))
+            gradients.append(torch.autograd.grad((values * inputs.grads[0]).sum(), leaves))
         for ours, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs)
 
@@ -164,7 +164,7 @@ def test_frozen_parts_get_no_gradient(learns):
     torch.testing.assert_close(*gradients)
 
 
-def test_nothing_to_differentiate():
+def test_inputs_without_gradients_give_outputs_without_gradients():
     inputs = make_inputs()
     logprobs, _ = logprobs_and_entropy(inputs.hidden, inputs.weight, inputs.labels)
     assert not logprobs.requires_grad
@@ -173,7 +173,7 @@ def test_nothing_to_differentiate():
         assert not logprobs_and_entropy(*leaves[:2], inputs.labels)[0].requires_grad
 
 
-def test_any_memory_layout():
+def test_any_strides_give_the_same_results():
     inputs = make_inputs()
     hidden = inputs.hidden.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     weight = inputs.weight.t().contiguous().t().requires_grad_()
@@ -207,7 +207,7 @@ def test_low_rank_weights_add_to_a_frozen_one():
             )
         else:
             values = plain(hidden, inputs.weight + up @ down, inputs.labels)
-        loss = (torch.stack(values) * inputs.pulls).sum()
+        loss = (torch.stack(values) * inputs.grads).sum()
         gradients.append([loss, *torch.autograd.grad(loss, (hidden, down, up))])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -237,7 +237,7 @@ def test_low_rank_weights_add_to_a_frozen_one():
         ),
     ],
 )
-def test_bad_input(change, error, message):
+def test_inputs_that_do_not_fit_are_refused(change, error, message):
     given = {
         "hidden": torch.zeros(2, 6),
         "weight": torch.zeros(37, 6),

@@ -1,4 +1,4 @@
-"""What PyTorch puts around the operator: autocast, checkpointing, compilation, transforms."""
+"""The operator under autocast, checkpointing, compilation and transforms, and its memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from g2rpo_torch import fused_g2rpo_loss, logprobs_and_entropy
-from g2rpo_torch._linear import softmax_of, softmax_pulled
-from g2rpo_torch._sums import Needs
-from g2rpo_torch._tiles import Head, Pull, Tile
+from g2rpo_torch._gradients import Needs
+from g2rpo_torch._softmax import softmax_backward, softmax_forward
+from g2rpo_torch._tiles import Head, OutputGrads, Tile
 
 from .conftest import make_inputs, plain
 
@@ -56,7 +56,7 @@ def test_autocast_multiplies_in_half_precision_on_a_gpu():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(use_reentrant):
+def test_gradients_under_checkpointing_are_the_same(use_reentrant):
     inputs = make_inputs()
     leaves = inputs.leaves(torch.float64)[:2]
     checkpoint(
@@ -66,7 +66,7 @@ def test_checkpoint(use_reentrant):
         torch.testing.assert_close(leaf.grad, theirs)
 
 
-def test_functional_transforms():
+def test_functional_transforms_give_the_gradients_of_backward():
     inputs = make_inputs()
     given = inputs.hidden, inputs.weight
     loss = loss_of(logprobs_and_entropy, inputs)
@@ -98,7 +98,7 @@ def test_a_graph_that_is_kept_can_be_used_again():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learns_weight", [True, False])
-def test_compiled_without_a_graph_break(learns_weight):
+def test_the_compiled_function_has_no_graph_break_and_the_same_gradients(learns_weight):
     inputs = make_inputs()
     hidden, weight, bias = inputs.leaves(torch.float64)
     weight.requires_grad_(learns_weight)
@@ -122,7 +122,7 @@ def test_compiled_without_a_graph_break(learns_weight):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:Dynamo detected a call to")
-def test_compiled_in_half_precision(device):
+def test_the_compiled_function_in_half_precision_gives_the_eager_loss(device):
     inputs = make_inputs(device)
     leaves = inputs.leaves(torch.bfloat16)
     loss = loss_of(logprobs_and_entropy, inputs)
@@ -131,7 +131,7 @@ def test_compiled_in_half_precision(device):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest memory that any operation returned, in bytes, but for what is given."""
+    """Records the largest result of any operation in bytes, without the given tensors."""
 
     def __init__(self, *given: torch.Tensor) -> None:
         super().__init__()
@@ -162,12 +162,12 @@ def sizes():
 def test_memory_grows_with_the_tile_and_not_with_the_logits():
     hidden, weight, labels = sizes()
     head = Head(weight, None, None, 1.0, None, torch.float32)
-    pull = Pull(torch.ones(TOKENS), torch.ones(TOKENS))
+    grads = OutputGrads(torch.ones(TOKENS), torch.ones(TOKENS))
     for tile in (Tile(64, 256), Tile(128, 256)):
         with Largest() as largest:
-            softmax = softmax_of(head, hidden, labels, tile)
+            softmax = softmax_forward(head, hidden, labels, tile)
             needs = Needs(hidden=True, weight=True, low_rank=False, bias=False)
-            softmax_pulled(head, hidden, labels, softmax, pull, needs, tile)
+            softmax_backward(head, hidden, labels, softmax, grads, needs, tile)
         # The gradient by the weight is the largest of all that does not depend on the tile.
         assert largest.size == max(tile.tokens * tile.entries * 4, ENTRIES * WIDTH * 4)
     with Largest() as largest:
@@ -195,7 +195,9 @@ def test_memory_of_the_fused_loss_is_that_of_a_chunk():
 
 
 @pytest.mark.parametrize(("recompute_logits", "bytes_an_entry"), [(False, 4), (True, 2)])
-def test_a_weight_of_half_precision(recompute_logits, bytes_an_entry):
+def test_the_gradient_of_a_half_precision_weight_is_summed_in_float32(
+    recompute_logits, bytes_an_entry
+):
     """Its gradient is summed in float32 to the end, unless the logits are computed twice."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, 8, 256, generator=generator)
@@ -220,9 +222,9 @@ def test_a_frozen_weight_takes_no_memory_for_its_gradient():
     hidden, weight, labels = sizes()
     head = Head(weight, None, None, 1.0, None, torch.float32)
     tile = Tile(16, 64)
-    softmax = softmax_of(head, hidden, labels, tile)
+    softmax = softmax_forward(head, hidden, labels, tile)
     needs = Needs(hidden=True, weight=False, low_rank=False, bias=False)
     with Largest(weight) as largest:
-        pull = Pull(torch.ones(TOKENS), None)
-        softmax_pulled(head, hidden, labels, softmax, pull, needs, tile)
+        grads = OutputGrads(torch.ones(TOKENS), None)
+        softmax_backward(head, hidden, labels, softmax, grads, needs, tile)
     assert largest.size == hidden.nbytes < weight.nbytes

@@ -1,4 +1,4 @@
-"""Heads whose weight is sharded over processes, as FSDP2 leaves it."""
+"""Heads with a weight that FSDP2 shards over processes."""
 
 from __future__ import annotations
 

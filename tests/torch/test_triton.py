@@ -24,8 +24,8 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-def test_kernels_under_the_interpreter():
-    """Triton reads TRITON_INTERPRET when kernels are defined: hence a process of its own."""
+def test_kernels_pass_their_tests_under_the_interpreter():
+    """Triton reads TRITON_INTERPRET when kernels are defined, so they run in a separate process."""
     kernels = Path(__file__).with_name("test_triton_kernels.py")
     command = [sys.executable, "-m", "pytest", "-q", "-k", "cpu", "-p", "no:cacheprovider", kernels]
     done = subprocess.run(
@@ -43,8 +43,8 @@ def test_kernels_under_the_interpreter():
 
 
 @needs_triton
-def test_kernels_compile_for_gpus(tmp_path, monkeypatch):
-    """To machine code, for which no GPU is needed."""
+def test_kernels_compile_to_machine_code(tmp_path, monkeypatch):
+    """Compiling needs no GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget
@@ -54,9 +54,9 @@ def test_kernels_compile_for_gpus(tmp_path, monkeypatch):
 
     common = {"tile": "*fp32", "first": "i32", "width": "i32", "bias": "*fp32", "inverse": "fp32"}
     common |= {"factor": "fp32", "labels": "*i64"}
-    of_fold = ("highest", "total", "weighted", "target")
+    of_update = ("highest", "total", "weighted", "target")
     of_gradient = ("normalizer", "entropy", "by_logprob", "by_entropy")
-    kernels = [(_triton._fold, of_fold, {})]
+    kernels = [(_triton._update, of_update, {})]
     for out in ("*fp32", "*bf16", "*fp16"):
         kernels.append((_triton._gradient, of_gradient, {"out": out}))
     for (kernel, inputs, out), bias, cap, arch in product(
@@ -73,14 +73,14 @@ def test_kernels_compile_for_gpus(tmp_path, monkeypatch):
         assert compiled.asm["cubin"]
 
 
-def test_the_kernels_are_imported_where_they_are_used():
+def test_importing_the_package_imports_no_kernels():
     code = "import sys, g2rpo_torch; sys.exit('g2rpo_torch._triton' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @pytest.mark.gpu
-def test_half_precision_on_a_gpu():
+def test_half_precision_on_a_gpu_agrees_between_backends():
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(300, 64, generator=generator).bfloat16().cuda()
     weight = (0.5 * torch.randn(5000, 64, generator=generator)).bfloat16().cuda()
@@ -102,7 +102,7 @@ def test_auto_is_triton_on_a_gpu():
     assert choose_backend("auto", HEAD, device) == expected
 
 
-# What follows needs neither Triton nor a GPU.
+# The rest needs neither Triton nor a GPU.
 
 HEAD = Head(torch.ones(9, 4), None, None, 1.0, None, torch.float32)
 HIDDEN, LABELS = torch.zeros(2, 4), torch.tensor([1, 2])
@@ -145,7 +145,7 @@ def call():
 
 
 @pytest.mark.parametrize("name", ["logprobs", "fused"])
-def test_where_the_kernels_cannot_work_is_said(call, name):
+def test_an_unavailable_backend_is_refused_with_the_reason(call, name):
     with pytest.raises(ValueError, match=r"backend must be 'portable' or 'auto': .*riton"):
         call[name](backend="triton")
     with pytest.raises(ValueError, match=r"backend must be one of \('auto', .*got 'cuda'"):

@@ -1,8 +1,8 @@
-"""What one process of test_collectives.py does; started by torchrun.
+"""The program of one process of test_collectives.py, started by torchrun.
 
     torchrun --nproc-per-node=2 worker.py OUTPUT
 
-Rank 0 writes what it found as JSON. The batch is the same whatever the number of processes: each
+Rank 0 writes the results as JSON. The batch is the same for any number of processes: each
 takes a share of it, and shares differ in size.
 """
 
@@ -30,7 +30,7 @@ def shares(size: int, processes: int) -> list[slice]:
 
 
 def advantages(rank: int, processes: int) -> dict[str, list[float]]:
-    """Return every estimator's advantages of one global batch; the last process brings nothing."""
+    """Return every estimator's advantages of one global batch; the last process has no rollouts."""
     generator = torch.Generator().manual_seed(3)
     groups = torch.randint(0, 40, (300,), generator=generator)
     tasks = groups % TASKS
@@ -129,7 +129,7 @@ def task_tokens(rank: int, processes: int) -> list[float]:
 
 
 def mean_over_tasks(rank: int, processes: int) -> list[float]:
-    """Return the loss of a batch in which every task weighs its own, and each row's gradient.
+    """Return the loss of a batch with aggregation by task, and each row's gradient.
 
     The first task is on the first process alone, whose rows are the longest.
     """
@@ -158,7 +158,7 @@ def mean_over_tasks(rank: int, processes: int) -> list[float]:
 
 
 def disagreement(rank: int) -> str:
-    """Return the message when one process brings another kind of array."""
+    """Return the error message when one process has an array of another dtype."""
     try:
         gather_rollouts(torch.zeros(2), torch.zeros((2, 3 + (rank == 1)), dtype=torch.int64))
     except ValueError as error:

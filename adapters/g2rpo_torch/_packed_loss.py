@@ -1,4 +1,4 @@
-"""The core's loss of a batch, asked of a few of its tokens at a time."""
+"""The core's loss of a batch, computed for slices of its unmasked tokens."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from g2rpo import LossOptions, LossTerms, batch_totals, g2rpo_loss
 
-from ._tiles import Pull, spans
+from ._tiles import OutputGrads, even_slices
 
 
-class TokenLoss:
-    """The loss of B responses of T tokens, n of which the mask marks.
+class PackedLoss:
+    """The loss of the n unmasked tokens of B responses of T tokens.
 
-    The n marked tokens are *packed*: numbered in the order of the responses, without gaps.
+    The n tokens are *packed*: consecutive, in the order of the responses.
 
     Parameters
     ----------
     mask : Tensor (B, T), bool
-        Which tokens count.
+        Mask of the tokens that count.
     inputs : dict of str to Tensor or None
-        The arguments of :func:`g2rpo.g2rpo_loss` of shape (B,) or (B, T), without logprobs, mask
-        and entropies; None for one that is not given.
+        Arguments of :func:`g2rpo.g2rpo_loss` of shape (B,) or (B, T), without logprobs, mask and
+        entropies.
     options : LossOptions
-        Of the loss.
+        Options of the loss.
     rest : dict
-        All other arguments. There is an entropy term if bounds are among them.
+        All other arguments. There is an entropy term if entropy bounds are among them.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class TokenLoss:
     ) -> None:
         self._mask, self._options, self._rest = mask, options, rest
         self._inputs = {name: x for name, x in inputs.items() if x is not None}
-        #: The place of each packed token among the B · T.
+        #: Index of each packed token among the B · T.
         self._places = mask.reshape(-1).nonzero()[:, 0]
         weighs_tasks = rest["task_weights"] is not None or options.resolved().aggregation == "task"
-        #: For a run, whose metrics nobody reads: by task they would cost time.
-        self._rest_of_run = rest if weighs_tasks else rest | {"num_tasks": None}
+        #: Arguments for slices: their metrics are not used, and those by task would take time.
+        self._rest_of_slice = rest if weighs_tasks else rest | {"num_tasks": None}
         self.has_entropy = rest["entropy_low"] is not None or rest["entropy_high"] is not None
 
     def packed(self, values: Tensor) -> Tensor:
-        """Return the values (B, T, ...) of the marked tokens."""
+        """Return the values (B, T, ...) of the packed tokens, (n, ...)."""
         values = values.reshape(self._mask.numel(), *values.shape[2:])
         is_all = self._places.shape[0] == values.shape[0]
         return values if is_all else values.index_select(0, self._places)
 
-    def with_totals(self, entropy: Tensor | None) -> TokenLoss:
-        """Return the loss with totals counted from this batch, given entropies (n,) if needed."""
+    def with_totals(self, entropy: Tensor | None) -> PackedLoss:
+        """Return the loss with the totals of this batch, from entropies (n,) if they are needed."""
         counted: dict[str, Any] = {}
         num_tasks = self._rest["num_tasks"]
         if entropy is not None:
@@ -63,74 +63,77 @@ class TokenLoss:
             counted |= {"tasks": self._inputs.get("tasks"), "num_tasks": num_tasks}
         totals = batch_totals(self._mask, **counted)
         rest = self._rest | {"totals": totals}
-        return TokenLoss(self._mask, dict(self._inputs), self._options, rest)
+        return PackedLoss(self._mask, dict(self._inputs), self._options, rest)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Have the core look at all inputs and options, before anything costs time."""
-        nothing = self._places.new_zeros(self._places.shape, dtype=torch.float32)
-        self.whole(nothing, nothing)
+        """Raise the errors of the core for all inputs and options, before any computation."""
+        zeros = self._places.new_zeros(self._places.shape, dtype=torch.float32)
+        self.whole(zeros, zeros)
 
     def whole(self, logprobs: Tensor, entropy: Tensor) -> tuple[LossTerms, dict[str, Tensor]]:
-        """Return terms and metrics of the batch from those of its packed tokens, (n,) each."""
-        table = self._unpacked(torch.stack([logprobs, entropy]))
-        return self._of(table, self._mask, self._inputs, self._rest)
+        """Return terms and metrics of the batch from values of the packed tokens, (n,) each."""
+        values = self._unpacked(torch.stack([logprobs, entropy]))
+        return self._loss(values, self._mask, self._inputs, self._rest)
 
     def _unpacked(self, values: Tensor) -> Tensor:
         full = values.new_zeros(values.shape[0], self._mask.numel())
         return full.index_copy(1, self._places, values).view(-1, *self._mask.shape)
 
-    def runs(self, capacity: int) -> list[slice] | None:
-        """Cut the packed tokens into runs of at most ``capacity`` of which each has its own loss.
+    def chunks(self, capacity: int) -> list[slice] | None:
+        """Return the packed tokens in slices of at most ``capacity`` with independent losses.
 
-        None if a response that has to stay whole is longer.
+        None if the loss needs whole responses, and one is longer.
         """
         count = self._places.shape[0]
         if not self._options.needs_whole_responses:
-            return list(spans(count, capacity))
-        runs, start, stop = [], 0, 0
+            return list(even_slices(count, capacity))
+        chunks, start, stop = [], 0, 0
         for length in self._mask.sum(1).tolist():
             if length > capacity:
                 return None
             if stop + length - start > capacity:
-                runs.append(slice(start, stop))
+                chunks.append(slice(start, stop))
                 start = stop
             stop += length
-        return [*runs, slice(start, stop)] if stop > start else runs
+        return [*chunks, slice(start, stop)] if stop > start else chunks
 
-    def pull(self, run: slice, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Pull]:
-        """Return a run's share of the total loss, and its derivatives by each token's values."""
+    def output_grads(
+        self, chunk: slice, logprobs: Tensor, entropy: Tensor
+    ) -> tuple[Tensor, OutputGrads]:
+        """Return a chunk's share of the total loss, and its gradients by the tokens' values."""
         values = torch.stack([logprobs, entropy]).detach()
-        places = self._places[run]
         with torch.enable_grad():
             values.requires_grad_()
-            terms, _ = self._of_run(values, places)
+            terms, _ = self._chunk_loss(values, self._places[chunk])
             (gradient,) = torch.autograd.grad(terms.total, values)
-        return terms.total.detach(), Pull(gradient[0], gradient[1] if self.has_entropy else None)
+        by_entropy = gradient[1] if self.has_entropy else None
+        return terms.total.detach(), OutputGrads(gradient[0], by_entropy)
 
-    def _of_run(self, values: Tensor, places: Tensor) -> tuple[LossTerms, dict[str, Tensor]]:
+    def _chunk_loss(self, values: Tensor, places: Tensor) -> tuple[LossTerms, dict[str, Tensor]]:
         width = self._mask.shape[1]
         if not self._options.needs_whole_responses:
-            # Every token may stand for itself, as a response of one.
+            # Every token can be a response of one token.
             inputs = {
                 name: x[places // width] if x.ndim == 1 else x.reshape(-1)[places, None]
                 for name, x in self._inputs.items()
             }
-            table = values[:, :, None]
-            mask = torch.ones_like(table[0], dtype=torch.bool)
-            return self._of(table, mask, inputs, self._rest_of_run)
+            values = values[:, :, None]
+            mask = torch.ones_like(values[0], dtype=torch.bool)
+            return self._loss(values, mask, inputs, self._rest_of_slice)
         first, last = (int(places[i]) // width for i in (0, -1))
         responses = slice(first, last + 1)
         mask = self._mask[responses]
         full = values.new_zeros(2, mask.numel()).index_copy(1, places - first * width, values)
         inputs = {name: x[responses] for name, x in self._inputs.items()}
-        return self._of(full.view(2, *mask.shape), mask, inputs, self._rest_of_run)
+        return self._loss(full.view(2, *mask.shape), mask, inputs, self._rest_of_slice)
 
-    def _of(
-        self, table: Tensor, mask: Tensor, inputs: dict[str, Tensor], rest: dict[str, Any]
+    def _loss(
+        self, values: Tensor, mask: Tensor, inputs: dict[str, Tensor], rest: dict[str, Any]
     ) -> tuple[LossTerms, dict[str, Tensor]]:
+        """Call the core with log-probabilities and entropies as ``values`` (2, B, T)."""
         given: dict[str, Any] = dict(inputs)
         old, advantages = given.pop("old_logprobs"), given.pop("advantages")
         if self.has_entropy:
-            given["entropies"] = table[1]
-        return g2rpo_loss(table[0], old, advantages, mask, options=self._options, **given, **rest)
+            given["entropies"] = values[1]
+        return g2rpo_loss(values[0], old, advantages, mask, options=self._options, **given, **rest)

@@ -23,16 +23,16 @@ def span_iou(answer: str, truth: Any) -> float:
     ----------
     answer : str
         Spans ``[start, end]`` in any one unit. Those in JSON under ``time`` or ``times``, or as
-        ``{"start": …, "end": …}``, count; only without such a key all that are found in the text
-        do. A clock time ``"mm:ss"`` in JSON is in seconds.
+        ``{"start": …, "end": …}``, count; without such a key, all spans in the text. A clock time
+        ``"mm:ss"`` in JSON is converted to seconds.
     truth : str or list or dict
         The same, from 1 to 256 spans; several of them without other text.
 
     Returns
     -------
     float
-        From 0 to 1. An empty span overlaps with none, but counts as one of the answer's; an answer
-        of no span, or of more than 256, is 0.
+        From 0 to 1. An empty span has no overlap, but counts as a span of the answer; 0 for an
+        answer without a span or with more than 256.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def span_overlap(span: Span | None, target: Span) -> float:
 
 
 def as_span(ends: Sequence[float] | None) -> Span | None:
-    """Return two numbers as a span, or None if they are none or leave no finite length above 0.
+    """Return two numbers as a span; None for None, or unless the length is positive and finite.
 
     Examples
     --------
@@ -92,4 +92,4 @@ SPAN: Kind[Span] = Kind(
     overlap=span_overlap,
     must=f"contain one span of time [start,end], start < end, or be a list of 1 to {MOST} of them",
 )
-"""How spans of time are written and compared."""
+"""Notation and comparison of spans of time."""

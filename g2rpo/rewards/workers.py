@@ -1,4 +1,4 @@
-"""Worker processes of a reward pool: pebble's, with time limits that count only running time."""
+"""Worker processes of a reward pool, by pebble, with time limits that count running time only."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from .clock import leave_limits_to_pool
 from .custom import with_own
 from .evaluate import Job, Outcome, evaluate
 from .libraries import library
 from .registry import EXAMPLES, RewardFunction
 from .score import is_builtin
+from .time_limit import disable_time_limits
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
 
 START_SECONDS = 120.0
-"""Most time for a worker to start, with the libraries of the built-in reward functions."""
+"""Time limit for the start of a worker, with the libraries of the built-in reward functions."""
 
-# A worker may die for reasons of the machine, so a response gets a second one before it is blamed.
+# A worker may die for reasons other than the response, so each response gets a second attempt.
 _ATTEMPTS = 2
 
-# Seconds between two looks at the clock, and how late a look shows that everything stood still (a
-# debugger, a scheduler that takes the machine away, a closed lid): that time is nobody's. pebble's
-# own limits are by the wall clock and count it, so they are not used.
-_LOOK, _FROZEN = 0.05, 1.0
+# Seconds between two polls. A poll that is later by more than `_SUSPENDED` seconds means that this
+# process was suspended (debugger, scheduler, closed lid): that time is not counted. The limits of
+# pebble are not used, since they are by the wall clock and count it.
+_POLL, _SUSPENDED = 0.05, 1.0
 
 
 class WorkerStartError(RuntimeError):
     """A process of the reward pool does not start."""
 
 
-class Crew:
-    """Worker processes that score jobs; one that hangs or dies is replaced.
+class Workers:
+    """Worker processes that score jobs; a process that hangs or dies is replaced.
 
     Parameters
     ----------
     count : int
         Number of processes, 1 or more.
     functions : bytes
-        The user's own functions, pickled: problem type -> function or import path.
+        Pickled custom functions: problem type -> function or import path.
     seconds : float
-        Most time that one job may take.
+        Time limit for one job.
     """
 
     def __init__(self, count: int, functions: bytes, seconds: float) -> None:
@@ -75,8 +75,8 @@ class Crew:
                 try:
                     self._advance(batch)
                 except BrokenProcessPool:
-                    # pebble gives up when an idle process dies. If that happens again before
-                    # anything is scored, processes die when they start.
+                    # pebble stops its pool when an idle process dies. If that happens again before
+                    # any job is done, processes die at their start.
                     if broke_at == len(batch.outcomes):
                         raise WorkerStartError(
                             "a process of the reward pool does not start; a script that makes a "
@@ -85,7 +85,7 @@ class Crew:
                     broke_at = len(batch.outcomes)
                     self._reopen(batch)
         except BaseException:
-            # Ctrl-C, or a start that failed: end what is under way.
+            # Ctrl-C, or a failed start: end the running jobs.
             for future in batch.running:
                 future.cancel()
             raise
@@ -97,11 +97,11 @@ class Crew:
             self._count,
             initializer=_start,
             initargs=(self._functions,),
-            # Never forked: a fork copies the locks of PyTorch's and JAX's threads as they are.
+            # Not fork: it copies locks that threads of PyTorch and JAX hold.
             context=get_context("spawn"),
         )
         self._end = weakref.finalize(self, _end, self._pool)
-        # Asking starts the processes.
+        # This property starts the processes.
         assert self._pool.active
 
     def _reopen(self, batch: _Batch) -> None:
@@ -111,22 +111,22 @@ class Crew:
         self._open()
 
     def _advance(self, batch: _Batch) -> None:
-        """Hand out jobs, wait a moment for the workers, and collect what they have done."""
+        """Submit jobs to idle workers, wait for a moment, and collect outcomes and timeouts."""
         while batch.waiting and len(batch.running) < self._count:
-            self._hand_out(batch, batch.waiting[0])
+            self._submit(batch, batch.waiting[0])
             del batch.waiting[0]
-        asked = time.monotonic()
-        wait(batch.running, _LOOK, FIRST_COMPLETED)
-        passed = time.monotonic() - asked
+        start = time.monotonic()
+        wait(batch.running, _POLL, FIRST_COMPLETED)
+        passed = time.monotonic() - start
         for future, task in list(batch.running.items()):
             if future.done():
                 batch.collect(future)
                 continue
-            if passed < _LOOK + _FROZEN:
+            if passed < _POLL + _SUSPENDED:
                 task.time_left -= passed
             if not task.has_started and future.running():
                 task.has_started, task.time_left = True, self._seconds
-            # Cancelling ends the process; it fails if the outcome has come meanwhile.
+            # Cancelling ends the process; it fails if the job is done by now.
             if task.time_left < 0 and future.cancel():
                 del batch.running[future]
                 if not task.has_started:
@@ -134,7 +134,7 @@ class Crew:
                 text = f"scoring took more than {self._seconds:g} seconds"
                 batch.outcomes[task.row] = Outcome(None, "timeout", text)
 
-    def _hand_out(self, batch: _Batch, row: int) -> None:
+    def _submit(self, batch: _Batch, row: int) -> None:
         try:
             message = pickle.dumps(batch.jobs[row])
         except Exception as error:
@@ -144,14 +144,14 @@ class Crew:
         try:
             future = self._pool.schedule(_score, [message])
         except RuntimeError as error:
-            # It broke between two batches.
+            # The pool broke between two batches.
             raise BrokenProcessPool from error
         batch.running[future] = _Task(row, START_SECONDS)
 
 
 @dataclass
 class _Task:
-    """A job that a worker has, or is about to get, and the time that it has left in seconds."""
+    """A submitted job, and its remaining time in seconds."""
 
     row: int
     time_left: float
@@ -159,7 +159,7 @@ class _Task:
 
 
 class _Batch:
-    """The jobs of one call: which wait or run, what came out, how often each cost a process."""
+    """The jobs of one call: waiting, running and done, and how often each ended its process."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -169,7 +169,7 @@ class _Batch:
         self._deaths: Counter[int] = Counter()
 
     def collect(self, future: Future[Outcome | str]) -> None:
-        """Take the outcome of a job, or give it to another process if its own died."""
+        """Store the outcome of a job, or queue it again if its process died."""
         from pebble import ProcessExpired
 
         try:
@@ -194,18 +194,18 @@ def _end(pool: Any) -> None:
     pool.join()
 
 
-# What follows runs in a worker.
+# The rest of this module runs in a worker.
 
 _functions: dict[str, RewardFunction] = {}
 _start_error = ""
 
 
 def _start(pickled: bytes) -> None:
-    """Load the reward functions and the libraries of the built-in ones: no response's time."""
+    """Load the reward functions and their libraries, outside of the time limit of any response."""
     global _start_error
-    # The default, which also ends a process inside of one long call into C.
+    # The default handler also ends a process inside of a long call into C.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    leave_limits_to_pool()
+    disable_time_limits()
     try:
         _functions.update(with_own(pickle.loads(pickled)))
     except Exception as error:
@@ -217,7 +217,7 @@ def _start(pickled: bytes) -> None:
 
 
 def _score(message: bytes) -> Outcome | str:
-    """Return the outcome of a pickled job, or why this process could not start."""
+    """Return the outcome of a pickled job, or the error text of the worker's start."""
     if _start_error:
         return _start_error
     try:

@@ -1,4 +1,4 @@
-"""The right answer of a record: how it is read, and what is said when it cannot be."""
+"""The right answer of a record, the *truth*: conversion to text, and its errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from g2rpo._shown import shown
 
-# More marks than any script puts on a letter. Python sorts the marks of a letter in a time that
-# grows with the square of their number.
+# More combining marks than any script puts on a letter. Python normalises the marks of a letter in
+# quadratic time.
 _MARKS = 30
 
 
@@ -20,20 +20,19 @@ class TruthError(ValueError):
 
 
 def bad_truth(truth: object, must: str) -> TruthError:
-    """Return the error for a right answer that is not what it must be."""
+    """Return the error for an invalid truth, with the text "it must …"."""
     return TruthError(f"truth is {shown(truth)}; it must {must}")
 
 
 def truth_text(truth: Any, must: str) -> str:
-    """Return the right answer as the text that an answer would be.
+    """Return a truth as text, in the form of an answer.
 
     Parameters
     ----------
     truth : str, number, list, array or dict
-        A column of a table may hold the answer as a value in place of a text, and a text may still
-        stand between its answer tags.
+        The value of a column; a text may be between answer tags.
     must : str
-        What the answer must be, for the error: "be a finite number".
+        Required form, for the error: "be a finite number".
 
     Returns
     -------
@@ -43,7 +42,7 @@ def truth_text(truth: Any, must: str) -> str:
     Raises
     ------
     TruthError
-        If there is nothing to read, or a number that is not finite.
+        If the text is empty, a number is not finite, or the value has another type.
 
     Examples
     --------
@@ -69,7 +68,7 @@ def truth_text(truth: Any, must: str) -> str:
 
 
 def all_truths(truth: Any, must: str) -> list[str]:
-    """Return the right answers of a record that may have several: a text, or a list of texts.
+    """Return all right answers of a record that may have several: of a text or a list of texts.
 
     Examples
     --------
@@ -78,7 +77,7 @@ def all_truths(truth: Any, must: str) -> list[str]:
     >>> all_truths([["colour"], "color"], "be a text")
     Traceback (most recent call last):
         ...
-    g2rpo.rewards.truth.TruthError: truth is [['colour'], 'color']; it must be a text,
+    g2rpo.rewards.ground_truth.TruthError: truth is [['colour'], 'color']; it must be a text,
     or be a list of such answers
     """
     truth = _as_value(truth)
@@ -91,7 +90,7 @@ def all_truths(truth: Any, must: str) -> list[str]:
 
 
 def one_truth(truth: Any, must: str) -> str:
-    """Return the right answer of a record that has one: a text, or a list of one.
+    """Return the right answer of a record that has one: of a text or a list of one.
 
     Examples
     --------
@@ -100,7 +99,7 @@ def one_truth(truth: Any, must: str) -> str:
     >>> one_truth([7, 8], "be a number")
     Traceback (most recent call last):
         ...
-    g2rpo.rewards.truth.TruthError: truth is [7, 8]; it must be a number
+    g2rpo.rewards.ground_truth.TruthError: truth is [7, 8]; it must be a number
     """
     truth = _as_value(truth)
     if isinstance(truth, dict) or (isinstance(truth, list) and len(truth) != 1):
@@ -109,7 +108,7 @@ def one_truth(truth: Any, must: str) -> str:
 
 
 def comparable(text: str) -> str:
-    r"""Return a text in Unicode's composed form (NFC), in which equal texts are equal strings.
+    r"""Return a text in Unicode's composed form (NFC), for comparison.
 
     Examples
     --------
@@ -128,5 +127,5 @@ def _is_mark(character: str) -> bool:
 
 def _as_value(truth: Any) -> Any:
     if hasattr(truth, "tolist"):
-        truth = truth.tolist()  # what NumPy makes of a column
+        truth = truth.tolist()  # a value of NumPy
     return list(truth) if isinstance(truth, tuple) else truth

@@ -1,11 +1,11 @@
-"""What people and models put around a short answer: emphasis, delimiters, boxes, ``Answer:``."""
+r"""Removal of emphasis, delimiters, ``\boxed`` and ``Answer:`` around a short answer."""
 
 from __future__ import annotations
 
 import re
 
 LONGEST = 1000
-"""Characters of the longest short answer that is read; a longer one is no result but a text."""
+"""Largest number of characters of a short answer."""
 
 _ROUNDS = 12
 _LEAD = re.compile(
@@ -30,7 +30,7 @@ _WRAPPERS = tuple(
 
 
 def unwrap(text: str) -> str:
-    r"""Return a short answer without what stands around it, or a long one as it is.
+    r"""Return a short answer without its wrappers, and a longer text unchanged but stripped.
 
     Examples
     --------
@@ -43,14 +43,14 @@ def unwrap(text: str) -> str:
     if len(text) > LONGEST:
         return text
     for _ in range(_ROUNDS):
-        inner = _peeled(text)
+        inner = _without_one_wrapper(text)
         if inner == text:
             break
         text = inner
     return text
 
 
-def _peeled(text: str) -> str:
+def _without_one_wrapper(text: str) -> str:
     bare = text[:-1].rstrip() if text[-1:] in (".", "。") else text
     for wrapper in _WRAPPERS:
         match = wrapper.fullmatch(bare)

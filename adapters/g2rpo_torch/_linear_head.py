@@ -1,4 +1,4 @@
-"""The tensors of a model's head, given as a module."""
+"""The tensors of a model's head, from its module."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class LinearHead(NamedTuple):
-    """A head as :func:`g2rpo_torch.logprobs_and_entropy` takes it.
+    """Arguments of :func:`g2rpo_torch.logprobs_and_entropy` for a head.
 
     Attributes
     ----------
     weight : Tensor (V, H)
-        Of the linear layer.
+        Weight of the linear layer.
     bias : Tensor (V,) or None
-        Of the linear layer.
+        Bias of the linear layer.
     low_rank : tuple of Tensor or None
         An adapter's hidden states (..., R), scaled, and its weight (V, R).
     """
@@ -32,9 +32,9 @@ def linear_head(module: torch.nn.Module, hidden: Tensor, /) -> LinearHead:
     Parameters
     ----------
     module : torch.nn.Module
-        A ``torch.nn.Linear``, or one that PEFT has put LoRA adapters on.
+        A ``torch.nn.Linear``, or one with PEFT's LoRA adapters.
     hidden : Tensor
-        What the module would be called with, shape (..., H): adapters look at it first.
+        Input of the module, shape (..., H): the first factor of the adapters is applied to it.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def linear_head(module: torch.nn.Module, hidden: Tensor, /) -> LinearHead:
     Raises
     ------
     TypeError
-        If the module computes anything else: another kind of layer, a quantised weight, DoRA.
+        If the module is anything else: another layer, a quantised weight, DoRA.
 
     Notes
     -----
@@ -68,7 +68,7 @@ def linear_head(module: torch.nn.Module, hidden: Tensor, /) -> LinearHead:
 
 
 def _lora(module: Any, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return what the active adapters add, in the terms of PEFT's LoRA layers."""
+    """Return the hidden states and weights of the active adapters of a PEFT layer."""
     if not hasattr(module, "lora_A"):
         raise TypeError(f"head must have no adapters but LoRA's, got {type(module).__name__}")
     if module.merged or module.disable_adapters:
