@@ -40,7 +40,9 @@ class Violation(AssertionError):
 
     def __init__(self, message: str, **columns: Values) -> None:
         super().__init__(message)
-        self.columns = {name.replace("_", " "): values for name, values in columns.items()}
+        self.columns: dict[str, Values] = {
+            name.replace("_", " "): values for name, values in columns.items()
+        }
 
 
 class Subject:
@@ -81,7 +83,7 @@ class Subject:
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
         self.tolerance = tolerance
-        self.rounding = float(np.finfo(dtype).eps)
+        self.rounding: float = float(np.finfo(dtype).eps)
         self._fn = fn
         self._dtype = dtype
         self._takes_tasks = _takes_tasks(fn)
