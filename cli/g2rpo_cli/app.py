@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from g2rpo_cli import advantages, compare, data, export, tasks, train, verify
+from g2rpo_cli import (
+    advantages,
+    compare,
+    config,
+    data,
+    export,
+    info,
+    init,
+    tasks,
+    train,
+    verify,
+)
 from g2rpo_cli import eval as eval_
 
 __all__ = ["app"]
@@ -22,6 +33,9 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(eval_.evaluate)
+app.command("init")(init.init)
+app.command("config")(config.config)
+app.command("info")(info.info)
 app.command("advantages")(advantages.advantages)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)

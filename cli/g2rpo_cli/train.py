@@ -61,8 +61,8 @@ def train(
             "--config",
             "-c",
             metavar="FILE|PRESET",
-            help="YAML file, or preset: `builtin`, `text`, `vlm`, `vlm-lora`. Repeat it: files win "
-            "over presets, later ones over earlier ones.",
+            help="YAML file, or preset: `builtin`, `text`, `vlm`, `vlm-lora`, `vlm-fsdp`. Repeat "
+            "it: files win over presets, later ones over earlier ones.",
         ),
     ] = None,
     reward: Rewards = None,
@@ -201,6 +201,7 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
     config, source = open_run(config)
     if is_main:
         _show_data(config, source)
+        _require_memory(config)
     path = Path(config.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = config.optimization.steps, config.data.tasks
@@ -232,6 +233,23 @@ def _show_data(config: "TrainConfig", source: "Source") -> None:
     for text in (skipped, *unused_rewards(config, source)):
         if text:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _require_memory(config: "TrainConfig") -> None:
+    """Warn of what may not fit on the device; refuse what cannot, before any weights are loaded."""
+    from g2rpo_trainer.device_fit import device_memory, require_memory
+    from g2rpo_trainer.launch import Launch
+    from g2rpo_trainer.sharding import wants_sharding
+
+    ranks = Launch.read().size
+    warning = require_memory(
+        config,
+        device_memory(config.model.device),
+        ranks=ranks,
+        is_sharded=wants_sharding(config.model, ranks),
+    )
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _say_how_to_resume(path: Path, reason: str) -> None:

@@ -1,5 +1,6 @@
 import pytest
 
+from g2rpo_trainer import device_fit
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.report import trackers
@@ -175,6 +176,30 @@ def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
     )
     said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
     assert said in out
+
+
+def on_a_device_of(mib, monkeypatch):
+    memory = device_fit.DeviceMemory("cuda:0 (a GPU)", mib * 2**20, mib * 2**20)
+    monkeypatch.setattr(device_fit, "device_memory", lambda name: memory)
+
+
+def test_what_may_not_fit_is_said_before_the_run(run, trainer, monkeypatch):
+    on_a_device_of(500, monkeypatch)
+    code, _, err = run("train")
+    assert code == 0
+    assert err.startswith("warning: the run takes about 0.8 GiB in its rollout, most of it for its")
+    assert "0.5 GiB are free on cuda:0 (a GPU)" in err
+    assert "rollout.batch_size: " in err
+    on_a_device_of(5000, monkeypatch)
+    assert run("train", "-o", "b")[2] == ""
+
+
+def test_a_run_whose_weights_and_optimizer_cannot_fit_is_refused(run, trainer, monkeypatch):
+    on_a_device_of(10, monkeypatch)
+    code, _, err = run("train")
+    assert code == 2
+    assert "weights and optimiser alone take about 12 MiB, but 10 MiB" in one_line(err)
+    assert trainer.calls == []
 
 
 def test_a_missing_tracker_is_named_before_anything_is_loaded(run, trainer, monkeypatch):

@@ -14,6 +14,8 @@ from g2rpo_trainer.config import (
     TASK_KEYS,
     Model,
     TrainConfig,
+    config_origins,
+    config_template,
     dump_config,
     load_config,
 )
@@ -21,6 +23,13 @@ from g2rpo_trainer.config.keys import joined_key, split_key
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.tasks import TASKS
+
+
+def values_by_key():
+    """Return the fields that are no sections, by their dotted keys."""
+    return {
+        k: field for k, field in fields(TrainConfig) if not isinstance(field.default, BaseModel)
+    }
 
 
 def fields(model: type[BaseModel], prefix: str = ""):
@@ -427,6 +436,47 @@ def test_a_misspelt_preset_is_refused_with_a_suggestion():
     text = error_of(path="vml")
     assert "did you mean 'vlm'?" in text
     assert "builtin, text, vlm, vlm-lora" in text
+
+
+def test_each_value_has_the_place_that_decides_it(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("seed: 1\nrollout:\n  stop: <end>\n  limits: {ocr: 9}\n")
+    second.write_text("# a comment\nseed: 2\n")
+    overrides = {'rollout.limits["vqa"]': 8, "model.lora.rank": 4}
+    config, origins = config_origins(["builtin", first, second], overrides)
+    assert config == load_config(["builtin", first, second], overrides)
+    assert origins["seed"] == f"{second}:2"
+    assert origins["rollout.stop"] == f"{first}:3"
+    assert origins["rollout.limits"] == f"{first}:4, override"
+    assert origins["model.name"] == "preset builtin"
+    assert origins["model.lora.rank"] == "override"
+    assert origins["entropy.high"] == "default"
+    _, origins = config_origins(first, {"model.name": "some/model", "model.lora.rank": 4})
+    assert origins["optimization.learning_rate"] == "default of adapters"
+    assert list(origins) == list(values_by_key())
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: &own {lora: *own}\n")
+    assert "model.lora" in error_of(path=path)
+
+
+def test_an_alias_and_a_merged_mapping_have_an_origin_too(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: &own {dtype: bfloat16}\n")
+    assert config_origins(path)[1]["model.dtype"] == f"{path}:1"
+    path.write_text("entropy:\n  <<: {low: 0.1}\n  high: 0.3\n")
+    origins = config_origins(path)[1]
+    assert origins["entropy.high"] == f"{path}:3"
+    assert origins["entropy.low"] == str(path)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_template_holds_every_key_with_its_description(preset):
+    text = " ".join(config_template(preset).replace("#", " ").split())
+    for key, field in values_by_key().items():
+        assert f"{' '.join(field.description.split())} {key.rpartition('.')[2]}:" in text, key
 
 
 VALUES = {

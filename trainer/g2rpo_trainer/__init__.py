@@ -5,6 +5,8 @@ The modules, in the order in which data passes through a run:
 - ``config/``: the configuration, one model a section, and its presets; ``data/`` and ``tasks/``:
   records of the user's own and built-in ones (``record.py``).
 - ``model/``: a policy is loaded and adapted; ``policy/``: the embedded policy.
+- ``estimate.py``: memory of a run, before anything is loaded, from the sizes of its model
+  (``model_shape.py``); ``device_fit.py``: whether it fits; ``step_time.py``: seconds of a step.
 - ``inputs/``: records to conversations, prompts and batches of tensors.
 - ``rollouts.py``: prompts, responses and rewards of a step. Responses come from the policy
   (``sampling.py``, with each prompt encoded once by ``prefill.py`` and ended by ``stopping.py``) or

@@ -15,10 +15,11 @@ from .data import (
     Mixing,
 )
 from .keys import parse_setting
-from .loading import PRESETS, dump_config, load_config
+from .loading import PRESETS, config_origins, dump_config, load_config
 from .rollout import DynamicSampling, Rewards, RewardWeights, Rollout
 from .section import Section
 from .shaping import LENGTH_KINDS, Calibration, Entropy, Estimator, Length, TaskWeights
+from .template import config_template
 from .train_config import TASK_KEYS, TrainConfig
 from .training import Lora, Model, Optimization, Output
 
@@ -48,6 +49,8 @@ __all__ = [
     "Section",
     "TaskWeights",
     "TrainConfig",
+    "config_origins",
+    "config_template",
     "dump_config",
     "load_config",
     "parse_setting",

@@ -61,8 +61,10 @@ def joined_key(parts: Iterable[object]) -> str:
     return key
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str, option: str = "--set ") -> tuple[str, Any]:
     """Return the dotted key and the value of ``KEY=VALUE``; the value is read as YAML.
+
+    Errors begin with ``option``, by which the text was given.
 
     Examples
     --------
@@ -72,14 +74,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key = _KEY.match(text)
     if key is None or not key[0].strip() or text[key.end() : key.end() + 1] != "=":
         raise RunError(
-            f"--set {shown(text)} must be KEY=VALUE with a dotted key, such as "
+            f"{option}{shown(text)} must be KEY=VALUE with a dotted key, such as "
             f"optimization.steps=50; {QUOTING}"
         )
     value = text[key.end() + 1 :]
     try:
         return joined_key(split_key(key[0])), yaml.safe_load(value)
     except yaml.YAMLError:
-        raise RunError(f"--set {shown(text)}: {shown(value)} is not a YAML value") from None
+        raise RunError(f"{option}{shown(text)}: {shown(value)} is not a YAML value") from None
 
 
 def _part(found: str) -> str:

@@ -8,7 +8,7 @@ dotted key (``length.targets.ocr=direct``) changes one entry.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 from pydantic import ValidationError
@@ -22,26 +22,33 @@ from .keys import QUOTING, joined_key, parse_setting, split_key
 from .section import Section
 from .train_config import TASK_KEYS, TrainConfig
 
-__all__ = ["PRESETS", "dump_config", "load_config"]
+__all__ = ["PRESETS", "config_origins", "dump_config", "load_config"]
 
 _FOLDER = Path(__file__).parent / "presets"
 
-PRESETS = {name: _FOLDER / f"{name}.yaml" for name in ("builtin", "text", "vlm", "vlm-lora")}
+PRESETS = {
+    name: _FOLDER / f"{name}.yaml" for name in ("builtin", "text", "vlm", "vlm-lora", "vlm-fsdp")
+}
 """Name of a preset -> its YAML file."""
 
 _ADAPTER_RATE = 1e-5
 
+_Paths: TypeAlias = str | Path | Sequence[str | Path] | None
+
 
 class _Value(NamedTuple):
-    """A value with the parts of its dotted key and its origin, a prefix of messages."""
+    """A value with the parts of its dotted key and where it comes from."""
 
     parts: tuple[str, ...]
     value: Any
     origin: str
+    """Prefix of messages."""
+    place: str
+    """File with line, preset or option, for a table."""
 
 
 def load_config(
-    path: str | Path | Sequence[str | Path] | None = None,
+    path: _Paths = None,
     overrides: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
 ) -> TrainConfig:
@@ -76,20 +83,71 @@ def load_config(
     >>> load_config("vlm-lora").model.lora.rank
     16
     """
-    paths = [path] if isinstance(path, str | Path) else list(path or ())
-    presets = [str(each) for each in paths if each in PRESETS]
-    files = [Path(each) for each in paths if each not in PRESETS]
-    given = [value for file in files for value in _values(_read_yaml(file), f"{file}: ")]
+    return _validated(_layers(path, overrides, settings), path)
+
+
+def config_origins(
+    path: _Paths = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[TrainConfig, dict[str, str]]:
+    """Read a run's configuration, and tell where each of its values comes from.
+
+    Parameters
+    ----------
+    path, overrides
+        As of :func:`load_config`.
+
+    Returns
+    -------
+    config : TrainConfig
+    origins : dict of str to str
+        Dotted key of each value -> ``"default"``, ``"preset NAME"``, ``"FILE:LINE"`` or
+        ``"override"``; several where the entries of a mapping come from several places.
+
+    Raises
+    ------
+    RunError
+        As :func:`load_config`.
+
+    Examples
+    --------
+    >>> _, origins = config_origins("vlm", {"seed": 3})
+    >>> origins["seed"], origins["model.dtype"], origins["entropy.low"]
+    ('override', 'preset vlm', 'default')
+    """
+    given = _layers(path, overrides)
+    config = _validated(given, path)
+    return config, {joined_key(parts): _origin(parts, given) for parts in _keys()}
+
+
+def _layers(
+    path: _Paths, overrides: Mapping[str, Any] | None, settings: Iterable[str] = ()
+) -> list[_Value]:
+    """Return all values that are given; later ones win."""
+    presets, files = _presets_and_files(path)
+    given = [value for file in files for value in _file_values(file, str(file))]
     for key, value in map(parse_setting, settings):
-        given += _values(value, "--set ", split_key(key))
+        given += _values(value, "--set ", "--set", split_key(key))
     for key, value in (overrides or {}).items():
-        given += _values(value, "", split_key(key))
+        given += _values(value, "", "override", split_key(key))
     given = [*_preset_values(presets, given), *given]
     if _at(_merged(given), "model", "lora", "rank"):
-        given.insert(0, _Value(("optimization", "learning_rate"), _ADAPTER_RATE, ""))
+        rate = ("optimization", "learning_rate")
+        given.insert(0, _Value(rate, _ADAPTER_RATE, "", "default of adapters"))
+    return given
+
+
+def _presets_and_files(path: _Paths) -> tuple[list[str], list[Path]]:
+    paths = [path] if isinstance(path, str | Path) else list(path or ())
+    presets = [str(each) for each in paths if each in PRESETS]
+    return presets, [Path(each) for each in paths if each not in PRESETS]
+
+
+def _validated(given: Sequence[_Value], path: _Paths) -> TrainConfig:
     try:
         return TrainConfig.model_validate(_merged(given))
     except ValidationError as error:
+        files = _presets_and_files(path)[1]
         place = f"{', '.join(map(str, files))}: " if files else ""
         lines = [_explain(details, given, place) for details in error.errors()]
         # Two values that a tuple lacks are two errors to Pydantic and one to a reader.
@@ -99,21 +157,32 @@ def load_config(
 def dump_config(config: TrainConfig) -> str:
     """Return the configuration as YAML that `load_config` reads back to an equal one."""
     values = config.model_dump(mode="json")
-    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100))
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, width=100))
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Writes mappings as blocks and lists on one line."""
 
 
-_Dumper.add_representer(
+Dumper.add_representer(
     list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True)
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _file_values(path: Path, name: str) -> list[_Value]:
+    """Return the values of a YAML file, each with its line."""
+    content, lines = _read_yaml(path)
+    return [
+        value._replace(place=f"{name}:{lines[value.parts]}" if value.parts in lines else name)
+        for value in _values(content, f"{name}: ", name)
+    ]
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """Return the content of a YAML file, and the line of each of its fields and sections."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values, lines = yaml.safe_load(text), dict(_lines(yaml.compose(text, yaml.SafeLoader)))
     except OSError as error:
         hint = did_you_mean(str(path), PRESETS)
         raise RunError(
@@ -123,17 +192,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if values is None:  # an empty file changes nothing
-        return {}
+        return {}, {}
     if not isinstance(values, dict):
         raise RunError(f"{path}: holds a {type(values).__name__}, but must hold keys with values")
-    return values
+    return values, lines
+
+
+def _lines(
+    node: yaml.Node | None, parts: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the parts of the key of each field and section of a document, and its line from 1."""
+    if isinstance(node, yaml.MappingNode) and _section(parts) is not None:
+        for key, value in node.value:
+            inner = (*parts, str(key.value))
+            yield inner, key.start_mark.line + 1
+            yield from _lines(value, inner)
 
 
 def _preset_values(names: Sequence[str], given: Sequence[_Value]) -> list[_Value]:
     """Return the values of the presets, or of the one that belongs to the model in `given`."""
     if not names and _at(_merged(given), "model", "name") in (None, "builtin"):
         names = ["builtin"]
-    values = [value for name in names for value in _values(_read_yaml(PRESETS[name]), f"{name}: ")]
+    values = [
+        value._replace(place=f"preset {name}")
+        for name in names
+        for value in _file_values(PRESETS[name], name)
+    ]
     source = _at(_merged(values), "data", "source")
     if _at(_merged([*values, *given]), "data", "source") == source:
         return values
@@ -141,25 +225,46 @@ def _preset_values(names: Sequence[str], given: Sequence[_Value]) -> list[_Value
     return [value for value in values if joined_key(value.parts) not in TASK_KEYS]
 
 
-def _values(content: Any, origin: str, parts: tuple[str, ...] = ()) -> Iterator[_Value]:
+def _values(content: Any, origin: str, place: str, parts: tuple[str, ...] = ()) -> Iterator[_Value]:
     """Yield the fields of a section one by one; anything else, such as a mapping, is one value."""
     if _section(parts) is None or not isinstance(content, dict):
-        yield _Value(parts, content, origin)
+        yield _Value(parts, content, origin, place)
         return
     for key, value in content.items():
-        yield from _values(value, origin, (*parts, key))
+        yield from _values(value, origin, place, (*parts, key))
 
 
 def _merged(values: Iterable[_Value]) -> dict[str, Any]:
     """Return a nested mapping in which later values replace earlier ones."""
     merged: dict[str, Any] = {}
-    for (*parents, last), value, _ in values:
+    for (*parents, last), value, *_ in values:
         place: Any = merged
         for parent in parents:
             place = place.setdefault(parent, {}) if isinstance(place, dict) else None
         if isinstance(place, dict):  # else validation refuses what stands in its place
             place[last] = deepcopy(value)
     return merged
+
+
+def _origin(parts: tuple[str, ...], given: Iterable[_Value]) -> str:
+    """Return where a value comes from: the last that gave it, and who changed entries of it."""
+    found = ["default"]
+    for each in given:
+        if each.parts == parts[: len(each.parts)]:
+            found = [each.place]
+        elif each.parts[: len(parts)] == parts:
+            found.append(each.place)
+    return ", ".join(dict.fromkeys(found))
+
+
+def _keys(section: type[Section] = TrainConfig, parts: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Yield the parts of the key of every value of a configuration."""
+    for name in section.model_fields:
+        inner = _section((*parts, name))
+        if inner is None:
+            yield (*parts, name)
+        else:
+            yield from _keys(inner, (*parts, name))
 
 
 def _at(values: Any, *parts: str) -> Any:

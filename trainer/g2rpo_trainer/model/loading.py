@@ -206,6 +206,47 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
         ) from error
 
 
+def meta_model(model: Model) -> Any:
+    """Return the model of a run without its weights: parameters on the meta device.
+
+    Parameters
+    ----------
+    model : Model
+        Section ``model`` of the configuration. Of a model only its configuration is read.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        With the adapter that is trained, if there is one; what is frozen takes no gradients.
+
+    Raises
+    ------
+    RunError
+        If the configuration cannot be read.
+    """
+    require_transformers()
+    _require_folder(model.name)
+    source = _source(model.name, model)
+    try:
+        config, _ = _read_config(source, model)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            built = _auto_class(config).from_config(
+                config,
+                dtype=getattr(torch, model.dtype),
+                trust_remote_code=model.trust_remote_code,
+                **_attention(model),
+            )
+            lora.attach_empty(built, model, source.adapter)
+    except Exception as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"the configuration of {model.name!r} cannot be read ({error_text(error)})"
+        ) from error
+    freeze_vision(built, model)
+    return built
+
+
 def _require_folder(name: str) -> None:
     # The hub would refuse such a name for its form, and say nothing of folders.
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -236,7 +277,8 @@ def _if_there(gguf_file: str | None, folder: Path) -> str | None:
     return gguf_file
 
 
-def _load_model(source: _Source, model: Model) -> Any:
+def _read_config(source: _Source, model: Model) -> tuple[Any, dict[str, Any]]:
+    """Return a model's own configuration, and the arguments that found it."""
     from transformers import AutoConfig
 
     where: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
@@ -245,10 +287,18 @@ def _load_model(source: _Source, model: Model) -> Any:
     config = AutoConfig.from_pretrained(source.weights, **where)
     # Nobody looks at them, most kernels make none, and a configuration that asks cannot be saved.
     config.output_attentions = False
+    return config, where
+
+
+def _attention(model: Model) -> dict[str, Any]:
+    return {} if model.attention == "auto" else {"attn_implementation": model.attention}
+
+
+def _load_model(source: _Source, model: Model) -> Any:
+    config, where = _read_config(source, model)
     # The configuration of a GGUF is not read again: its header takes seconds.
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "config": config}
-    if model.attention != "auto":
-        options["attn_implementation"] = model.attention
+    options |= _attention(model)
     loaded = _auto_class(config).from_pretrained(source.weights, **where, **options)
     # A generation loop that comes with the model may draw from another distribution.
     vars(loaded).pop("generate", None)

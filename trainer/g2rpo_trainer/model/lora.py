@@ -55,6 +55,21 @@ def attach(model: Any, options: Model, adapter: Path | None) -> None:
         _add(model, options)
 
 
+def attach_empty(model: Any, options: Model, adapter: Path | None) -> None:
+    """Add what :func:`attach` would add to a model on the meta device, without weights."""
+    if adapter is None:
+        attach(model, options, None)
+    else:
+        require_peft()
+        from peft import PeftConfig
+
+        model.add_adapter(PeftConfig.from_pretrained(str(adapter)), adapter_name="default")
+    # peft gives an adapter the dtype of its layer only where it has a device.
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(model.dtype)
+
+
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """Let a model be its base inside the context.
