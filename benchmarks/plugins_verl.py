@@ -24,7 +24,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from g2rpo_verl.estimators import Handover, handed_over, tasks_of
-from g2rpo_verl.options import read_options
+from g2rpo_verl.options import Options, read_options
 from g2rpo_verl.shaping import Shaping
 
 RESPONSES, TASKS = 8, 6
@@ -41,15 +41,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     data = make_batch(arguments.rollouts, arguments.tokens)
-    shaping = Shaping(read_options(CONFIG), arguments.tokens)
+    options = read_options(CONFIG)
     for name in NAMES:
-        run(data, name, shaping)
+        run(data, name, options, arguments.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     for round_number in range(arguments.rounds):
         for place in range(len(NAMES)):
             name = NAMES[(place + round_number) % len(NAMES)]
             started = time.perf_counter()
-            run(data, name, shaping)
+            run(data, name, options, arguments.tokens)
             seconds[name].append(time.perf_counter() - started)
     text = report(seconds, arguments)
     print(text)
@@ -77,11 +77,11 @@ def make_batch(size: int, tokens: int) -> DataProto:
     return DataProto(TensorDict(fields, batch_size=size), columns)
 
 
-def run(data: DataProto, name: str, shaping: Shaping) -> Any:
+def run(data: DataProto, name: str, options: Options, longest: int) -> Any:
     """Compute advantages like verl's trainer, and g2rpo's like the trainer with tasks."""
     keys = data.non_tensor_batch["keys"].tolist()
-    tasks, _ = tasks_of(data.non_tensor_batch, shaping.options, len(keys))
-    with handed_over(Handover(shaping, tasks, {}, keys)):
+    tasks, names = tasks_of(data.non_tensor_batch, options, len(keys))
+    with handed_over(Handover(Shaping(options, longest, names), tasks, {}, keys)):
         return compute_advantage_for_multi_trajectories(data, keys, name, config=CONFIG)
 
 

@@ -35,6 +35,8 @@ from g2rpo.loss_types import LOSSES, register_loss
 from g2rpo.losses import policy_loss
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.off_policy import off_policy_mask, sampler_weights
+from g2rpo.shaping import Advantages, Shaping
+from g2rpo.shaping_options import LengthCalibration, ShapingOptions
 from g2rpo.task_weights import adapt_task_weights, weigh_tasks
 from g2rpo.transport import has_signal, match_gaussian
 
@@ -43,13 +45,17 @@ __version__ = "0.1.0"
 __all__ = [
     "ESTIMATORS",
     "LOSSES",
+    "Advantages",
     "BatchTotals",
     "EMAState",
     "EntropyBounds",
+    "LengthCalibration",
     "LengthTarget",
     "LengthTargets",
     "LossOptions",
     "LossTerms",
+    "Shaping",
+    "ShapingOptions",
     "adapt_entropy_weights",
     "adapt_task_weights",
     "batch_totals",

@@ -43,6 +43,7 @@ __all__ = [
     "register_estimator",
     "reinforce_plus_plus_advantages",
     "rloo_advantages",
+    "takes_components",
     "takes_lengths",
 ]
 
@@ -125,6 +126,11 @@ def register_estimator(
 def takes_lengths(estimator: Estimator) -> bool:
     """Return whether an estimator takes the responses' lengths as the keyword ``lengths``."""
     return "lengths" in _parameters(estimator)
+
+
+def takes_components(estimator: Estimator) -> bool:
+    """Return whether an estimator takes rewards (N, K) with their ``component_weights``."""
+    return "component_weights" in _parameters(estimator)
 
 
 def _parameters(estimator: Estimator) -> Any:
@@ -216,8 +222,15 @@ def _rloo(
 
 
 @_built_in("gdpo")
-def _gdpo(rewards: Array, groups: Groups, tasks: Array | None = None, **options: Any) -> Array:
-    return gdpo_advantages(rewards, groups, **options)
+def _gdpo(
+    rewards: Array,
+    groups: Groups,
+    tasks: Array | None = None,
+    *,
+    component_weights: Any = None,
+    **options: Any,
+) -> Array:
+    return gdpo_advantages(rewards, groups, component_weights=component_weights, **options)
 
 
 @_built_in("ema-grpo")

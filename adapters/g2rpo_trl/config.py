@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-import numpy as np
 from trl import GRPOConfig
 
-import g2rpo
-from g2rpo import EntropyBounds, LengthTarget, calibrate_lengths
-from g2rpo._suggest import unknown_name
-from g2rpo.advantages import takes_lengths
-from g2rpo.calibration import QUANTILES
+from g2rpo import LengthCalibration, LengthTarget, ShapingOptions
+from g2rpo.shaping_options import length_targets
 
 from .labels import TASK_COLUMN
-
-#: Steps without a length reward at the start of a calibration; the other options are those of
-#: :func:`g2rpo.calibrate_lengths`.
-CALIBRATION = {
-    "quantiles": QUANTILES,
-    "decay": 0.9,
-    "max_change": 0.1,
-    "min_samples": 8,
-    "warmup_steps": 10,
-}
 
 _REPLACED = {
     "scale_rewards": "estimator ('grpo', 'grpo-batch' or 'dr-grpo')",
     "multi_objective_aggregation": "estimator='gdpo', or estimator_options={'decoupled': true}",
 }
-_DICTS = (
-    "estimator_options",
-    "entropy_weights",
-    "entropy_bounds",
-    "length_targets",
-    "length_calibration",
-    "task_weights",
-)
+_BY_TASK = ("entropy_weights", "entropy_bounds", "length_targets", "task_weights")
+_DICTS = ("estimator_options", "length_calibration", *_BY_TASK)
 
 
 @dataclass
@@ -173,54 +151,49 @@ class G2RPOConfig(GRPOConfig):
         for name, ours in _REPLACED.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here and must be left out: set {ours}")
-        if isinstance(self.tasks, str):
-            raise TypeError(f"tasks must be a list of names, got the string {self.tasks!r}")
-        _choose("entropy_control", self.entropy_control, ("fixed", "adaptive"))
-        _choose("length_mode", self.length_mode, ("term", "reward", "off"))
-        self._check_estimator()
-        self._check_lengths()
-        bounds = (self.entropy_low, self.entropy_high)
-        _named("entropy_low, entropy_high", EntropyBounds, bounds)
-        for task, bounds in self.given("entropy_bounds").items():
-            _named(f"entropy_bounds of {task!r}", EntropyBounds, bounds)
-        names = ("entropy_weight", "entropy_control_rate", "entropy_max_weight", "length_weight")
-        numbers = {name: getattr(self, name) for name in names}
-        for name in ("entropy_weights", "task_weights"):
-            numbers |= {f"{name} of {task!r}": w for task, w in self.given(name).items()}
-        for name, value in numbers.items():
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
+        # Tasks that no one lists are not known yet: here every name is one.
+        names = (name for option in _BY_TASK for name in self.given(option))
+        self.shaping_options(self.tasks or tuple(dict.fromkeys(names)) or ("all",))
 
-    def _check_estimator(self) -> None:
-        options = self.given("estimator_options")
-        if self.estimator not in g2rpo.ESTIMATORS:
-            raise ValueError(unknown_name("estimator", self.estimator, g2rpo.ESTIMATORS))
-        for name, ours in (("component_weights", "reward_weights"), ("task_weights",) * 2):
-            if name in options:
-                raise ValueError(f"estimator_options must not have {name}: set {ours}")
-        estimator, zeros = g2rpo.ESTIMATORS[self.estimator], np.zeros(2, np.int64)
-        lengths = {"lengths": zeros} if takes_lengths(estimator) else {}
-        _named(
-            f"estimator_options of {self.estimator!r}",
-            lambda: estimator(np.zeros((2, 1)), zeros, zeros, **lengths, **options),
-        )
+    def shaping_options(
+        self, tasks: Sequence[str], reward_weights: Sequence[float] | None = None
+    ) -> ShapingOptions:
+        """Return the options of the core's shaping, for tasks by name and weights of the rewards.
 
-    def _check_lengths(self) -> None:
-        for task in self.given("length_targets"):
-            self.target_of(task)
-        unknown = self.given("length_calibration").keys() - CALIBRATION.keys()
-        for name in sorted(unknown):
-            raise ValueError(f"length_calibration: {unknown_name('option', name, CALIBRATION)}")
-        options, row = self.calibration, np.zeros(1)
-        del options["warmup_steps"]
-        tasks, right, targets = row.astype(int), row > 0, np.zeros((1, 4))
-        calibrate = partial(calibrate_lengths, targets, row, right, tasks, **options)
-        _named("length_calibration", calibrate)
+        Raises
+        ------
+        TypeError, ValueError
+            As in :class:`G2RPOConfig`.
+        """
+        calibration = LengthCalibration.of(self.given("length_calibration"))
         if self.length_calibrate and self.length_only_right is None:
             raise ValueError(
                 "length_calibrate needs length_only_right: the name of the reward function that "
                 "tells which responses are right"
             )
+        return ShapingOptions(
+            tasks=tasks,
+            estimator=self.estimator,
+            estimator_options=self.given("estimator_options"),
+            reward_weights=reward_weights,
+            length_mode=cast(Any, self.length_mode),
+            length_weight=self.length_weight,
+            length_targets=self._targets(),
+            length_only_right=self.length_only_right is not None,
+            length_calibration=calibration if self.length_calibrate else None,
+            entropy_weight=self.entropy_weight,
+            entropy_weights=self.given("entropy_weights"),
+            entropy_low=self.entropy_low,
+            entropy_high=self.entropy_high,
+            entropy_bounds=self.given("entropy_bounds"),
+            entropy_control=cast(Any, self.entropy_control),
+            entropy_control_rate=self.entropy_control_rate,
+            entropy_max_weight=self.entropy_max_weight,
+            task_weights=self.given("task_weights"),
+        )
+
+    def _targets(self) -> dict[str, LengthTarget]:
+        return length_targets(self.given("length_targets"), self.max_completion_length)
 
     def given(self, name: str) -> dict[str, Any]:
         """Return an option that is a dictionary; empty if it was left out."""
@@ -231,29 +204,4 @@ class G2RPOConfig(GRPOConfig):
 
     def target_of(self, task: str) -> LengthTarget | None:
         """Return a task's length target as configured, or None if it has none."""
-        value = self.given("length_targets").get(task)
-        name = f"length_targets of {task!r}"
-        if value is None:
-            return None
-        if isinstance(value, str):
-            _choose(name, value, ("reasoning", "direct"))
-            return getattr(LengthTarget, value)(self.max_completion_length)
-        return _named(name, LengthTarget, value)
-
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """The options of the calibration, without gaps."""
-        return {**CALIBRATION, **self.given("length_calibration")}
-
-
-def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
-
-
-def _named(name: str, function: Callable[..., Any], values: Any = ()) -> Any:
-    """Return the function's value; its errors say which option is wrong."""
-    try:
-        return function(*values)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        return self._targets().get(task)

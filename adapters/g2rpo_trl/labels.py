@@ -83,12 +83,6 @@ class TaskLabels:
             return np.zeros(len(rows), np.int64)
         return np.asarray([self._code(row) for row in rows], np.int64)
 
-    def require_known(self, option: str, tasks: Iterable[str]) -> None:
-        """Raise if an option names a task that there is not."""
-        for name in tasks:
-            if name not in self.names:
-                raise ValueError(f"{option}: {unknown_name('task', name, self.names)}")
-
     def _code(self, row: Mapping[str, Any]) -> int:
         if self._column not in row:
             raise ValueError(

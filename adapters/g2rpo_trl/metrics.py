@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .shaping import Floats, Rollouts, total_rewards
+from g2rpo.shaping import total_rewards
+
+from .shaping import Floats, Rollouts
 
 #: In front of what :func:`g2rpo.g2rpo_loss` reports by task, (num_tasks,).
 BY_TASK = "tasks/"

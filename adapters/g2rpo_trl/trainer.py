@@ -95,12 +95,10 @@ class G2RPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, *others, **named)
         self._labels = TaskLabels(args.task_column, args.tasks, self._datasets())
         names = self._labels.names
-        for option in ("entropy_weights", "entropy_bounds", "length_targets", "task_weights"):
-            self._labels.require_known(option, args.given(option))
         weights = self.reward_weights.tolist()
         self._shaping = Shaping(args, names, self.reward_func_names, weights)
         without = [task for task in names if task not in args.given("length_targets")]
-        if self._shaping.length_mode != "off" and without and not args.length_calibrate:
+        if self._shaping.options.shapes_length and without and not args.length_calibrate:
             _logger.warning(
                 f"No length is rewarded in the tasks {', '.join(without)}, which have no target; "
                 "add them to length_targets if it should be."
@@ -143,7 +141,7 @@ class G2RPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        judges = self._is_training and self._window > 1 and self._shaping.shapes_entropy
+        judges = self._is_training and self._window > 1 and self._shaping.options.shapes_entropy
         self._passes, self._wants_entropies = [], judges
         output = super()._generate_and_score_completions(inputs)
         self._wants_entropies = False
@@ -222,7 +220,7 @@ class G2RPOTrainer(GRPOTrainer):
             advantages.length_reward,
             () if self._labels.is_single else self._labels.names,
             self.reward_func_names,
-            self._shaping.reward_weights,
+            self.reward_weights.tolist(),
         )
         logged = self._logged
         logged["frac_reward_zero_std"].pop()
@@ -272,7 +270,7 @@ class G2RPOTrainer(GRPOTrainer):
     def _terms(self, found: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the core's terms of this micro-batch, and its share of the metrics by task."""
         logprobs, entropies = found[0].detach().float(), found[1].float()
-        if not self._shaping.shapes_entropy:
+        if not self._shaping.options.shapes_entropy:
             entropies = entropies.detach()
         self._find_totals(entropies, inputs)
         old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
@@ -334,7 +332,7 @@ class G2RPOTrainer(GRPOTrainer):
         if training and self.args.entropy_control == "adaptive":
             of_tasks = self._totals.task_entropy, self._totals.task_tokens
             means, tokens = (each.cpu().numpy() for each in of_tasks)
-            self._shaping.observe_entropies(means, tokens > 0)
+            self._shaping.adapt_entropy_weights(means, tokens > 0)
 
     def _length_term(self, model: Any, inputs: dict[str, Any], found: Any) -> torch.Tensor:
         """Return TRL's surrogate on the length advantages, of the forward pass that there was."""

@@ -8,16 +8,22 @@ from typing import Any, Literal
 
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 
-from g2rpo import LOSSES, EntropyBounds, LengthTarget, LossOptions
-from g2rpo._suggest import unknown_name
-
-from .estimate import check_estimator
+from g2rpo import LOSSES, LengthCalibration, LossOptions, ShapingOptions
+from g2rpo.shaping_options import length_targets
 
 _TUNIX_NAMES = {
     "loss_agg_mode": "aggregation",
     "loss_algo": "loss_type",
     "kl_loss_mode": "kl_kind",
     "advantage_estimator": "estimator",
+}
+
+#: Options of the core's shaping that have another name here.
+_KEYS = {
+    "entropy_low": "entropy_bounds",
+    "entropy_high": "entropy_bounds",
+    "entropy_bounds": "task_entropy_bounds",
+    "entropy_weights": "task_entropy_weights",
 }
 
 
@@ -49,6 +55,13 @@ class G2RPOConfig(GRPOConfig):
         Task -> weight, in place of ``entropy_weight``.
     task_entropy_bounds : mapping
         Task -> band, in place of ``entropy_bounds``.
+    entropy_control : {"fixed", "adaptive"}
+        Adaptive weights rise while a task's entropy is out of its band, and fall inside. They take
+        one more pass of the policy, without gradient.
+    entropy_control_rate : float
+        Change of an adaptive weight in a mini-batch for each nat.
+    entropy_max_weight : float
+        Largest adaptive weight.
     length_mode : {"term", "reward", "off"}
         Length as a term of the loss, as one more reward component, or not at all.
     length_weight : float
@@ -58,6 +71,12 @@ class G2RPOConfig(GRPOConfig):
         unnamed task the key is ``"all"``.
     length_only_right : str, optional
         Name of a reward function: only lengths of responses that it gives more than 0 count.
+    length_calibrate : bool
+        Let the targets follow the lengths of right responses; needs ``length_only_right``.
+    length_calibration : mapping
+        How they follow: options of :class:`g2rpo.LengthCalibration`.
+    task_weights : mapping
+        Task -> factor of its advantages; 1 where left out.
     loss_type, aggregation, epsilon, epsilon_high, dual_clip, kl_kind
         As in :class:`g2rpo.LossOptions`; None is the loss type's own default.
     beta : float
@@ -96,10 +115,16 @@ class G2RPOConfig(GRPOConfig):
     task_entropy_weights: Mapping[str, float] = field(default_factory=dict)
     entropy_bounds: tuple[float, float] = (0.2, 0.6)
     task_entropy_bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    entropy_control: Literal["fixed", "adaptive"] = "fixed"
+    entropy_control_rate: float = 0.02
+    entropy_max_weight: float = 1.0
     length_mode: Literal["term", "reward", "off"] = "off"
     length_weight: float = 0.1
     length_targets: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     length_only_right: str | None = None
+    length_calibrate: bool = False
+    length_calibration: Mapping[str, Any] = field(default_factory=dict)
+    task_weights: Mapping[str, float] = field(default_factory=dict)
     epsilon: float | None = None
     epsilon_high: float | None = None
     dual_clip: float | None = None
@@ -111,26 +136,44 @@ class G2RPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_replaced(self)
-        if isinstance(self.tasks, str):
-            raise TypeError(f"tasks must be a sequence of names, got the string {self.tasks!r}")
+        options = self.shaping_options()
         self.tasks = tuple(self.tasks)
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks must name each task once, got {', '.join(self.tasks)}")
-        check_estimator(self.estimator, self.estimator_options)
         self.loss_options(1)
-        if self.length_mode not in ("term", "reward", "off"):
-            raise ValueError(f"length_mode must be term, reward or off, got {self.length_mode!r}")
-        for name in ("task_entropy_weights", "task_entropy_bounds", "length_targets"):
-            for task in getattr(self, name):
-                if task not in self.task_names:
-                    raise ValueError(f"{name}: {unknown_name('task', task, self.task_names)}")
-        EntropyBounds(*self.entropy_bounds)
-        for task, bounds in self.task_entropy_bounds.items():
-            _named(f"task_entropy_bounds of {task!r}", EntropyBounds, bounds)
-        for task, target in self.length_targets.items():
-            _named(f"length_targets of {task!r}", LengthTarget, target)
-        if self.length_mode != "off" and not self.length_targets:
+        if self.length_calibrate and self.length_only_right is None:
+            raise ValueError(
+                "length_calibrate needs length_only_right: the name of the reward function that "
+                "tells which responses are right"
+            )
+        if self.length_mode != "off" and not options.shapes_length:
             raise ValueError(f"length_mode {self.length_mode!r} needs length_targets, got none")
+
+    def shaping_options(self) -> ShapingOptions:
+        """Return the options of the core's shaping."""
+        if len(self.entropy_bounds) != 2:
+            raise ValueError(f"entropy_bounds must be (low, high), got {self.entropy_bounds}")
+        low, high = self.entropy_bounds
+        calibration = LengthCalibration.of(self.length_calibration)
+        return ShapingOptions(
+            tasks=self.tasks or ("all",),
+            estimator=self.estimator,
+            estimator_options=self.estimator_options,
+            reward_weights=self.reward_weights,
+            length_mode=self.length_mode,
+            length_weight=self.length_weight,
+            length_targets=length_targets(self.length_targets),
+            length_only_right=self.length_only_right is not None,
+            length_calibration=calibration if self.length_calibrate else None,
+            entropy_weight=self.entropy_weight,
+            entropy_weights=self.task_entropy_weights,
+            entropy_low=low,
+            entropy_high=high,
+            entropy_bounds=self.task_entropy_bounds,
+            entropy_control=self.entropy_control,
+            entropy_control_rate=self.entropy_control_rate,
+            entropy_max_weight=self.entropy_max_weight,
+            task_weights=self.task_weights,
+            keys=_KEYS,
+        )
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
         """Return the options of the loss for responses of so many tokens, padding included."""
@@ -154,10 +197,9 @@ class G2RPOConfig(GRPOConfig):
         return tuple((low, high) for low, high in bands)
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        """The weight of every task's entropy term, in their order."""
-        own = self.task_entropy_weights
-        return tuple(own.get(task, self.entropy_weight) for task in self.task_names)
+    def shapes_entropy(self) -> bool:
+        """Whether there is an entropy term, or may come to be one."""
+        return self.shaping_options().shapes_entropy
 
 
 def refuse_replaced(config: Any) -> None:
@@ -166,10 +208,3 @@ def refuse_replaced(config: Any) -> None:
         default = type(config).__dataclass_fields__[name].default
         if getattr(config, name) != default:
             raise ValueError(f"{name} has no effect here and must be left out: set {ours} instead")
-
-
-def _named(name: str, kind: type, values: Sequence[float]) -> None:
-    try:
-        kind(*values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from None

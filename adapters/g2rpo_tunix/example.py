@@ -57,10 +57,13 @@ class G2RPOExample(TrainExample):
         int32, shape (B,).
     length_advantages : jax.Array or None
         Shape (B,), where length is a term of the loss.
+    entropy_weights : jax.Array or None
+        Weight of each task's entropy term, (B, num_tasks), the same in all rows.
     slices : Slices or None
         Where the mini-batch has several micro-batches.
     """
 
     tasks: jax.Array | None = None
     length_advantages: jax.Array | None = None
+    entropy_weights: jax.Array | None = None
     slices: Slices | None = None

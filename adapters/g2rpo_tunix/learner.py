@@ -93,6 +93,7 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
                 "reward_manager must be 'g2rpo' or a subclass of TaskRewardManager, "
                 f"got {algo_config.reward_manager!r}"
             )
+        self._shaping = shaping
         keep_state(rl_cluster, shaping)
         rl_cluster.actor_trainer.with_rl_metrics_to_log(logged_metrics(algo_config.tasks))
         observe_rollouts(rl_cluster)
@@ -131,14 +132,14 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
         example = super()._generate_and_compute_advantage(training_input, mode)
         advantages, rewards, tasks = handover.result
         handover.result = None
-        self._log_rollouts(example, rewards, tasks, mode)
         mask = np.asarray(example.completion_mask, dtype=bool)
         codes = np.zeros(len(mask), dtype=np.int64) if tasks is None else tasks
         length, slices, old = advantages.length, None, example.old_per_token_logps
-        parts = self._parts
-        if mode == Mode.TRAIN and (parts > 1 or self.algo_config.num_iterations > 1):
+        parts, iterates = self._parts, self.algo_config.num_iterations > 1
+        adapts = self.algo_config.entropy_control == "adaptive"
+        if mode == Mode.TRAIN and (parts > 1 or iterates or adapts):
             logprobs, entropies = self._sampled_statistics(example)
-            if self.algo_config.num_iterations > 1:
+            if iterates:
                 # tunix's own are those of temperature 1, whatever was sampled with.
                 old = logprobs
             totals = batch_totals(
@@ -148,13 +149,25 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
                 num_tasks=len(self.algo_config.task_names),
             )
             slices = Slices.of(totals, parts=parts, size=len(mask)) if parts > 1 else None
+            if adapts:
+                means, tokens = map(np.asarray, (totals.task_entropy, totals.task_tokens))
+                self._shaping.adapt_entropy_weights(means, tokens > 0)
+        self._log_rollouts(example, rewards, tasks, mode)
         given = {field.name: getattr(example, field.name) for field in fields(example)}
         return G2RPOExample(
             **given | {"old_per_token_logps": old},
             tasks=jnp.asarray(codes, dtype=jnp.int32),
             length_advantages=None if length is None else jax.device_put(length),
+            entropy_weights=self._entropy_weights(len(mask)),
             slices=slices,
         )
+
+    def _entropy_weights(self, size: int) -> jax.Array | None:
+        """Return the weights of the entropy terms, (size, num_tasks), or None without a term."""
+        if not self._shaping.options.shapes_entropy:
+            return None
+        row = jnp.asarray(self._shaping.entropy_weights, dtype=jnp.float32)
+        return jnp.broadcast_to(row, (size, len(row)))
 
     @property
     def _parts(self) -> int:
@@ -212,6 +225,8 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
         )
         # tunix logs the lengths over all rollouts under this name itself.
         metrics.pop("completions/mean_length")
+        if mode == Mode.TRAIN:
+            metrics |= {name: (value, np.mean) for name, value in self._shaping.metrics().items()}
         self.rl_cluster.buffer_metrics(metrics, mode=mode)
 
 

@@ -96,7 +96,7 @@ def g2rpo_policy_loss(
 
 
 def _check_fields(example: Any, config: G2RPOConfig) -> None:
-    shaped = any(config.weights) or config.length_mode == "term"
+    shaped = config.shapes_entropy or config.length_mode == "term"
     if shaped and not isinstance(example, G2RPOExample):
         raise TypeError(
             "the entropy and length terms need G2RPOLearner; with tunix's own learner set "
@@ -113,13 +113,13 @@ def _terms(
     options: dict[str, Any] = {}
     if tasks is not None:
         options = {"tasks": tasks, "num_tasks": len(config.task_names)}
-    if any(config.weights):
+    if (weights := getattr(example, "entropy_weights", None)) is not None:
         bounds = jnp.asarray(config.bounds, dtype=entropies.dtype)
         options |= {
             "entropies": entropies,
             "entropy_low": bounds[:, 0],
             "entropy_high": bounds[:, 1],
-            "entropy_weight": jnp.asarray(config.weights, dtype=entropies.dtype),
+            "entropy_weight": weights[0].astype(entropies.dtype),
         }
     return g2rpo_loss(
         logprobs,

@@ -19,7 +19,8 @@ import numpy as np
 from tunix.rl.function_registry import default_registry, register_advantage_estimator
 
 import g2rpo
-from g2rpo.advantages import takes_lengths
+from g2rpo.advantages import takes_components, takes_lengths
+from g2rpo.shaping import total_rewards
 
 from .estimate import group_size, prompt_numbers
 from .handover import Rollouts, handover
@@ -53,7 +54,8 @@ def register_estimators() -> list[str]:
 
 def _by_name(name: str, rewards: Any, num_generations: int) -> Any:
     """Return advantages (N,) of rewards (N,); with tasks if the reward manager left them."""
-    if takes_lengths(g2rpo.ESTIMATORS[name]):
+    estimator = g2rpo.ESTIMATORS[name]
+    if takes_lengths(estimator):
         raise RuntimeError(
             f"estimator 'g2rpo-{name}' needs the rollouts' lengths in tokens: set "
             f"estimator={name!r} in G2RPOConfig and train with G2RPOLearner"
@@ -63,9 +65,10 @@ def _by_name(name: str, rewards: Any, num_generations: int) -> Any:
     rollouts = handover.take_rollouts(len(rewards))
     tasks = None
     if rollouts is not None:
-        tasks = rollouts.tasks
-        rewards = rollouts.rewards if rollouts.rewards.shape[1:] != (1,) else rewards
-    return g2rpo.ESTIMATORS[name](rewards, groups, tasks)
+        tasks, rewards = rollouts.tasks, rollouts.rewards
+        if rewards.shape[1:] == (1,) or not takes_components(estimator):
+            rewards = total_rewards(rewards)
+    return estimator(rewards, groups, tasks)
 
 
 @register_advantage_estimator("g2rpo")

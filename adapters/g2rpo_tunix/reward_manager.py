@@ -9,8 +9,10 @@ import numpy as np
 from tunix.rl.function_registry import register_reward_manager
 from tunix.rl.reward_manager import AgenticSequenceRewardManager, SequenceRewardManager
 
+from g2rpo.shaping import total_rewards
+
 from .config import G2RPOConfig
-from .estimate import Shaping, total_rewards
+from .estimate import Shaping
 from .handover import Rollouts, handover
 from .labels import Codes, task_codes
 
@@ -67,8 +69,8 @@ class TaskRewardManager(_KeepsComponents):
         result: dict[str, Any] = super().__call__(prompts, completions, **columns)
         rewards, self._kept.rewards = self._kept.rewards, None
         handover.rollouts = Rollouts(rewards, tasks, columns.get("mode") != "eval", self)
-        total = self.shaping.total if self.shaping else _sum
-        return result | {"rewards": total(rewards)}
+        weights = self.shaping.options.reward_weights if self.shaping else None
+        return result | {"rewards": total_rewards(np.asarray(rewards), weights)}
 
 
 @register_reward_manager("g2rpo-agentic")
@@ -85,7 +87,3 @@ class AgenticTaskRewardManager(_KeepsComponents, AgenticSequenceRewardManager):
             rewards = np.where(np.isnan(components).all(axis=1), np.nan, rewards)
         handover.rollouts = Rollouts(rewards, tasks, columns.get("mode") != "eval", self)
         return result | {"rewards": rewards}
-
-
-def _sum(rewards: Any) -> Any:
-    return total_rewards(rewards, None)

@@ -8,6 +8,10 @@ verl loads :mod:`g2rpo_verl.plugin` by itself, in every process, through the ent
 Its options stand under ``algorithm.g2rpo``, see :class:`g2rpo_verl.options.Options`.
 """
 
-from g2rpo._extras import require
+from importlib.util import find_spec
 
-require("g2rpo_verl", "verl", extra="verl")
+if find_spec("verl") is None:
+    # Imported here: verl loads the plug-in in every process, and most need none of the core.
+    from g2rpo._extras import require
+
+    require("g2rpo_verl", "verl", extra="verl")

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 import g2rpo
+from g2rpo import Advantages
 
 from .options import SECTION, Options, read_options
-from .shaping import Advantages, Floats, Labels, Rollouts, Shaping, task_codes
+from .shaping import Floats, Labels, Rollouts, Shaping, task_codes
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +199,9 @@ def with_labels(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:
             "trainer.v1.trainer_mode=g2rpo_sync"
         )
         described = advantages_only(options.get("config"), name)
-        codes, _ = tasks_of(columns, described, len(columns["uid"]))
+        codes, names = tasks_of(columns, described, len(columns["uid"]))
         components = components_of(columns, described)
-        with handed_over(Handover(Shaping(described, 1), codes, components)):
+        with handed_over(Handover(Shaping(described, 1, names), codes, components)):
             return compute_advantage(data, adv_estimator, *args, **options)
 
     return wrapped

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .shaping import Advantages, Floats, Rollouts
+from g2rpo import Advantages
+
+from .shaping import Floats, Rollouts
 
 
 def rollout_metrics(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
 
-import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import g2rpo
-from g2rpo._suggest import unknown_name
-from g2rpo.advantages import takes_lengths
+from g2rpo import LengthCalibration, ShapingOptions
+from g2rpo.shaping_options import length_targets
 
 SECTION = "algorithm.g2rpo"
 
@@ -47,12 +45,17 @@ class Rewards:
 
 @dataclass
 class Length:
-    """Target lengths: task -> [minimum, low, high, maximum] in tokens, `reasoning` or `direct`."""
+    """Target lengths: task -> [minimum, low, high, maximum] in tokens, `reasoning` or `direct`.
+
+    ``calibration`` holds options of :class:`g2rpo.LengthCalibration`.
+    """
 
     mode: str = "term"
     weight: float = 1.0
     only_right: bool = True
     targets: dict[str, Any] = field(default_factory=dict)
+    calibrate: bool = False
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,22 +102,69 @@ class Options:
     task_weights: TaskWeights = field(default_factory=TaskWeights)
 
     @property
-    def shapes_entropy(self) -> bool:
-        """Whether any task's entropy is to be kept in bounds."""
-        return any([self.entropy.weight, *self.entropy.weights.values()])
-
-    @property
     def shapes_length(self) -> bool:
-        """Whether any task has a target length."""
-        return self.length.mode != "off" and bool(self.length.targets)
+        """Whether any length is rewarded."""
+        length = self.length
+        return length.mode != "off" and (bool(length.targets) or length.calibrate)
 
     @property
     def components(self) -> list[str]:
         """Names of the components of the reward that are needed one by one."""
         names = list(self.rewards.weights)
-        if self.shapes_length and self.length.only_right and "accuracy" not in names:
+        asks_for_right = self.length.only_right or self.length.calibrate
+        if self.shapes_length and asks_for_right and "accuracy" not in names:
             names.append("accuracy")
         return names
+
+    def shaping(self, longest: int, tasks: Sequence[str] = ()) -> ShapingOptions:
+        """Return the options of the core's shaping.
+
+        Parameters
+        ----------
+        longest : int
+            Longest response in tokens, for targets that follow from it.
+        tasks : sequence of str
+            The tasks, where the options list none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option is wrong; the text begins with its key.
+        """
+        estimator, length, entropy = self.estimator, self.length, self.entropy
+        keys = {name: f"{SECTION}.{key}" for name, key in _KEYS.items()}
+        if estimator.name == "gaussian":
+            keys["estimator_options"] = f"{SECTION}.estimator"
+        calibration = LengthCalibration.of(length.calibration, key=f"{SECTION}.length.calibration")
+        return ShapingOptions(
+            tasks=self.tasks or tasks or ("all",),
+            estimator=estimator.name,
+            estimator_options=estimator.keywords,
+            reward_weights=list(self.rewards.weights.values()) or None,
+            length_mode=cast(Any, length.mode),
+            length_weight=length.weight,
+            length_targets=length_targets(length.targets, longest, key=keys["length_targets"]),
+            length_only_right=length.only_right,
+            length_calibration=calibration if length.calibrate else None,
+            entropy_weight=entropy.weight,
+            entropy_weights=entropy.weights,
+            entropy_low=entropy.low,
+            entropy_high=entropy.high,
+            entropy_bounds=entropy.bounds,
+            entropy_control=cast(Any, entropy.control),
+            entropy_control_rate=entropy.control_rate,
+            entropy_max_weight=entropy.max_weight,
+            task_weights=self.task_weights.weights,
+            keys=keys,
+        )
+
+
+_KEYS = {each.name: each.name.replace("_", ".", 1) for each in fields(ShapingOptions)} | {
+    "estimator": "estimator.name",
+    "reward_weights": "rewards.weights",
+    "task_weights": "task_weights.weights",
+}
+"""Key of each option of the core's shaping."""
 
 
 def read_options(algorithm: Mapping[str, Any], adv_estimator: str = "g2rpo") -> Options:
@@ -148,18 +198,19 @@ def read_options(algorithm: Mapping[str, Any], adv_estimator: str = "g2rpo") -> 
     named = adv_estimator.removeprefix("g2rpo").removeprefix("-")
     if named:
         options.estimator.name = named
-    _check_estimator(options)
-    _check_tasks(options)
-    _check_shaping(options)
+    if options.length.mode == "False":  # what YAML makes of a bare off
+        options.length.mode = "off"
+    _check(options)
+    try:
+        options.shaping(1)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     return options
 
 
-def _check_estimator(options: Options) -> None:
+def _check(options: Options) -> None:
+    """Raise if options contradict each other."""
     estimator, name = options.estimator, options.estimator.name
-    if name not in g2rpo.ESTIMATORS:
-        raise ValueError(
-            f"{SECTION}.estimator.name: {unknown_name('estimator', name, g2rpo.ESTIMATORS)}"
-        )
     if (name == "gdpo" or estimator.decoupled) and not options.rewards.weights:
         what = "decoupled" if estimator.decoupled else name
         raise ValueError(
@@ -172,80 +223,19 @@ def _check_estimator(options: Options) -> None:
             f"{SECTION}.estimator.options are those of other estimators; gaussian's stand beside "
             "it: task_stage, ties, resolution, decoupled"
         )
-    if given := {"lengths", "task_weights", "component_weights"} & estimator.options.keys():
-        raise ValueError(f"{SECTION}.estimator.options has {sorted(given)}, which the run gives")
-    labels = np.zeros(2, dtype=np.int64)
-    lengths = {"lengths": labels} if takes_lengths(g2rpo.ESTIMATORS[name]) else {}
-    try:
-        # The estimator itself knows best what it takes.
-        rewards = np.zeros((2, 1)) if estimator.decoupled or name == "gdpo" else np.zeros(2)
-        g2rpo.ESTIMATORS[name](rewards, labels, labels, **lengths, **estimator.keywords)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{SECTION}.estimator of {name}: {error}") from None
-
-
-def _check_tasks(options: Options) -> None:
-    """Raise if a task is named that is none, or not all are named where it matters."""
-    by_task: dict[str, Mapping[str, Any]] = {
-        "length.targets": options.length.targets,
-        "entropy.bounds": options.entropy.bounds,
-        "entropy.weights": options.entropy.weights,
-        "task_weights.weights": options.task_weights.weights,
-    }
-    for key, values in by_task.items():
-        for task in values:
-            if not options.tasks:
-                raise ValueError(f"{SECTION}.{key} names tasks, so {SECTION}.tasks must list all")
-            if task not in options.tasks:
-                raise ValueError(f"{SECTION}.{key}: {unknown_name('task', task, options.tasks)}")
-    if len(set(options.tasks)) < len(options.tasks):
-        raise ValueError(f"{SECTION}.tasks must name each task once, got {options.tasks}")
-    keeps = options.estimator.name == "ema-grpo" or options.entropy.control == "adaptive"
-    if keeps and not options.tasks:
-        raise ValueError(
-            f"{SECTION}.tasks must list all tasks for ema-grpo and entropy.control=adaptive, "
-            "which remember something of each"
-        )
-
-
-def _check_shaping(options: Options) -> None:
-    entropy, length = options.entropy, options.length
-    if length.mode == "False":  # what YAML makes of a bare off
-        length.mode = "off"
-    for key, value, known in (
-        ("length.mode", length.mode, ("term", "reward", "off")),
-        ("entropy.control", entropy.control, ("fixed", "adaptive")),
+    if options.tasks:
+        return
+    for key, named in (
+        ("length.targets", options.length.targets),
+        ("entropy.bounds", options.entropy.bounds),
+        ("entropy.weights", options.entropy.weights),
+        ("task_weights.weights", options.task_weights.weights),
     ):
-        if value not in known:
-            raise ValueError(f"{SECTION}.{key} must be {', '.join(known)}, got {value!r}")
-    for key, weights in (
-        ("length", {"weight": length.weight}),
-        ("entropy", {"weight": entropy.weight, **entropy.weights}),
-        ("task_weights", options.task_weights.weights),
-    ):
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{SECTION}.{key}: {name} must be 0 or more, got {weight}")
-    for name, bounds in {"low, high": [entropy.low, entropy.high], **entropy.bounds}.items():
-        _try(f"entropy bounds {name}", lambda pair: g2rpo.EntropyBounds(*pair), bounds)
-    for name, target in length.targets.items():
-        _try(f"length.targets.{name}", lambda each: length_target(each, 1), target)
-
-
-def length_target(value: Any, longest: int) -> g2rpo.LengthTarget:
-    """Return a target: four thresholds in tokens, or what a kind makes of the longest response."""
-    if value in ("reasoning", "direct"):
-        of_kind: g2rpo.LengthTarget = getattr(g2rpo.LengthTarget, value)(longest)
-        return of_kind
-    if isinstance(value, str) or len(value) != 4:
+        if named:
+            raise ValueError(f"{SECTION}.{key} names tasks, so {SECTION}.tasks must list all")
+    adapts = options.length.calibrate or options.entropy.control == "adaptive"
+    if name == "ema-grpo" or adapts:
         raise ValueError(
-            f"must be [minimum, low, high, maximum], reasoning or direct, got {value!r}"
+            f"{SECTION}.tasks must list all tasks for ema-grpo, entropy.control=adaptive and "
+            "length.calibrate, which remember something of each"
         )
-    return g2rpo.LengthTarget(*(float(each) for each in value))
-
-
-def _try(name: str, make: Any, value: Any) -> None:
-    try:
-        make(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{SECTION}: {name}: {error}") from None

@@ -47,7 +47,8 @@ class TaskTrainer(PPOTrainer):
     def __init__(self, config: Any) -> None:
         # verl looks at its own names.
         config.trainer.v1.trainer_mode = config.trainer.v1.trainer_mode.removeprefix(NAME)
-        self._shaping = Shaping(check_config(config), config.data.max_response_length)
+        self._options = check_config(config)
+        self._shaping = Shaping(self._options, config.data.max_response_length)
         super().__init__(config)
 
     def on_init_end(self) -> None:
@@ -57,7 +58,7 @@ class TaskTrainer(PPOTrainer):
         super().on_init_end()
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        options = self._shaping.options
+        options, longest = self._options, self.config.data.max_response_length
         fields = [options.task_column, "extra_fields", "response_mask", "entropy"]
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
@@ -72,14 +73,14 @@ class TaskTrainer(PPOTrainer):
         } | components_of(columns, options)
         labels = {column: _listed(data, column)} if column in data else {}
         tasks, names = tasks_of(labels, options, len(extras))
+        if not options.tasks:  # and so nothing to remember: the batch has tasks of its own
+            self._shaping = Shaping(options, longest, names)
         handover = Handover(self._shaping, tasks, components, batch.keys)
         with handed_over(handover):
             batch = super()._compute_advantage(batch, metrics)
         result: Any = handover.result
         rollouts, advantages, length = result
-        metrics |= rollout_metrics(
-            rollouts, advantages, names, self.config.data.max_response_length
-        )
+        metrics |= rollout_metrics(rollouts, advantages, names, longest)
         metrics |= self._describe_batch(tasks, names, data)
         added = {TASKS: torch.from_numpy(tasks)}
         if length is not None:
@@ -105,7 +106,7 @@ class TaskTrainer(PPOTrainer):
             "rows": len(mask),
             "task_tokens": totals.task_tokens.tolist(),
             "task_entropy": None,
-            "length_weight": self._shaping.options.length.weight,
+            "length_weight": self._options.length.weight,
         }
         metrics: dict[str, float] = {}
         if totals.task_entropy is not None:
@@ -113,12 +114,17 @@ class TaskTrainer(PPOTrainer):
             metrics["entropy"] = float(means @ tokens / tokens.sum())
             by_task = zip(names, means.tolist(), tokens, strict=True)
             metrics |= {f"entropy/{name}": mean for name, mean, count in by_task if count}
-        if self._shaping.options.shapes_entropy:
-            shaping = self._shaping.entropy_shaping(means, tokens > 0, names)
-            self._batch |= {"task_entropy": means.tolist(), **shaping}
-            weights = zip(names, shaping["entropy_weight"], strict=True)
-            metrics |= {f"entropy_weight/{name}": weight for name, weight in weights}
-        return metrics
+        shaping = self._shaping
+        if shaping.options.shapes_entropy:
+            shaping.adapt_entropy_weights(means, tokens > 0)
+            low, high = shaping.entropy_bounds.T.tolist()
+            self._batch |= {
+                "task_entropy": means.tolist(),
+                "entropy_low": low,
+                "entropy_high": high,
+                "entropy_weight": shaping.entropy_weights.tolist(),
+            }
+        return metrics | shaping.metrics()
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.extra_info[BATCH] = self._batch
@@ -146,11 +152,12 @@ class TaskTrainer(PPOTrainer):
             folder = Path(trainer.resume_from_path)
         if (folder / STATE).exists():
             self._shaping.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-        elif self._shaping.remembers:
+        elif self._shaping.state_dict():
             raise FileNotFoundError(
                 f"{folder} has no {STATE}, so it was not saved by a trainer of g2rpo, and what "
                 f"{SECTION} remembers from step to step is lost; start with trainer.resume_mode="
-                "disable from its weights, or leave out ema-grpo and entropy.control=adaptive"
+                "disable from its weights, or leave out ema-grpo, entropy.control=adaptive and "
+                "length.calibrate"
             )
 
 
@@ -173,21 +180,22 @@ def check_config(config: Any) -> Any:
             f"algorithm.use_kl_in_reward changes the sum of the reward, and {SECTION}.rewards."
             "weights replaces it by components; use actor.use_kl_loss, or leave the weights out"
         )
+    shapes_entropy = options.shaping(config.data.max_response_length).shapes_entropy
     bypass = (algorithm.get("rollout_correction") or {}).get("bypass_mode", False)
-    if options.shapes_entropy and bypass:
+    if shapes_entropy and bypass:
         raise ValueError(
             "the entropy term needs the entropies that verl computes with the old "
             "log-probabilities: set algorithm.rollout_correction.bypass_mode=False, or "
             f"{SECTION}.entropy.weight=0"
         )
-    if options.shapes_entropy and not actor.calculate_entropy:
+    if shapes_entropy and not actor.calculate_entropy:
         logger.warning(
             "actor_rollout_ref.actor.calculate_entropy is set to True for the entropy term; "
             "%s.entropy.weight=0 leaves it out",
             SECTION,
         )
         actor.calculate_entropy = True
-    if options.tasks and options.shapes_length:
+    if options.tasks and options.shapes_length and not options.length.calibrate:
         for task in [task for task in options.tasks if task not in options.length.targets]:
             logger.warning("%s.length.targets has no %r: its length counts nothing", SECTION, task)
     return options

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from g2rpo_trainer.advantages import LengthControl, Shaping
+from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.config import Data, Length, TrainConfig, load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.scoring import Rewards
 
 TASKS = "data.tasks=[maths, ocr]"
 
@@ -17,75 +18,78 @@ def describe(*settings):
     return load_config(settings=[TASKS, *settings])
 
 
-def observe(control, lengths, accuracy, task=0):
+def observe(shaping, lengths, accuracy, task=0):
+    """Shape a step of responses to one prompt, and return their length rewards."""
     lengths, accuracy = np.asarray(lengths), np.asarray(accuracy, np.float32)
-    control.observe(lengths, accuracy, np.full(len(lengths), task))
+    tasks = np.full(len(lengths), task)
+    rewards = Rewards(accuracy, accuracy, accuracy, accuracy)
+    return shaping(rewards, lengths, len(lengths), tasks).length_reward
+
+
+def lengths_of(shaping):
+    return {name: value for name, value in shaping.metrics().items() if "length" in name}
 
 
 def test_fixed_targets_stay():
-    control = LengthControl(describe("length.targets={ocr: [0, 1, 2, 3]}"))
-    observe(control, [40] * 20, [1] * 20)
-    assert np.isnan(control.thresholds[0]).all()
-    assert control.thresholds[1].tolist() == [0, 1, 2, 3]
-    assert control.is_rewarding
+    control = Shaping(describe("length.targets={ocr: [0, 1, 2, 3]}"))
+    assert (observe(control, [40] * 20, [1] * 20, task=1) == 0).all()
+    assert np.isnan(control.length_thresholds[0]).all()
+    assert control.length_thresholds[1].tolist() == [0, 1, 2, 3]
     assert control.state_dict() == {}
-    assert control.metrics() == {"length_target/low/ocr": 1, "length_target/high/ocr": 2}
+    assert lengths_of(control) == {"length_target/low/ocr": 1, "length_target/high/ocr": 2}
 
 
 def test_kinds_follow_from_the_longest_response():
     settings = ["length.targets={maths: reasoning, ocr: direct}"]
     settings += ["rollout.max_completion_length=1024", "rollout.limits.ocr=512"]
-    control = LengthControl(describe(*settings))
-    assert control.thresholds.tolist() == [[16, 64, 512, 1024], [0, 0, 16, 64]]
+    control = Shaping(describe(*settings))
+    assert control.length_thresholds.tolist() == [[16, 64, 512, 1024], [0, 0, 16, 64]]
 
 
 def test_calibrated_targets_move_to_the_right_responses():
-    control = LengthControl(describe("length.calibrate=true"))
-    before = control.thresholds.copy()
+    control = Shaping(describe("length.calibrate=true"))
+    before = control.length_thresholds.copy()
     for _ in range(200):
         observe(control, [*range(10, 30), *[3] * 20], [1] * 20 + [0] * 20)
     right = np.quantile(np.arange(10, 30), [0.02, 0.25, 0.75, 0.98])
-    assert control.thresholds[0] == pytest.approx(right, abs=0.1)
-    assert (control.thresholds[1] == before[1]).all()
+    assert control.length_thresholds[0] == pytest.approx(right, abs=0.1)
+    assert (control.length_thresholds[1] == before[1]).all()
 
 
 def test_a_task_without_a_target_gets_its_first_from_the_data():
-    control = LengthControl(describe("length.calibrate=true", "length.targets={}"))
+    control = Shaping(describe("length.calibrate=true", "length.targets={}"))
     observe(control, [10] * 7, [1] * 7)  # one too few
-    assert np.isnan(control.thresholds).all()
+    assert np.isnan(control.length_thresholds).all()
     observe(control, [10] * 8, [1] * 8)
-    assert (control.thresholds[0] == 10).all()
-    assert np.isnan(control.thresholds[1]).all()
-    assert set(control.metrics()) == {"length_target/low/maths", "length_target/high/maths"}
+    assert (control.length_thresholds[0] == 10).all()
+    assert np.isnan(control.length_thresholds[1]).all()
+    assert set(lengths_of(control)) == {"length_target/low/maths", "length_target/high/maths"}
 
 
 def test_graded_and_absent_rewards_count_from_the_mean_on():
-    control = LengthControl(describe("length.calibrate=true", "length.targets={}"))
+    control = Shaping(describe("length.calibrate=true", "length.targets={}"))
     lengths = [5] * 10 + [50] * 10 + [500]
     observe(control, lengths, [0.1] * 10 + [0.6] * 10 + [np.nan])
-    assert (control.thresholds[0] == 50).all()
+    assert (control.length_thresholds[0] == 50).all()
 
 
 def test_lengths_are_rewarded_after_the_warm_up():
-    control = LengthControl(describe("length.calibrate=true", "length.calibration.warmup_steps=2"))
-    seen = []
-    for _ in range(3):
-        seen.append(control.is_rewarding)
-        observe(control, [10], [1])
+    control = Shaping(describe("length.calibrate=true", "length.calibration.warmup_steps=2"))
+    seen = [~np.isnan(observe(control, [10], [1])).all() for _ in range(3)]
     assert seen == [False, False, True]
 
 
 def test_length_state_goes_through_json():
     config = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
-    one, other = LengthControl(config), LengthControl(config)
+    one, other = Shaping(config), Shaping(config)
     observe(one, [*range(10)], [1] * 10, task=1)
     other.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
-    for control in (one, other):
-        observe(control, [*range(30, 50)], [1] * 20, task=1)
-    assert np.array_equal(one.thresholds, other.thresholds, equal_nan=True)
-    assert one.is_rewarding == other.is_rewarding
-    assert np.isnan(one.thresholds[0]).all()
-    assert not np.array_equal(one.thresholds[1], [0, 1, 2, 3])
+    rewarded = [observe(each, [*range(30, 50)], [1] * 20, task=1) for each in (one, other)]
+    assert np.array_equal(*rewarded, equal_nan=True)
+    assert np.array_equal(one.length_thresholds, other.length_thresholds, equal_nan=True)
+    assert one.state_dict() == other.state_dict()
+    assert np.isnan(one.length_thresholds[0]).all()
+    assert not np.array_equal(one.length_thresholds[1], [0, 1, 2, 3])
 
 
 def test_fixed_entropy_weights_may_differ_by_task():
@@ -94,7 +98,7 @@ def test_fixed_entropy_weights_may_differ_by_task():
     assert shaping.entropy_weights.tolist() == [0.02, 0.5]
     metrics = shaping.metrics()
     assert (metrics["entropy_weight/maths"], metrics["entropy_weight/ocr"]) == (0.02, 0.5)
-    assert shaping.state_dict()["entropy"] == {}
+    assert shaping.state_dict() == {}
 
 
 def test_an_adaptive_entropy_weight_rises_outside_of_the_band_up_to_the_maximum():
@@ -167,7 +171,7 @@ def test_fixed_task_weights_stay():
     shaping = Shaping(describe("task_weights.weights={ocr: 3}"))
     shaping.adapt_task_weights({"maths": 1.0, "ocr": 9.0}, step=10)
     assert task_weights(shaping) == [1, 3]
-    assert shaping.state_dict()["task_weights"] == {}
+    assert shaping.state_dict() == {}
 
 
 def test_task_weights_follow_the_norms_in_the_steps_that_are_due():

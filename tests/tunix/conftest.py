@@ -139,6 +139,7 @@ class Recorder:
     def __init__(self, learner: G2RPOLearner) -> None:
         self.learner = learner
         self.rewards: list[np.ndarray] = []
+        self.length_rewards: list[np.ndarray | None] = []
         self.examples: list[Any] = []
         self.trained: list[Any] = []
         self.losses: list[float] = []
@@ -160,13 +161,15 @@ class Recorder:
         learner._generate_and_compute_advantage = recorded
         learner.rl_cluster.update_actor = updated
         shaping = learner.reward_manager.shaping
-        estimate = shaping._estimate
+        shape = shaping.advantages
 
-        def estimated(rewards: Any, *rest: Any) -> Any:
-            self.rewards.append(np.asarray(rewards))
-            return estimate(rewards, *rest)
+        def shaped(rewards: Any, *rest: Any, **named: Any) -> Any:
+            self.rewards.append(np.asarray(rewards).reshape(len(rewards), -1))
+            found = shape(rewards, *rest, **named)
+            self.length_rewards.append(found.length_reward)
+            return found
 
-        shaping._estimate = estimated
+        shaping.advantages = shaped
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -152,7 +152,8 @@ def test_length_is_a_term_or_a_part_of_the_reward(train):
         make_config(**options | {"length_mode": "reward"}), steps=1, rewards=[letters, short]
     )
     rewards = np.column_stack([term.rewards[0], fit])
-    np.testing.assert_allclose(part.rewards[0], rewards)
+    np.testing.assert_allclose(part.rewards[0], term.rewards[0])
+    np.testing.assert_allclose(part.length_rewards[0], fit)
     assert part.examples[0][2].length_advantages is None
     np.testing.assert_allclose(
         part.examples[0][2].advantages,
@@ -197,3 +198,49 @@ def test_several_iterations_start_from_the_policy_that_was_sampled(train):
     ratios = history(record, "actor", "ratio/mean")
     np.testing.assert_allclose(ratios[[0, 2]], 1.0, atol=1e-5)
     assert (np.abs(ratios[[1, 3]] - 1) > 1e-5).all()
+
+
+def test_a_length_in_the_reward_leaves_absent_rewards_absent(train):
+    def some(prompts, completions, **_):
+        values = letters(prompts, completions)
+        values[0] = np.nan
+        return values
+
+    targets = dict.fromkeys(TASKS, (0, 0, 2, 8))
+    record = train(make_config(length_mode="reward", length_targets=targets), steps=1, rewards=some)
+    ((_, columns, example),) = record.examples
+    fit, rewards = record.length_rewards[0], record.rewards[0][:, 0]
+    assert not np.isnan(fit[0])
+    assert example.advantages[0] == 0
+    fit = np.where(np.isnan(rewards), np.nan, fit)
+    wanted = expected(np.column_stack([rewards, fit]), columns["task"], component_weights=[1, 0.1])
+    np.testing.assert_allclose(example.advantages, wanted, atol=1e-6)
+
+
+def test_task_weights_multiply_the_advantages(train):
+    record = train(make_config(task_weights={"first": 0.25, "tail": 0.0}), steps=1)
+    ((_, columns, example),) = record.examples
+    factors = np.asarray([{"first": 0.25, "tail": 0.0}.get(task, 1.0) for task in columns["task"]])
+    plain = expected(record.rewards[0][:, 0], columns["task"])
+    np.testing.assert_allclose(example.advantages, plain * factors, atol=1e-6)
+    assert history(record, "task_weight", "first").tolist() == [0.25]
+
+
+def test_adaptive_entropy_weights_follow_the_tasks_and_are_those_of_the_loss(train):
+    config = make_config(
+        entropy_control="adaptive", entropy_control_rate=0.5, entropy_bounds=(0.0, 0.5)
+    )
+    record = train(config, steps=3)
+    weights = np.full(len(TASKS), 0.02)
+    for step, (_, columns, example) in enumerate(record.examples):
+        entropies = [history(record, "actor", f"entropy/{task}")[step] for task in TASKS]
+        present = np.isin(TASKS, columns["task"])
+        distance = np.where(present, np.asarray(entropies) - 0.5, 0.0)
+        weights = np.clip(weights + 0.5 * distance, 0, 1)
+        np.testing.assert_allclose(example.entropy_weights[0], weights, rtol=1e-4)
+        term = history(record, "actor", "loss/entropy")[step]
+        np.testing.assert_allclose(term, (weights * distance).sum(), rtol=1e-4)
+        for number, task in enumerate(TASKS):
+            logged = history(record, "entropy_weight", task)[step]
+            np.testing.assert_allclose(logged, weights[number], rtol=1e-4)
+    assert (weights > 0.5).all()

@@ -5,23 +5,33 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .conftest import batches, history, make_config
+from .conftest import batches, history, letters, make_config, short
 
 EMA = {"estimator": "ema-grpo", "estimator_options": {"decay": 0.5}}
+ADAPTS = EMA | {
+    "entropy_control": "adaptive",
+    "entropy_bounds": (0.0, 0.5),
+    "length_mode": "term",
+    "length_targets": {"count": (0, 0, 1, 6)},
+    "length_only_right": "short",
+    "length_calibrate": True,
+    "length_calibration": {"warmup_steps": 1, "min_samples": 1, "max_change": 0.5},
+}
 
 
-def test_resume_gives_the_same_losses(train, tmp_path):
-    data = batches(4)
-    whole = train(make_config(**EMA), data, steps=4)
-    first = train(make_config(**EMA), data, steps=2, root=tmp_path)
-    second = train(make_config(**EMA), data, steps=4, root=tmp_path)
+@pytest.mark.parametrize("options", [EMA, ADAPTS])
+def test_resume_gives_the_same_losses(train, tmp_path, options):
+    data, rewards = batches(4), [letters, short]
+    whole = train(make_config(**options), data, steps=4, rewards=rewards)
+    first = train(make_config(**options), data, steps=2, root=tmp_path, rewards=rewards)
+    second = train(make_config(**options), data, steps=4, root=tmp_path, rewards=rewards)
     assert len(second.losses) == 2
     np.testing.assert_allclose(whole.losses, first.losses + second.losses, rtol=1e-5)
     assert min(map(abs, whole.losses)) > 0
     for record, whole_example in zip(second.examples, whole.examples[2:], strict=True):
         np.testing.assert_array_equal(record[2].advantages, whole_example[2].advantages)
-    shaping = (each.learner.reward_manager.shaping for each in (whole, second))
-    assert next(shaping).state_dict() == next(shaping).state_dict()
+    states = [each.learner.reward_manager.shaping.state_dict() for each in (first, whole, second)]
+    assert states[0] != states[1] == states[2]
     assert history(second, "actor", "loss").shape == (2,)
 
 

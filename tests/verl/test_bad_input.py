@@ -31,13 +31,16 @@ TASKS = {"tasks": ["count", "tail"]}
         ),
         (
             {"estimator": {"task_stage": "both"}},
-            "algorithm.g2rpo.estimator of gaussian: task_stage",
+            "algorithm.g2rpo.estimator of 'gaussian': task_stage",
         ),
-        ({"estimator": {"name": "rloo", "options": {"k": 2}}}, "estimator of rloo: .*'k'"),
+        (
+            {"estimator": {"name": "rloo", "options": {"k": 2}}},
+            "algorithm.g2rpo.estimator.options of 'rloo': .*'k'",
+        ),
         ({"estimator": {"options": {"ties": "barycentre"}}}, "gaussian's stand beside it"),
         (
             {"estimator": {"name": "grpo", "options": {"lengths": 1}}},
-            r"options has \['lengths'\], which the run gives",
+            "algorithm.g2rpo.estimator.options must not have lengths: they are those of the resp",
         ),
         ({"estimator": {"decoupled": True}}, "decoupled needs rewards.weights"),
         ({"estimator": {"name": "gdpo"}}, "gdpo needs rewards.weights"),
@@ -47,19 +50,46 @@ TASKS = {"tasks": ["count", "tail"]}
         ),
         ({"estimator": {"name": "ema-grpo"}}, "algorithm.g2rpo.tasks must list all tasks"),
         ({"entropy": {"control": "adaptive"}}, "algorithm.g2rpo.tasks must list all tasks"),
-        ({"entropy": {"control": "on"}}, "entropy.control must be fixed, adaptive, got 'on'"),
-        ({"entropy": {"low": 0.7}}, "entropy bounds low, high: .* low <= high"),
-        ({"entropy": {"weight": -1}}, "entropy: weight must be 0 or more, got -1"),
+        (
+            {"entropy": {"control": "on"}},
+            "algorithm.g2rpo.entropy.control must be one of 'fixed', 'adaptive', got 'on'",
+        ),
+        (
+            {"entropy": {"low": 0.7}},
+            "g2rpo.entropy.low, algorithm.g2rpo.entropy.high: .* low <= high",
+        ),
+        (
+            {"entropy": {"weight": -1}},
+            "algorithm.g2rpo.entropy.weight must be a number of 0 or more, got -1",
+        ),
         ({"entropy": {"bounds": {"tail": [0, 1]}}}, "names tasks, so algorithm.g2rpo.tasks must"),
         ({**TASKS, "entropy": {"bounds": {"tial": [0, 1]}}}, "unknown task 'tial'; did you mean"),
-        ({**TASKS, "entropy": {"bounds": {"tail": [1, 0]}}}, "entropy bounds tail"),
-        ({**TASKS, "entropy": {"bounds": {"tail": [1]}}}, "entropy bounds tail"),
-        ({**TASKS, "length": {"mode": "on"}}, "length.mode must be term, reward, off, got 'on'"),
-        ({**TASKS, "length": {"targets": {"tail": [1, 2]}}}, "length.targets.tail: must be"),
-        ({**TASKS, "length": {"targets": {"tail": [4, 3, 2, 1]}}}, "length.targets.tail"),
+        (
+            {**TASKS, "entropy": {"bounds": {"tail": [1, 0]}}},
+            "entropy.bounds of 'tail': .*low <= h",
+        ),
+        ({**TASKS, "entropy": {"bounds": {"tail": [1]}}}, "entropy.bounds of 'tail' must be .low"),
+        (
+            {**TASKS, "length": {"mode": "on"}},
+            "length.mode must be one of 'term', 'reward', 'off', got 'on'",
+        ),
+        (
+            {**TASKS, "length": {"targets": {"tail": [1, 2]}}},
+            "length.targets of 'tail' must be .minimum",
+        ),
+        ({**TASKS, "length": {"targets": {"tail": [4, 3, 2, 1]}}}, "length.targets of 'tail': "),
         ({**TASKS, "length": {"targets": {"tail": "long"}}}, "reasoning or direct, got 'long'"),
-        ({**TASKS, "task_weights": {"weights": {"tail": -1}}}, "task_weights: tail must be 0"),
-        ({"tasks": ["count", "count"]}, "must name each task once"),
+        (
+            {**TASKS, "task_weights": {"weights": {"tail": -1}}},
+            "task_weights.weights of 'tail' must be a number of 0",
+        ),
+        ({"tasks": ["count", "count"]}, "algorithm.g2rpo.tasks must name each task once"),
+        ({"length": {"calibrate": True}}, "algorithm.g2rpo.tasks must list all tasks"),
+        (
+            {**TASKS, "length": {"calibration": {"dcay": 1}}},
+            "length.calibration: unknown option 'dcay'; did you mean 'decay'",
+        ),
+        ({**TASKS, "length": {"calibration": {"decay": 2}}}, "length.calibration: decay must be"),
     ],
 )
 def test_options_are_refused_with_their_place(options, text):
@@ -133,13 +163,17 @@ def test_what_only_our_trainers_do_is_refused_in_verls(options, what):
 
 
 def test_state_of_other_tasks_is_refused():
-    saved = Shaping(read_options({"g2rpo": {"tasks": ["a", "b"]}}), 8).state_dict()
-    shaping = Shaping(read_options({"g2rpo": {"tasks": ["b", "a"]}}), 8)
-    shaping.load_state_dict(saved)  # nothing is remembered by either
-    options = {"tasks": ["b", "a"], "entropy": {"control": "adaptive"}}
-    shaping = Shaping(read_options({"g2rpo": options}), 8)
-    with pytest.raises(ValueError, match="list the same tasks in the same order"):
-        shaping.load_state_dict(saved)
+    def shaping(tasks, control):
+        options = {"tasks": tasks, "entropy": {"control": control}}
+        return Shaping(read_options({"g2rpo": options}), 8)
+
+    saved = shaping(["a", "b"], "fixed").state_dict()
+    shaping(["b", "a"], "fixed").load_state_dict(saved)  # nothing is remembered by either
+    with pytest.raises(ValueError, match=r"with entropy_weights, got \[\] with nothing; resume"):
+        shaping(["b", "a"], "adaptive").load_state_dict(saved)
+    saved = shaping(["a", "b"], "adaptive").state_dict()
+    with pytest.raises(ValueError, match=r"of the tasks \['b', 'a'\] .* got \['a', 'b'\]"):
+        shaping(["b", "a"], "adaptive").load_state_dict(saved)
 
 
 @pytest.fixture

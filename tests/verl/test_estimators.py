@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_session_of_several_turns_counts_once():
     keys = [f"{single.non_tensor_batch['uid'][i]}_{i}_0" for i in turns] + keys
     rows = np.concatenate([turns, np.arange(size)])
     data = single.select_idxs(rows)
-    handover = Handover(Shaping(options, TOKENS), tasks[rows], {}, keys)
+    handover = Handover(Shaping(options, TOKENS, names), tasks[rows], {}, keys)
     with handed_over(handover):
         data = compute_advantage_for_multi_trajectories(
             data, keys, "g2rpo", config=algorithm(), num_repeat=GROUP
@@ -255,4 +256,32 @@ def test_ema_grpo_goes_on_from_its_saved_state():
             found = run(data, "g2rpo-ema-grpo", tasks=list(NAMES))
         assert np.array_equal(found, expected.astype(np.float32))
         saved, shaping = shaping.state_dict(), Shaping(options, TOKENS)
+        shaping.load_state_dict(saved)
+
+
+def test_calibrated_targets_go_on_from_their_saved_state():
+    calibration = {"warmup_steps": 1, "min_samples": 1, "max_change": 1.0, "decay": 0.0}
+    length = {"calibrate": True, "calibration": calibration, "targets": {"tail": [0, 0, 1, 5]}}
+    options = read_options({"g2rpo": {"tasks": list(NAMES), "length": length}})
+    assert options.components == ["accuracy"]
+    thresholds = g2rpo.LengthTargets({}).table(NAMES) * np.nan
+    thresholds[2] = (0, 0, 1, 5)
+    shaping = Shaping(options, TOKENS)
+    for seed in range(3):
+        data = make_batch(seed)
+        _, groups, tasks = numbers(data)
+        columns = data.non_tensor_batch
+        lengths = data.batch["response_mask"].sum(dim=1).double().numpy()
+        right = columns["accuracy"].astype(float) > 0
+        known = right & ~np.isnan(thresholds[tasks, 0]) & (seed > 0)
+        reward = g2rpo.length_reward(lengths, thresholds[tasks], right=known)
+        with handed_over(Handover(shaping, tasks, {"accuracy": columns["accuracy"]})) as handover:
+            run(data)
+        expected = g2rpo.gaussian_advantages(reward, groups, tasks)
+        assert np.array_equal(handover.result[2], expected)
+        thresholds = g2rpo.calibrate_lengths(
+            thresholds, lengths, right, tasks, max_change=1.0, decay=0.0, min_samples=1
+        )
+        assert np.array_equal(shaping.length_thresholds, thresholds, equal_nan=True)
+        saved, shaping = json.loads(json.dumps(shaping.state_dict())), Shaping(options, TOKENS)
         shaping.load_state_dict(saved)

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from g2rpo import ESTIMATORS, LengthTarget
 from g2rpo._suggest import unknown_name
 from g2rpo.calibration import QUANTILES
-from g2rpo.length import LengthTarget
+from g2rpo.shaping_options import check_estimator, length_targets
 
 from .section import Section, TaskFactors, none_is_null, off_is_text
 
@@ -47,9 +48,6 @@ class Estimator(Section):
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, name: str) -> str:
-        # Read at the time of the check, so that a registered estimator counts.
-        from g2rpo.advantages import ESTIMATORS
-
         if name not in ESTIMATORS:
             raise ValueError(unknown_name("estimator", name, ESTIMATORS))
         return name
@@ -65,29 +63,28 @@ class Estimator(Section):
 
     @model_validator(mode="after")
     def _estimator_takes_its_options(self) -> Self:
-        if not self.options:
-            return self
-        if self.name == "gaussian":
+        if self.name == "gaussian" and self.options:
             raise ValueError(
                 f"options is {self.options}, but those of gaussian are keys beside it: "
                 "task_stage, ties, resolution, decoupled"
             )
-        # The estimator itself knows best what it takes.
-        import numpy as np
-
-        from g2rpo.advantages import ESTIMATORS, takes_lengths
-
-        estimator, labels = ESTIMATORS[self.name], np.zeros(2, np.int64)
-        given: dict[str, Any] = dict(self.options)
-        if of_the_run := {"lengths", "task_weights", "component_weights"} & given.keys():
-            raise ValueError(f"options has {sorted(of_the_run)}, which the run itself gives")
-        if takes_lengths(estimator):
-            given["lengths"] = labels
+        keys = {
+            "estimator_options": "options",
+            "reward_weights": "rewards.weights",
+            "task_weights": "task_weights.weights",
+        }
         try:
-            estimator(np.zeros(2), labels, labels, **given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options {self.options} of {self.name}: {error}") from None
+            check_estimator(self.name, self.keywords, keys=keys)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of the estimator; those of Gaussian matching are fields of the section."""
+        if self.name == "gaussian":
+            return self.model_dump(exclude={"name", "options"})
+        return dict(self.options)
 
 
 LengthThresholds = tuple[float, float, float, float]
@@ -196,14 +193,7 @@ class Length(Section):
         (512.0, None)
         """
         target = self.targets.get(task)
-        if target is None:
-            return None
-        if target == "reasoning":
-            return LengthTarget.reasoning(longest)
-        if target == "direct":
-            return LengthTarget.direct(longest)
-        assert not isinstance(target, str)  # there are no other kinds
-        return LengthTarget(*target)
+        return None if target is None else length_targets({task: target}, longest)[task]
 
 
 class Entropy(Section):

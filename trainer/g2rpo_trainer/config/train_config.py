@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from g2rpo._shown import listed
-from g2rpo._suggest import unknown_name
+from g2rpo.shaping_options import unknown_tasks
 from g2rpo_trainer.errors import RunError
 
 from .data import Data
@@ -132,10 +132,9 @@ class TrainConfig(Section):
         trained = self.data.tasks or known
         for key in TASK_KEYS:
             mapping: Mapping[str, Any] = attrgetter(key)(self)
+            yield from unknown_tasks(key, mapping, known)
             for task in mapping:
-                if task not in known:
-                    yield f"{key}: {unknown_name('task', task, known)}"
-                elif key in _TRAINED_ONLY and task not in trained:
+                if key in _TRAINED_ONLY and task in known and task not in trained:
                     yield (
                         f"{joined_key([*key.split('.'), task])} is set, but the run leaves that "
                         f"task out (data.tasks: {listed(trained)}); leave one of them out"
