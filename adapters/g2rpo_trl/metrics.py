@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from g2rpo.shaping import total_rewards
@@ -33,22 +34,29 @@ class UpdateMetrics:
                 value = torch.maximum(known, value) if name.endswith("/max") else known + value
             self._values[name] = value
 
-    def reduced(
-        self, gather: Callable[[Any], Any], task_tokens: torch.Tensor, tasks: Sequence[str]
-    ) -> dict[str, float]:
-        """Return the values over all processes; by task only of the tasks that have tokens."""
+    def reduced(self, gather: Callable[[Any], Any]) -> dict[str, Floats]:
+        """Return the values over all processes, by task (num_tasks,) or (1,)."""
         lengths = [len(value) for value in self._values.values()]
-        row = torch.cat([*self._values.values(), task_tokens]).reshape(1, -1)
-        *columns, tokens = np.split(gather(row).cpu().numpy(), np.cumsum(lengths), axis=1)
-        found: dict[str, float] = {}
-        for name, column in zip(self._values, columns, strict=True):
-            numbers = column.max(axis=0) if name.endswith("/max") else column.sum(axis=0)
-            if name.startswith(BY_TASK):
-                present = [k for k in range(len(tasks)) if tokens[0, k] > 0]
-                found |= {f"{name[len(BY_TASK) :]}/{tasks[k]}": float(numbers[k]) for k in present}
-            else:
-                found[name] = float(numbers[0])
-        return found
+        row = torch.cat(list(self._values.values())).reshape(1, -1)
+        columns = np.split(gather(row).cpu().numpy(), np.cumsum(lengths)[:-1], axis=1)
+        return {
+            name: column.max(axis=0) if name.endswith("/max") else column.sum(axis=0)
+            for name, column in zip(self._values, columns, strict=True)
+        }
+
+
+def named(
+    values: Mapping[str, Floats], present: npt.NDArray[np.bool_], tasks: Sequence[str]
+) -> dict[str, float]:
+    """Return reduced values under the names of the metrics; by task only where it is present."""
+    found: dict[str, float] = {}
+    for name, numbers in values.items():
+        if name.startswith(BY_TASK):
+            name = name[len(BY_TASK) :]
+            found |= {f"{name}/{t}": float(numbers[k]) for k, t in enumerate(tasks) if present[k]}
+        else:
+            found[name] = float(numbers[0])
+    return found
 
 
 def rollout_metrics(

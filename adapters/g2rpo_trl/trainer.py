@@ -26,10 +26,13 @@ from g2rpo_torch import reduce_totals
 
 from .config import G2RPOConfig
 from .labels import TaskLabels
-from .metrics import BY_TASK, UpdateMetrics, rollout_metrics
+from .metrics import BY_TASK, UpdateMetrics, named, rollout_metrics
 from .shaping import Rollouts, Shaping
 
 STATE_FILE = "g2rpo_state.json"
+
+# In the state: each task's mean entropy in its last window.
+_MEANS = "mean_entropies"
 
 #: TRL's loss types that clip the ratio from both sides.
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -62,10 +65,9 @@ class G2RPOTrainer(GRPOTrainer):
 
     Notes
     -----
-    A task's side of its entropy bounds is judged on all micro-batches and processes of an optimizer
-    step. With gradient accumulation that takes entropies of the rollouts before the update: they
-    come with the old log-probabilities where TRL computes these, as it does with vLLM; otherwise
-    with one more pass of the policy, without gradient.
+    A task's side of its entropy bounds is judged on all processes. With gradient accumulation the
+    mean over all micro-batches is not known before the last, so the side is that of the mean of the
+    optimizer step before; the first step of a task takes one more pass without gradient.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "g2rpo"]
@@ -91,7 +93,6 @@ class G2RPOTrainer(GRPOTrainer):
         # In the forward passes of TRL's own methods: what they found, and what they are to find.
         self._passes: list[Any] = []
         self._replayed: Any = None
-        self._wants_entropies = False
         super().__init__(model, reward_funcs, args, *others, **named)
         self._labels = TaskLabels(args.task_column, args.tasks, self._datasets())
         names = self._labels.names
@@ -107,6 +108,8 @@ class G2RPOTrainer(GRPOTrainer):
         self._window = math.gcd(args.gradient_accumulation_steps, args.steps_per_generation)
         self._totals: Any = None
         self._reported = UpdateMetrics()
+        # Mean token entropy of each task in its last window, in nats; NaN before the first.
+        self._entropies = np.full(len(names), np.nan, np.float32)
 
     def _datasets(self) -> list[Any]:
         held_out = self.eval_dataset
@@ -141,10 +144,7 @@ class G2RPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        judges = self._is_training and self._window > 1 and self._shaping.options.shapes_entropy
-        self._passes, self._wants_entropies = [], judges
         output = super()._generate_and_score_completions(inputs)
-        self._wants_entropies = False
         rollouts = self._gather_rollouts(inputs, output)
         advantages = self._shaping(rollouts, training=self._is_training)
         here = slice(
@@ -157,9 +157,9 @@ class G2RPOTrainer(GRPOTrainer):
             if values is not None:
                 output[name] = torch.tensor(values[here], dtype=torch.float32, device=device)
         output["tasks"] = torch.tensor(rollouts.tasks[here], device=device)
-        if judges:
+        judges = self._is_training and self._window > 1 and self._shaping.options.shapes_entropy
+        if judges and np.isnan(self._entropies[rollouts.tasks]).any():
             output["sampled_entropies"] = self._sampled_entropies(output)
-        self._passes = []
         self._log_rollouts(rollouts, advantages)
         return output
 
@@ -194,8 +194,6 @@ class G2RPOTrainer(GRPOTrainer):
 
     def _sampled_entropies(self, output: dict[str, Any]) -> torch.Tensor:
         """Return the exact token entropies (B, T) of the rollouts, without gradient."""
-        if "old_per_token_logps" in output:
-            return self._passes[0][1]
         method = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies)
         named = {name: output[name] for name in output if name in method.parameters}
         ids, mask = (
@@ -237,8 +235,6 @@ class G2RPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *args: Any, **named: Any) -> Any:
         if self._replayed is not None:
             return self._replayed
-        if self._wants_entropies and not self._passes and args[0] is self.model:
-            named["compute_entropy"] = True
         found = super()._get_per_token_logps_and_entropies(*args, **named)
         self._passes.append(found)
         return found
@@ -261,11 +257,21 @@ class G2RPOTrainer(GRPOTrainer):
             reported["loss/length"] = length / scale
         self._reported.add(reported)
         if not self._is_training or (self._step + 1) % self._window == 0:
-            names = () if self._labels.is_single else self._labels.names
-            found = self._reported.reduced(self.accelerator.gather, self._totals.task_tokens, names)
-            for name, value in (found | self._shaping.metrics()).items():
-                self._logged[name].append(value)
+            self._end_window()
         return loss
+
+    def _end_window(self) -> None:
+        """Log the metrics of a window, keep its mean entropies, and adapt the next's weights."""
+        found = self._reported.reduced(self.accelerator.gather)
+        present = self._totals.task_tokens.cpu().numpy() > 0
+        names = () if self._labels.is_single else self._labels.names
+        for name, value in (named(found, present, names) | self._shaping.metrics()).items():
+            self._logged[name].append(value)
+        if self._is_training:
+            means = found[f"{BY_TASK}entropy"]
+            self._entropies = np.where(present, means, self._entropies)
+            if self.args.entropy_control == "adaptive":
+                self._shaping.adapt_entropy_weights(means, present)
 
     def _terms(self, found: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the core's terms of this micro-batch, and its share of the metrics by task."""
@@ -319,7 +325,7 @@ class G2RPOTrainer(GRPOTrainer):
             if place % self._window:
                 return
             parts = self._buffered_inputs[place : place + self._window]
-            # Without a term nothing is judged, and tokens are all that is to be counted.
+            # Where all means are known, tokens are all that is to be counted.
             nothing = torch.zeros_like(parts[0]["completion_mask"], dtype=torch.float32)
             judged = [part.get("sampled_entropies", nothing) for part in parts]
         totals = batch_totals(
@@ -328,11 +334,12 @@ class G2RPOTrainer(GRPOTrainer):
             tasks=torch.cat([part["tasks"] for part in parts]),
             num_tasks=len(self._labels.names),
         )
-        self._totals, self._reported = reduce_totals(totals), UpdateMetrics()
-        if training and self.args.entropy_control == "adaptive":
-            of_tasks = self._totals.task_entropy, self._totals.task_tokens
-            means, tokens = (each.cpu().numpy() for each in of_tasks)
-            self._shaping.adapt_entropy_weights(means, tokens > 0)
+        whole: Any = reduce_totals(totals)
+        if training and self._window > 1:
+            known = torch.as_tensor(self._entropies, device=entropies.device)
+            judged_by = torch.where(known.isnan(), whole.task_entropy, known)
+            whole = whole._replace(task_entropy=judged_by)
+        self._totals, self._reported = whole, UpdateMetrics()
 
     def _length_term(self, model: Any, inputs: dict[str, Any], found: Any) -> torch.Tensor:
         """Return TRL's surrogate on the length advantages, of the forward pass that there was."""
@@ -356,6 +363,9 @@ class G2RPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         state = self._shaping.state_dict()
+        if self._window > 1 and self._shaping.options.shapes_entropy:
+            means = zip(self._labels.names, self._entropies.tolist(), strict=True)
+            state[_MEANS] = {task: mean for task, mean in means if not math.isnan(mean)}
         if state and self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             path = Path(self._get_output_dir(trial=trial)) / name / STATE_FILE
@@ -367,7 +377,10 @@ class G2RPOTrainer(GRPOTrainer):
             return
         path = Path(checkpoint) / STATE_FILE
         state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        means = state.pop(_MEANS, {})
         self._shaping.load_state_dict(state)
+        known = [means.get(task, math.nan) for task in self._labels.names]
+        self._entropies = np.asarray(known, np.float32)
 
 
 def _checksum(prompt: Any) -> int:
