@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from reprlib import Repr
 
-__all__ = ["clipped", "error_text", "listed", "shown"]
+__all__ = ["clipped", "error_text", "listed", "shown", "visible"]
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _LONGEST = 400
 _NAMES = 20
+# Tab and line feed stay. C1 controls, with which some terminals begin a command too, have no
+# symbols of their own.
+_SYMBOLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def shown(value: object) -> str:
@@ -72,3 +76,16 @@ def listed(names: Iterable[object]) -> str:
     texts = [clipped(str(name), 60) for name in names]
     more = f" and {len(texts) - _NAMES} more" if len(texts) > _NAMES else ""
     return ", ".join(texts[:_NAMES]) + more
+
+
+def visible(text: str) -> str:
+    r"""Return a text that can be shown: control characters as symbols, so that none is obeyed.
+
+    Examples
+    --------
+    >>> visible("\x1b[31mred\r\nnext\x9b\udc80"), visible("a\tb")
+    ('␛[31mred\nnext�?', 'a\tb')
+    """
+    text = text.replace("\r\n", "\n").translate(_SYMBOLS)
+    # Half a pair of surrogates, which JSON can hold, cannot be written.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from shutil import which
 
 # A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,7 +26,13 @@ settings.register_profile("nightly", deadline=None, max_examples=1000)
 settings.load_profile("ci")  # --hypothesis-profile=nightly overrides it
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Who asks for the browser's tests is to see them fail without one, not pass unseen.
+    asked = "browser" in config.option.markexpr.replace("not browser", "")
+    if which("chromedriver") is None and not asked:
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason="no ChromeDriver on this machine"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

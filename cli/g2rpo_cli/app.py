@@ -14,6 +14,7 @@ from g2rpo_cli import (
     export,
     info,
     init,
+    report,
     tasks,
     train,
     verify,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(eval_.evaluate)
+app.command("report")(report.report)
 app.command("init")(init.init)
 app.command("config")(config.config)
 app.command("info")(info.info)

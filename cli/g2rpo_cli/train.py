@@ -1,5 +1,6 @@
 """``g2rpo train``: configure and start, or resume, a run."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,10 @@ def train(
     ] = None,
     reward: Rewards = None,
     settings: Settings = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Show no progress: warnings and the result alone."),
+    ] = False,
 ) -> None:
     """Train a policy with G²RPO, and show each task before and after.
 
@@ -115,7 +120,7 @@ def train(
         else:
             config = _fresh(flags, settings or [], configs)
     with reported():
-        _run(config, resume=resume)
+        _run(config, resume=resume, quiet=quiet)
 
 
 def _fresh(
@@ -187,7 +192,7 @@ def _value(config: "TrainConfig", key: str) -> Any:
     return value
 
 
-def _run(config: "TrainConfig", *, resume: bool) -> None:
+def _run(config: "TrainConfig", *, resume: bool, quiet: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
@@ -199,14 +204,20 @@ def _run(config: "TrainConfig", *, resume: bool) -> None:
     hide_foreign_bars()
     is_main = Launch.read().is_main
     config, source = open_run(config)
-    if is_main:
+    if is_main and not quiet:
         _show_data(config, source)
         _require_memory(config)
     path = Path(config.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
     steps, tasks = config.optimization.steps, config.data.tasks
-    console = None if is_main else Console(quiet=True)
-    display = Display(steps, tasks, start.step if start else 0, console=console)
+    display = Display(
+        steps,
+        tasks,
+        start.step if start else 0,
+        console=None if is_main else Console(quiet=True),
+        bounds=config.entropy.kept_bounds(tasks),
+        quiet=quiet,
+    )
     try:
         with display:
             summary = trainer.train(config, resume=resume, display=display, source=source)
@@ -265,8 +276,23 @@ def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) ->
     from rich.console import Console
 
     from g2rpo_trainer.report.tables import before_after_table
+    from g2rpo_trainer.run_folder import RunFolder
 
     console = Console()
     console.print(before_after_table(kinds, summary))
-    text = f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {path}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    folder = RunFolder.open(path)
+    checkpoint = folder.latest_checkpoint()
+    places = {
+        "checkpoint": checkpoint.path if checkpoint else None,
+        "merged model": path / "final",
+        "plots": folder.plots_path,
+    }
+    name = shlex.quote(str(path))
+    lines = [
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {path}",
+        *(f"  {what}: {place}" for what, place in places.items() if place and place.exists()),
+        "next:",
+        f"  g2rpo report {name}  # writes {path / 'report.html'}, a page to look at and hand on",
+        f"  g2rpo eval {name} --items 256 --samples answers.jsonl  # more items, every answer",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -208,3 +208,38 @@ def test_a_missing_tracker_is_named_before_anything_is_loaded(run, trainer, monk
     assert code == 2
     assert "pip install wandb" in one_line(err)
     assert trainer.calls == []
+
+
+def test_the_last_lines_say_where_all_is_and_what_to_do_next(run, trainer, tmp_path):
+    code, out, err = run("train", "--steps", "2", "-o", "my runs/a")
+    assert code == 0, err
+    end = out.partition("everything is in my runs/a")[2]
+    assert "checkpoint: my runs/a/checkpoints/step-000002" in end
+    assert "plots" not in end  # this trainer draws none
+    assert "g2rpo report 'my runs/a'  # writes my runs/a/report.html" in end
+    assert "g2rpo eval 'my runs/a' --items 256" in end
+
+
+def test_quiet_shows_the_result_and_warnings_alone(run, trainer, monkeypatch):
+    noticed = {}
+    plain = trainer.train
+
+    def train(config, *, display, **options):
+        display.message("a line of progress")
+        noticed["metrics"] = {"reward/ocr": 0.5, "completions/clipped_ratio/ocr": 1.0}
+        for step in range(1, 11):
+            display.step(step, noticed["metrics"])
+        return plain(config, display=display, **options)
+
+    monkeypatch.setattr(trainer, "train", train)
+    code, out, err = run("train", "-t", "ocr", "--quiet")
+    assert code == 0
+    (line,) = err.splitlines()
+    assert line.startswith("step 10: ocr: 100% of the responses were cut off")
+    assert "character OCR" not in out  # the table of the data
+    assert "Held-out reward before and after" in out
+    assert "everything is in runs/g2rpo" in out
+    code, out, err = run("train", "-t", "ocr", "-o", "b")
+    assert "a line of progress" in err
+    assert "step 10/" in err or "step 1/" in err
+    assert "character OCR" in out

@@ -77,3 +77,12 @@ def test_a_display_shows_one_response_to_each_task():
     Display(9, [f"task{number}" for number in range(6)], console=console).completions(3, batch)
     text = console.file.getvalue()
     assert all(text.count(f"task{number}") == 1 for number in range(6))
+
+
+def test_no_terminal_obeys_a_response():
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    hostile = dict.fromkeys(("task", "prompt", "response"), "\x1b[2J\x9b31m[red]x[/red]\x07")
+    Display(9, ["vqa"], console=console).completions(3, [{**ROW, **hostile}])
+    text = console.file.getvalue()
+    assert not {"\x1b", "\x9b", "\a"} & set(text)
+    assert text.count("[red]x[/red]") == 3

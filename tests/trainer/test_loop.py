@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from g2rpo_trainer import Interrupted, loop, train
 from g2rpo_trainer.config import load_config
@@ -22,6 +23,7 @@ class StandIn:
 
     model: None = None
     has_adapter: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
 
@@ -79,7 +81,7 @@ class Noted:
         row = {"task": "sorting", "prompt": "3 1 2", "response": "1 2 3"}
         return StepResult({"reward": self.steps / 10}, [row])
 
-    def evaluate(self, policy, config, source, scorer, *, advance, ranks):
+    def evaluate(self, policy, config, source, scorer, *, advance, on_samples, ranks):
         self.note(f"evaluate after {self.steps}")
         advance(1)
         value = float(self.steps)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.report.plots import _held_out, _smooth, draw_plots
+from g2rpo_trainer.report.figures import held_out, smoothed
+from g2rpo_trainer.report.plots import draw_plots
 from g2rpo_trainer.run_folder import RunFolder
 
 
@@ -41,18 +42,18 @@ def test_without_metrics_nothing_is_drawn(folder):
 
 def test_smoothing_ignores_what_is_absent():
     values = np.array([1.0, np.nan, 3.0, *[2.0] * 37])
-    smooth = _smooth(values)
+    smooth = smoothed(values)
     assert smooth.shape == values.shape
     assert smooth[0] == pytest.approx((1 + 3) / 2)
     assert smooth[-1] == 2
-    assert np.isnan(_smooth(np.array([np.nan]))).all()
+    assert np.isnan(smoothed(np.array([np.nan]))).all()
 
 
 def test_held_out_rewards_are_those_of_the_metrics_and_the_summary(folder):
     between = {"eval_reward_low/maths": 0.5, "eval_reward_high/maths": 0.75}
     folder.log(1, {"reward/maths": 0.5} | between)
     folder.log(2, {"reward/maths": 0.5} | between)
-    assert _held_out(folder.read_metrics(), folder.read_summary(), "maths") == [
+    assert held_out(folder.read_metrics(), folder.read_summary(), "maths") == [
         (1, 0.5, 0.75),
         (2, 0.5, 0.75),
     ]
@@ -65,13 +66,13 @@ def test_held_out_rewards_are_those_of_the_metrics_and_the_summary(folder):
     )
     metrics, summary = folder.read_metrics(), folder.read_summary()
     # An evaluation after the last step is the one after the run.
-    assert _held_out(metrics, summary, "maths") == [
+    assert held_out(metrics, summary, "maths") == [
         (0, 0.25, 0.375),
         (1, 0.5, 0.75),
         (2, 0.5, 0.75),
     ]
-    assert _held_out(metrics, summary, "ocr") == []
-    assert _held_out(metrics, {"steps": 2, "before": {"ocr": 0.5}}, "ocr") == []  # an older run
+    assert held_out(metrics, summary, "ocr") == []
+    assert held_out(metrics, {"steps": 2, "before": {"ocr": 0.5}}, "ocr") == []  # an older run
 
 
 def test_held_out_rewards_are_in_the_picture(folder):

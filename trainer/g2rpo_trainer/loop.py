@@ -21,8 +21,10 @@ from g2rpo_trainer.checkpoint import (
 )
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, open_run, skipped_text
+from g2rpo_trainer.environment import environment
 from g2rpo_trainer.evaluation import Evaluation, evaluate_policy
 from g2rpo_trainer.interruption import Interrupted, StopRequest, resumable
+from g2rpo_trainer.kept_samples import KeptSamples
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.report.display import Display
 from g2rpo_trainer.report.plots import draw_plots
@@ -164,8 +166,9 @@ class _Run:
 
     def _own_display(self) -> Display:
         console = None if self.ranks.is_main else Console(quiet=True)
-        steps = self.config.optimization.steps
-        return Display(steps, self.config.data.tasks, console=console)
+        steps, tasks = self.config.optimization.steps, self.config.data.tasks
+        bounds = self.config.entropy.kept_bounds(tasks)
+        return Display(steps, tasks, console=console, bounds=bounds)
 
     def _own_folder(self, folder: RunFolder | None) -> RunFolder:
         """Return the folder, which rank 0 creates or brings up to date."""
@@ -184,14 +187,14 @@ class _Run:
         self._started = time.monotonic() - progress.seconds
         self._on_main(self._begin_logs)
         if progress.before is None:
-            progress.before = self._evaluate("held-out items before training", may_stop=True)
+            progress.before = self._evaluate("held-out items before training", keep="before")
         if progress.step < steps:
             while progress.step < steps:
                 self._stop_if_asked()
                 self._end_step(self._take_step())
             self._save()
         # Nothing is lost by stopping here: a resumed run evaluates again.
-        after = self._evaluate("held-out items after training", may_stop=True)
+        after = self._evaluate("held-out items after training", keep="after")
         self._note_time()
         summary = self._summary(progress.before, after)
         self._on_main(lambda: self._finish(summary))
@@ -201,6 +204,10 @@ class _Run:
 
     def _begin_logs(self) -> None:
         self.folder.begin(self.progress.step)
+        here = environment(self.policy.device, self.ranks.size)
+        self.folder.note_environment(self.progress.step, here)
+        if self.progress.step:
+            self.display.recall(self.folder.read_metrics())
         self.trackers = Trackers(self.folder, self.progress.step)
         self.at_end.enter_context(closing(self.trackers))
 
@@ -238,23 +245,35 @@ class _Run:
         if self.trackers:
             self.trackers.log(step, metrics)
 
-    def _evaluate(self, name: str, *, may_stop: bool = False) -> Evaluation:
+    def _evaluate(self, name: str, *, keep: str = "") -> Evaluation:
+        """Evaluate; before and after the run keep some answers, and let a signal stop at once."""
         data = self.config.data
+        kept = KeptSamples(data.tasks)
         with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
 
             def report(items: int) -> None:
                 advance(items)
-                if may_stop and self._is_asked_to_stop():
+                if keep and self._is_asked_to_stop():
                     raise Interrupted(self.progress.step, self.folder.path)
 
-            return evaluate_policy(
+            evaluation = evaluate_policy(
                 self.policy,
                 self.config,
                 self.source,
                 self.scorer,
                 advance=report,
+                on_samples=kept.add if keep else None,
                 ranks=self.ranks,
             )
+        if keep:
+            self._on_main(lambda: self._keep(kept, keep))
+        return evaluation
+
+    def _keep(self, kept: KeptSamples, when: str) -> None:
+        if when == "before":  # the items of later evaluations are the same
+            for task, items in kept.items.items():
+                kept.add_images(task, self.source.held_out_records(task, items))
+        self.folder.write_samples(when, kept.rows())
 
     def _save(self) -> None:
         """Write a checkpoint, unless there is one of this step."""

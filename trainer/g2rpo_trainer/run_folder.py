@@ -4,6 +4,9 @@
 ``config.yaml``        the resolved configuration; `load_config` reads it
 ``metrics.jsonl``      one JSON object a line, with ``step`` and the metrics of that step
 ``completions.jsonl``  some responses of every step, one JSON object a line
+``advantages.jsonl``   histogram of the advantages of each task in every step
+``samples/``           some answers to held-out items before and after the run, for its report
+``environment.json``   versions and device of each process that continued the run
 ``checkpoints/``       ``step-000025/``, … ; a folder with such a name was written to its end, and
                        has the checksums of its files; ``damaged-step-…`` did not have them later
 ``tensorboard/``       the metrics as TensorBoard events
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from g2rpo._shown import error_text
+from g2rpo_trainer.advantage_counts import advantage_counts
 from g2rpo_trainer.config import TrainConfig, dump_config, load_config
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import (
@@ -147,7 +151,7 @@ class RunFolder:
         a killed process left of a checkpoint.
         """
         with self.writing("the run"):
-            for path in (self.metrics_path, self.completions_path):
+            for path in self._logs:
                 truncate_lines(path, step)
             for pattern in (".partial-*", ".dropped-*"):
                 for path in self._checkpoints_path.glob(pattern):
@@ -167,6 +171,15 @@ class RunFolder:
     def completions_path(self) -> Path:
         """File of the responses."""
         return self.path / "completions.jsonl"
+
+    @property
+    def advantages_path(self) -> Path:
+        """File of the histograms of advantages."""
+        return self.path / "advantages.jsonl"
+
+    @property
+    def _logs(self) -> tuple[Path, ...]:
+        return self.metrics_path, self.completions_path, self.advantages_path
 
     @property
     def plots_path(self) -> Path:
@@ -202,7 +215,7 @@ class RunFolder:
             Any numbers; NaN is written as null.
         completions : sequence of mapping
             All responses of the step, with at least ``task`` and ``prompt``; ``output.completions``
-            of them are written.
+            of them are written. Of their advantages, if they have any, histograms are.
 
         Raises
         ------
@@ -214,6 +227,8 @@ class RunFolder:
             if kept:
                 rows = [{"step": step} | dict(row) for row in kept]
                 append_lines(self.completions_path, rows)
+            if counts := advantage_counts(completions):
+                append_lines(self.advantages_path, [{"step": step, "counts": counts}])
             append_lines(self.metrics_path, [{"step": step} | dict(metrics)])
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -226,6 +241,47 @@ class RunFolder:
     def read_completions(self) -> list[dict[str, Any]]:
         """Return the responses that were kept, in the order of their steps."""
         return [record for record, _ in read_lines(self.completions_path)]
+
+    def read_advantages(self) -> dict[str, list[int]]:
+        """Return the histogram of the advantages of each task over all steps.
+
+        The bins are those of :func:`g2rpo_trainer.advantage_counts.advantage_counts`.
+        """
+        totals: dict[str, list[int]] = {}
+        for record, _ in read_lines(self.advantages_path):
+            for task, counts in record["counts"].items():
+                known = totals.get(task, [0] * len(counts))
+                totals[task] = [one + other for one, other in zip(known, counts, strict=True)]
+        return totals
+
+    def write_samples(self, when: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Replace the answers to held-out items that are kept of ``before`` or ``after``."""
+        path = self.path / "samples" / f"{when}.jsonl"
+        with self.writing(f"samples/{path.name}"):
+            path.parent.mkdir(exist_ok=True)
+            lines = [json.dumps(to_json(row), allow_nan=False) for row in rows]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+        return path
+
+    def read_samples(self, when: str) -> list[dict[str, Any]]:
+        """Return the answers that were kept, none if there are none."""
+        return [row for row, _ in read_lines(self.path / "samples" / f"{when}.jsonl")]
+
+    def note_environment(self, step: int, environment: Mapping[str, str]) -> None:
+        """Add the environment in which the run goes on after `step`, unless it is the last one."""
+        noted = self.read_environments()
+        # Later steps are done again.
+        kept = [each for each in noted if each["step"] < step]
+        if not kept or {**kept[-1], "step": step} != {"step": step, **environment}:
+            kept.append({"step": step, **environment})
+        if kept != noted:
+            with self.writing("environment.json"):
+                write_text(self.path / "environment.json", json.dumps(kept, indent=2) + "\n")
+
+    def read_environments(self) -> list[dict[str, Any]]:
+        """Return the environments of the run, each with the ``step`` after which it began."""
+        path = self.path / "environment.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
     def checkpoint_dir(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` steps, whether it exists or not."""
@@ -287,7 +343,7 @@ class RunFolder:
         """
         path = self.checkpoint_dir(step)
         with self.writing(f"the checkpoint after step {step}"):
-            for log in (self.metrics_path, self.completions_path):
+            for log in self._logs:
                 if log.exists():
                     sync(log)
             if path.exists():

@@ -1,6 +1,7 @@
 """The sections ``estimator``, ``length``, ``entropy``, ``task_weights``: rewards and shaping."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -233,6 +234,11 @@ class Entropy(Section):
     def of(self, task: str) -> tuple[float, float]:
         """Return the bounds of `task` in nats: its own, else the common ones."""
         return self.bounds.get(task, (self.low, self.high))
+
+    def kept_bounds(self, tasks: Iterable[str]) -> dict[str, tuple[float, float]]:
+        """Return the bounds of the tasks that the entropy term keeps there."""
+        is_adaptive = self.control == "adaptive"
+        return {task: self.of(task) for task in tasks if is_adaptive or self.weight_of(task)}
 
     def weight_of(self, task: str) -> float:
         """Return the weight of `task`: its own, else the common one."""

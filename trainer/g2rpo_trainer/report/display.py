@@ -1,8 +1,8 @@
-"""The progress of a run: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live table on a terminal, plain lines elsewhere, and its warnings."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +18,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
+from g2rpo._shown import visible
+from g2rpo_trainer.report.live_table import LiveTable
 from g2rpo_trainer.report.tables import completions_table
+from g2rpo_trainer.report.watch import Bounds, Watch
 from g2rpo_trainer.run_folder import keep_some
 
 __all__ = ["Display"]
@@ -54,6 +56,10 @@ class Display:
         Steps that a resumed run has done.
     console : Console, optional
         By default stderr: stdout stays free for results.
+    bounds : mapping of str to tuple, optional
+        Entropy bounds of the tasks that have some, in nats.
+    quiet : bool
+        Show warnings alone.
 
     Examples
     --------
@@ -70,10 +76,15 @@ class Display:
         start_step: int = 0,
         *,
         console: Console | None = None,
+        bounds: Mapping[str, Bounds] | None = None,
+        quiet: bool = False,
     ) -> None:
         self.total_steps = total_steps
         self.tasks = tuple(tasks)
         self._console = console or Console(stderr=True)
+        self._is_quiet = quiet
+        self._table = LiveTable(self.tasks, bounds)
+        self._watch = Watch(self.tasks, bounds)
         self._metrics: Mapping[str, float] = {}
         self._printed = (-math.inf, -math.inf)  # step and time of the last plain line
         self._reported: set[str] = set()  # failures of scoring that were reported
@@ -96,7 +107,7 @@ class Display:
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._is_quiet:
             self._live.start()
         return self
 
@@ -108,24 +119,39 @@ class Display:
     ) -> None:
         self._live.stop()
 
+    def recall(self, records: Iterable[Mapping[str, float]]) -> None:
+        """Take the metrics of the steps before a resumed run goes on; print nothing."""
+        for record in records:
+            self._table.step(record)
+            self._watch.step(int(record["step"]), record)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` steps are done, and the metrics of the last one."""
         self._metrics = metrics
+        self._table.step(metrics)
         self._progress.start_task(self._steps)
         self._progress.update(self._steps, completed=step)
         self._report_failures(step)
         self._report_mute_rewards(step)
+        self._report_tasks(step)
         if not self._console.is_terminal:
             self._print_line(step)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print a table of a few responses of a step, one to each task first."""
+        if self._is_quiet:
+            return
         shown = keep_some(rows, max(_SHOWN_RESPONSES, len(self.tasks)))
         self._console.print(completions_table(step, shown))
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live part."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if not self._is_quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that stays, even if the display is quiet."""
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -144,7 +170,7 @@ class Display:
             count = self._metrics.get(f"rewards/{name}", 0)
             if count and name not in self._reported:
                 self._reported.add(name)
-                self.message(
+                self.warn(
                     f"step {step}: {count:g} responses {meaning}; metrics.jsonl counts on in "
                     f"rewards/{name}"
                 )
@@ -155,7 +181,7 @@ class Display:
         self._mute = self._mute + 1 if self._metrics.get("frac_reward_zero_std") == 1 else None
         if self._mute == _MUTE_STEPS:
             self._mute = None
-            self.message(
+            self.warn(
                 f"steps {step - _MUTE_STEPS + 1} to {step}: all responses to a prompt got the same "
                 f"reward, whatever the prompt (mean {self._number('reward')}, "
                 "frac_reward_zero_std 1), so the rewards teach nothing. Look at what the model "
@@ -165,6 +191,13 @@ class Display:
                 "rollout.max_completion_length; if it is always right, take a harder task; if it "
                 "always says the same, raise rollout.temperature or rollout.num_generations"
             )
+
+    def _report_tasks(self, step: int) -> None:
+        begun, ended = self._watch.step(step, self._metrics)
+        for warning in begun:
+            self.warn(f"step {step}: {warning.task}: {warning.text}. To try: {warning.advice}")
+        for warning in ended:
+            self.message(f"step {step}: {warning.task}: no longer: {warning.text}")
 
     def _print_line(self, step: int) -> None:
         printed_step, printed_at = self._printed
@@ -180,19 +213,7 @@ class Display:
         self.message(" | ".join(parts))
 
     def _render(self) -> Group:
-        table = Table(box=None, padding=(0, 2), pad_edge=False)
-        table.add_column("task")
-        for heading in ("reward", "length", "entropy"):
-            table.add_column(heading, justify="right")
-        for task in self.tasks:
-            table.add_row(
-                escape(task),
-                self._number(f"reward/{task}"),
-                self._number(f"completions/mean_length/{task}", 1),
-                self._number(f"entropy/{task}"),
-            )
-        table.add_row("mean", self._number("reward"), "", self._number("entropy"), style="bold")
-        return Group(table, self._progress)
+        return Group(self._table.render(self._console, self._watch.active), self._progress)
 
     def _number(self, name: str, digits: int = 3) -> str:
         value = self._metrics.get(name, math.nan)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from g2rpo._shown import visible
 from g2rpo_trainer.config import Length, TrainConfig
 from g2rpo_trainer.data import Source, summary_table
 from g2rpo_trainer.layout import PlainTable
@@ -39,7 +40,7 @@ def start_table(config: TrainConfig, source: Source) -> PlainTable:
         more["length [tokens]"] = {
             task: _target_text(length, task, limit_of(task)) for task in config.data.tasks
         }
-    if entropy.control == "adaptive" or any(map(entropy.weight_of, config.data.tasks)):
+    if entropy.kept_bounds(config.data.tasks):
         more["entropy [nats]"] = {
             task: "{:g}–{:g}".format(*entropy.of(task)) for task in config.data.tasks
         }
@@ -71,7 +72,7 @@ def completions_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            escape(row["task"]),
+            escape(visible(row["task"])),
             escape(_short(row["prompt"], _PROMPT_CHARACTERS)),
             escape(_short(row["response"], _RESPONSE_CHARACTERS)),
             f"{row['reward']:.3f}",
@@ -207,6 +208,6 @@ def _change(change: float) -> Text:
 
 def _short(text: str, characters: int) -> str:
     """Return a text in one line, cut in its middle: an answer stands at the end."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     half = characters // 2
     return text if len(text) <= characters else f"{text[:half]} … {text[-half:]}"
