@@ -79,7 +79,7 @@ def save_model(folder: Path, setting: Setting) -> None:
 
 def questions(tokenizer: Any, setting: Setting) -> list[str]:
     """Return different questions whose prompts have ``setting.prompt`` tokens."""
-    from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION
+    from g2rpo_trainer.record import FORMAT_INSTRUCTION
 
     draw = random.Random(0)
     words = setting.prompt - len(tokenizer(FORMAT_INSTRUCTION)["input_ids"])
@@ -103,7 +103,7 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     from g2rpo_trainer.advantages import Shaping
     from g2rpo_trainer.config import load_config
     from g2rpo_trainer.data import open_run
-    from g2rpo_trainer.model.loading import load_described
+    from g2rpo_trainer.model.loading import load_run_policy
     from g2rpo_trainer.optimizer import make_optimizer
     from g2rpo_trainer.progress import Progress
     from g2rpo_trainer.scoring import Rewards
@@ -130,12 +130,12 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
             "optimization.learning_rate=1e-6",
         ]
     )
-    config, source = open_run(config)
-    policy = choose_shortcuts(load_described(config))
+    source = open_run(config)
+    policy = choose_shortcuts(load_run_policy(config))
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
     optimizer = make_optimizer(policy, config.optimization)
-    shaping, progress = Shaping(config), Progress()
+    shaping, progress = Shaping(config, source.tasks), Progress()
     seconds, lengths = [], []
 
     class Scorer:
@@ -161,7 +161,7 @@ def trl(folder: Path, setting: Setting) -> Measured:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION
+    from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:

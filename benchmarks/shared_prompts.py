@@ -25,10 +25,10 @@ import torch
 import transformers
 from _report import markdown_table, measured_on
 
-from g2rpo_trainer.inputs.prompts import Inputs, Prompts
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model.policy_model import Policy, Shortcuts, make_policy
 from g2rpo_trainer.policy.build import build_tokenizer
+from g2rpo_trainer.prompts.batching import Inputs, Prompts
 from g2rpo_trainer.sampling import sample
 
 GENERATIONS = 8

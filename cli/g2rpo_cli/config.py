@@ -63,7 +63,7 @@ def config(
         overrides = dict(parse_setting(text, "") for text in settings or [])
         found, origins = config_origins(file, overrides)
         if found.data.source in BUILTIN_SOURCES:
-            found.check_tasks(BUILTIN_SOURCES[found.data.source])
+            found.check_tasks(BUILTIN_SOURCES[found.data.source], found.data.tasks)
         fit, reason = _estimated(found, on, gpus)
         if as_json:
             typer.echo(_json(found, origins, fit, reason))

@@ -168,14 +168,14 @@ def _evaluate(
     from g2rpo_trainer.report.tables import results_table
 
     hide_foreign_bars()
-    config, source = open_run(config)
+    source = open_run(config)
     is_main = Launch.read().is_main
     if is_main:
         _say(unused_rewards(config, source), to_stderr=as_json)
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,
-        Display(0, config.data.tasks, console=console) as display,
+        Display(0, source.tasks, console=console) as display,
     ):
         result = trainer.evaluate(model, config, display, source=source, on_samples=on_samples)
     if not is_main:

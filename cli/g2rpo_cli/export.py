@@ -101,7 +101,9 @@ def _write(
     from g2rpo_trainer.data import open_run
     from g2rpo_trainer.files import replacing
 
-    config, source = open_run(config)
+    source = open_run(config)
+    named = config.data.model_copy(update={"tasks": list(source.tasks)})
+    config = config.model_copy(update={"data": named})
     settled = settle(config, host.table)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as folder:

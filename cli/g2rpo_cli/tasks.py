@@ -12,6 +12,9 @@ from g2rpo_cli._output import Json, print_json, print_table, refuse_output
 
 __all__ = ["app"]
 
+# Magnification of the items, lines of text below each, and their height and margins in pixels.
+_ZOOM, _TEXT_LINES, _LINE, _MARGIN = 3, 6, 15, 12
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -63,7 +66,7 @@ def show(
     with reported():
         from g2rpo._suggest import unknown_name
         from g2rpo_trainer.errors import RunError
-        from g2rpo_trainer.tasks import TASKS, TEXT_TASKS, contact_sheet
+        from g2rpo_trainer.tasks import TASKS, TEXT_TASKS
 
         names = list(dict.fromkeys(task or TASKS))
         for name in names:
@@ -74,12 +77,39 @@ def show(
             if output.suffix.lower() != ".png":
                 raise RunError(f"--output {output}: must end in .png")
             output.parent.mkdir(parents=True, exist_ok=True)
-            path = contact_sheet(output, pictured, level=level, seed=seed, rows=rows)
-            typer.echo(path, err=json)
+            _draw_items(output, pictured, level, seed, rows)
+            typer.echo(output, err=json)
         written = [name for name in names if name in TEXT_TASKS]
         if written or json:
             items = _items(written, level, seed, rows)
             _print_rows(items, ("task", "level", "question", "answer"), json)
+
+
+def _draw_items(path: Path, names: list[str], level: int | None, seed: int, rows: int) -> None:
+    """Write a picture with one column a task and the items below each other."""
+    from textwrap import wrap
+
+    from PIL import Image, ImageDraw
+
+    from g2rpo_trainer.tasks import LEVELS, TASKS
+    from g2rpo_trainer.tasks.canvas import SIZE, font
+
+    side = SIZE * _ZOOM
+    width, height = side + 2 * _MARGIN, side + _TEXT_LINES * _LINE + 2 * _MARGIN
+    sheet = Image.new("RGB", (width * len(names), height * rows + 20), "#f4f4f2")
+    board = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        task, left = TASKS[name], column * width + _MARGIN
+        board.text((left, 6), f"{name}: {task.reward_kind}", font=font(13), fill="black")
+        for row in range(rows):
+            record = task.item(seed, row, level=level or LEVELS[row % len(LEVELS)]).record
+            top = 20 + row * height + _MARGIN
+            picture = record.images[0].resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, top))
+            lines = [*wrap(record.problem, 27)[: _TEXT_LINES - 1], f"Answer: {record.answer}"]
+            text = "\n".join(lines)
+            board.multiline_text((left, top + side + 4), text, font=font(12), fill="black")
+    sheet.save(path)
 
 
 def _items(names: list[str], level: int | None, seed: int, rows: int) -> list[tuple[Any, ...]]:

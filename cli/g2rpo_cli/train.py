@@ -203,13 +203,13 @@ def _run(config: "TrainConfig", *, resume: bool, quiet: bool) -> None:
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
-    config, source = open_run(config)
+    source = open_run(config)
     if is_main and not quiet:
         _show_data(config, source)
         _require_memory(config)
     path = Path(config.output.dir)
     start = RunFolder.open(path).latest_checkpoint() if resume else None
-    steps, tasks = config.optimization.steps, config.data.tasks
+    steps, tasks = config.optimization.steps, source.tasks
     display = Display(
         steps,
         tasks,

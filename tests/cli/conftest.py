@@ -31,7 +31,7 @@ class FakeTrainer(ModuleType):
             raise self.raises
         steps = config.optimization.steps
         folder.save_checkpoint(steps, lambda folder: (folder / "model").write_text(""))
-        scores = dict.fromkeys(config.data.tasks, 0.5)
+        scores = dict.fromkeys(source.tasks, 0.5)
         summary = {
             "before": {**scores, "mean": 0.5},
             "after": {**scores, "mean": 0.5},
@@ -45,7 +45,8 @@ class FakeTrainer(ModuleType):
 
     def evaluate(self, model, config, display=None, *, source=None, on_samples=None):
         self.calls.append((model, config))
-        scores = dict.fromkeys(config.data.tasks, 0.5)
+        self.tasks = source.tasks
+        scores = dict.fromkeys(source.tasks, 0.5)
         row = {"items": 3, "low": 0.25, "high": 0.75, "best": 0.875, "generations": 8}
         if on_samples:
             on_samples([{"task": task, "response": "seven"} for task in scores])

@@ -72,7 +72,8 @@ def test_other_data_take_the_place_of_all_that_a_run_says_of_its_own(run, traine
     assert code == 0, err
     _, config = trainer.calls[-1]
     data = config.data
-    assert (data.tasks, data.level, data.eval_items) == (["sums"], None, 2)
+    assert (data.tasks, data.level, data.eval_items) == ([], None, 2)
+    assert trainer.tasks == ("sums",)
     code, _, err = run("eval", "a", "--data", "builtin")
     assert trainer.calls[-1][1].data.level == 2
 

@@ -17,6 +17,13 @@ def test_show_writes_a_picture(run, tmp_path):
         assert picture.width > 100
 
 
+def test_show_draws_every_task_and_row(run, tmp_path):
+    assert run("tasks", "show", "--rows", "2", "--output", "all.png")[0] == 0
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.width > len(TASKS) * 168
+        assert picture.height > 2 * 168
+
+
 def test_show_of_an_unknown_task(run):
     code, _, err = run("tasks", "show", "-t", "chrat")
     assert code == 2

@@ -467,15 +467,18 @@ def test_reasoning_gym_with_too_few_questions(monkeypatch):
 
     same = {"question": "2+2?", "answer": "4", "metadata": {}}
     monkeypatch.setattr(streams, "_dataset", lambda name: defaultdict(lambda: same))
-    stream = streams.ReasoningStream("x", 0.5)
+    source = opened("reasoning-gym:chain_sum")
     sides = []
-    for draw in (lambda: stream.held_out(1), lambda: stream.training(0, 0, 0)):
+    for draw in (
+        lambda: source.held_out_records("chain_sum", 1),
+        lambda: source.training_records(seed=0, position=0, prompts=1),
+    ):
         try:
             draw()
         except RunError as error:
             sides.append(str(error))
     (text,) = sides  # the one question lies on one side
-    assert text.startswith("reasoning-gym:x has too few different questions: 1000 draws gave no ")
+    assert text.startswith("reasoning-gym:chain_sum has too few different questions: 1000 draws")
 
 
 @pytest.mark.parametrize(

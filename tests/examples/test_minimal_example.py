@@ -20,8 +20,8 @@ from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.inputs.batching import collate, select_rows
-from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.prompts.batching import collate, select_rows
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.scoring import Rewards, Scorer
 from g2rpo_trainer.shortcuts import choose_shortcuts
 from g2rpo_trainer.tasks import TASKS
@@ -125,7 +125,7 @@ def trainer_update(name: str, policy, records, rollouts):
     components = (rollouts.rewards, rollouts.accuracies, rollouts.accuracies, rollouts.accuracies)
     rewards = Rewards(*(component.numpy() for component in components))
     lengths, tasks = rollouts.mask.sum(-1).numpy(), rollouts.tasks.numpy()
-    advantages = Shaping(config)(rewards, lengths, N, tasks)
+    advantages = Shaping(config, config.data.tasks)(rewards, lengths, N, tasks)
     batch = Batch(
         prompts=prompts,
         groups=torch.arange(PROMPTS).repeat_interleave(N),
@@ -136,6 +136,7 @@ def trainer_update(name: str, policy, records, rollouts):
         advantages=torch.from_numpy(advantages.policy),
         length_advantages=torch.from_numpy(advantages.length),
         tasks=rollouts.tasks,
+        task_names=policy.tasks,
     )
     terms, _ = batch_loss(trained, batch, mini_batch_totals(batch, config), config)
     terms.total.backward()
@@ -188,7 +189,8 @@ def test_rewards_are_those_of_the_trainer(policy):
     records, rollouts = roll_out(policy)
     responses = [row[own] for row, own in zip(rollouts.tokens, rollouts.mask, strict=True)]
     texts = policy.tokenizer.batch_decode(responses, skip_special_tokens=True)
-    with Scorer(*open_run(load_config("builtin"))) as scorer:
+    config = load_config("builtin")
+    with Scorer(config, open_run(config)) as scorer:
         rewards = scorer(records, texts)
     assert rewards.reward.tolist() == rollouts.rewards.tolist()
     assert rewards.accuracy.tolist() == rollouts.accuracies.tolist()

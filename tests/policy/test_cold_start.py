@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from g2rpo_trainer import cold_start
+from g2rpo_trainer.cold_start import CLASSES, patch_labels
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import make_policy
-from g2rpo_trainer.policy import cold_start
 from g2rpo_trainer.policy.build import build_model, build_processor
-from g2rpo_trainer.policy.patch_labels import CLASSES, patch_labels
 from g2rpo_trainer.tasks import TASKS
 
 

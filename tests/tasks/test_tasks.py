@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from g2rpo.rewards import ACCURACY, score
-from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, contact_sheet
+from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS
 
 COLUMNS = {"problem", "images", "answer", "problem_type", "data_type", "task_type", "options"}
 ALL = pytest.mark.parametrize("name", list(TASKS))
@@ -131,13 +131,3 @@ def _value(expression: str) -> int:
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         TASKS["maths"].item(0, 0, **arguments)
-
-
-def test_contact_sheet_shows_every_task(tmp_path):
-    from PIL import Image
-
-    path = contact_sheet(tmp_path / "sheet.png", rows=2)
-    with Image.open(path) as sheet:
-        width, height = sheet.size
-    assert width > 6 * 168
-    assert height > 2 * 168

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from g2rpo_trainer.model.versions import peft_fault
+from g2rpo_trainer.model.adapting import peft_fault
 
 from .tiny_models import build_processor
 

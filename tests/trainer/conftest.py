@@ -4,13 +4,20 @@ import pytest
 import torch
 
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.inputs.prompts import encode_prompts
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.policy.build import build_model, build_processor
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.tasks import TASKS
 
 from . import tiny_models
+
+
+def scorer_of(config):
+    """Return the scorer of a run."""
+    return Scorer(config, open_run(config))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import transformers
 
 from g2rpo_trainer.config import Lora, Model, load_config
 from g2rpo_trainer.device_fit import DeviceMemory
-from g2rpo_trainer.model import lora
+from g2rpo_trainer.model.adapting import attach_empty_adapter
 from g2rpo_trainer.model_shape import model_shape
 from g2rpo_trainer.step_time import GPUS
 
@@ -43,7 +43,7 @@ def shape_of(size, rank=0):
         auto = transformers.AutoModelForCausalLM
         model = auto.from_config(text_config(size), dtype=torch.bfloat16)
         if rank:
-            lora.attach_empty(model, Model(lora=Lora(rank=rank)), None)
+            attach_empty_adapter(model, Model(lora=Lora(rank=rank)), None)
     return model_shape(model)
 
 

@@ -6,9 +6,9 @@ import torch
 
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.update import update_policy
 
@@ -50,6 +50,7 @@ def rollouts_to(policy, prompts):
         advantages=torch.tensor([1.0, -1.0, 0.0]).repeat(4),
         length_advantages=None,
         tasks=torch.arange(2).repeat(2).repeat_interleave(3),
+        task_names=["ocr", "maths"],
     )
 
 

@@ -21,12 +21,12 @@ from g2rpo_trainer.config import load_config
 from g2rpo_trainer.distributed import join_ranks
 from g2rpo_trainer.equity import gradient_norms
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.metrics import equity_metrics
-from g2rpo_trainer.model import lora
+from g2rpo_trainer.model import adapting
 from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
 from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors, trained_parameters
 from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.sharding import full_weights, is_sharded, shard
 from g2rpo_trainer.update import update_policy, with_reference
@@ -90,6 +90,7 @@ def whole_batch(policy, records):
         advantages=torch.randn(3 * count, generator=torch.Generator().manual_seed(1)),
         length_advantages=None,
         tasks=groups % 2,
+        task_names=["ocr", "maths"],
         numbers=groups,
     )
 
@@ -106,7 +107,7 @@ def prepared(case, config, sharded, ranks):
     processor = tiny_models.build_processor(family)
     model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
     model = model.to(getattr(torch, config.model.dtype))
-    lora.attach(model, config.model, None)
+    adapting.attach_adapter(model, config.model, None)
     policy = make_policy(model.eval(), processor)
     batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), ranks)
     shortcuts = Shortcuts(packed_rows=True, without_logits=case == "from hidden states")
@@ -132,8 +133,8 @@ def learn(case, sharded, ranks):
         part = batch
         if config.optimization.beta:
             part = with_reference(batch, reference, config, ranks)
-        metrics = equity_metrics(gradient_norms(policy, part, config, 1, ranks).norms)
-        metrics |= update_policy(policy, optimizer, part, config, progress, ranks)
+        metrics = equity_metrics(gradient_norms(policy, part, config, 1, ranks=ranks).norms)
+        metrics |= update_policy(policy, optimizer, part, config, progress, ranks=ranks)
         losses.append(metrics)
     state = {**saved_weights(policy, sharded, ranks), **optimizer_tensors(policy, optimizer, ranks)}
     return losses, {name: value.float().clone() for name, value in state.items()}
@@ -166,7 +167,7 @@ def skips(case, sharded, ranks):
     found, before = [], own_weights()
     for given in (broken, batch, broken, broken):
         try:
-            update_policy(policy, optimizer, given, config, progress, ranks)
+            update_policy(policy, optimizer, given, config, progress, ranks=ranks)
         except RunError as caught:
             found.append(f"{type(caught).__name__}: {caught}")
         after = own_weights()

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 import transformers
 
-from g2rpo_trainer.inputs.prompts import Prompts, select_rows
 from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
 from g2rpo_trainer.policy.build import build_tokenizer
+from g2rpo_trainer.prompts.batching import Prompts, select_rows
 
 VOCABULARY = 208  # that of the embedded policy's tokenizer
 IMAGE, VISION_START, VISION_END = 4, 5, 6

@@ -25,7 +25,8 @@ def some_rewards(seed=0):
 
 def shaping(*settings):
     weights = "rewards.weights.structure=0.3"
-    return Shaping(load_config(settings=["data.tasks=[maths]", weights, *settings]))
+    config = load_config(settings=["data.tasks=[maths]", weights, *settings])
+    return Shaping(config, config.data.tasks)
 
 
 def test_summed_components_are_what_one_reward_is():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.logprobs import plain_predictions
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 
 from .tiny_models import IMAGE_FAMILIES, make_records

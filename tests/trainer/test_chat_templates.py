@@ -16,9 +16,9 @@ from g2rpo_cli.app import app
 from g2rpo_trainer import evaluate, train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, opened_text
-from g2rpo_trainer.inputs.prompts import encode_prompts
-from g2rpo_trainer.model.loading import load_described
+from g2rpo_trainer.model.loading import load_run_policy
+from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, chat_of
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.sampling import sample
 
@@ -134,7 +134,7 @@ def test_an_engine_gives_the_same_responses(name, describe, tmp_path, monkeypatc
 def test_what_closes_a_turn_ends_and_what_opens_one_is_banned(name, describe, tmp_path):
     family = FAMILIES[name]
     save(tmp_path / "model", family, said_by(family) + family.closes)
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     tokens = policy.tokenizer.convert_ids_to_tokens
     assert {*tokens(list(policy.eos_ids))} == {family.special[0], family.closes}
     banned = {*tokens(policy.banned_ids.tolist())}
@@ -155,7 +155,7 @@ def test_tokens_between_reasoning_and_answer_may_be_sampled(describe, tmp_path):
     )
     special = ["<|eot|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>"]
     save(tmp_path / "model", Family(template, special, "t", "<|return|>"), ANSWER + "<|return|>")
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     tokens = policy.tokenizer.convert_ids_to_tokens
     assert {*tokens(list(policy.eos_ids))} == {"<|eot|>", "<|return|>"}
     assert not tokens(policy.banned_ids.tolist())
@@ -181,7 +181,7 @@ def test_a_turn_may_end_with_a_text_that_is_no_token(describe, tmp_path):
     family = FAMILIES["chatml"]._replace(template=template, closes="[END]")
     save(tmp_path / "model", family, ANSWER + "[END]")
     config = describe()
-    assert load_described(config).closing_text == "[END]"
+    assert load_run_policy(config).closing_text == "[END]"
     train(config)
     for row in completions(tmp_path):
         assert (row["response"], row["format"], row["ended"]) == (ANSWER, 1, True)
@@ -207,26 +207,26 @@ def test_an_end_that_the_model_has_no_weights_for_is_none(describe, tmp_path):
     save(tmp_path / "model", family, ANSWER + family.closes, eos=False)
     file = tmp_path / "model" / "chat_template.jinja"
     file.write_text(family.template.replace("<|im_end|>", "<|late|>"))
-    policy = load_described(describe("rollout.stop=x"))
+    policy = load_run_policy(describe("rollout.stop=x"))
     policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<|late|>"]})
     policy.tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(RunError, match="nothing can end a response"):
-        load_described(describe())
+        load_run_policy(describe())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_text_reaches_the_prompt_once(name, describe, tmp_path):
     family = FAMILIES[name]
     save(tmp_path / "model", family, said_by(family) + family.closes)
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     turns = [("system", " be  kind\n"), ("user", "7+5? "), ("assistant", "13"), ("user", "No.")]
-    text = chat_text(policy, record(*turns))
+    text = chat_of(policy, record(*turns)).text
     for part in ("be  kind", FORMAT_INSTRUCTION, "7+5?", "13", "No."):
         assert text.count(part) == 1
     (ids,) = encode_prompts(policy, [record(*turns)])["input_ids"]
     assert policy.tokenizer.decode(ids) == text
     assert text.endswith(family.opened)
-    assert opened_text(policy, record(*turns)) == family.opened
+    assert chat_of(policy, record(*turns)).opened == family.opened
     if not family.system:
         assert "system" not in text
         assert text.index(FORMAT_INSTRUCTION) < text.index("7+5?")
@@ -235,9 +235,9 @@ def test_every_text_reaches_the_prompt_once(name, describe, tmp_path):
 def test_a_system_text_in_the_middle_opens_the_next_question(describe, tmp_path):
     family = FAMILIES["drops_system"]
     save(tmp_path / "model", family, ANSWER + family.closes)
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     turns = [("user", "one"), ("assistant", "two"), ("system", "be kind"), ("user", "three")]
-    text = chat_text(policy, record(*turns))
+    text = chat_of(policy, record(*turns)).text
     assert text == (
         "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
         "<|im_start|>user\nbe kind\n\nthree<|im_end|>\n<|im_start|>assistant\n"
@@ -253,16 +253,16 @@ def test_a_template_may_change_the_texts(change, describe, tmp_path):
         "message.content", f"message.content{joint}{change}"
     )
     save(tmp_path / "model", FAMILIES["chatml"]._replace(template=template), ANSWER + "<|im_end|>")
-    policy = load_described(describe())
-    text = chat_text(policy, record(("system", " be \n <kind>"), ("user", "<b> 2+2?")))
+    policy = load_run_policy(describe())
+    text = chat_of(policy, record(("system", " be \n <kind>"), ("user", "<b> 2+2?"))).text
     assert text.count("<|im_start|>system") == text.count("<|im_start|>user") == 1
 
 
 def test_a_template_that_leaves_out_a_question_is_refused(describe, tmp_path):
     template = FAMILIES["chatml"].template.replace("in messages", "in messages[-1:]")
     save(tmp_path / "model", FAMILIES["chatml"]._replace(template=template), ANSWER + "<|im_end|>")
-    policy = load_described(describe())
-    assert FORMAT_INSTRUCTION in chat_text(policy, record(("user", "2+2?")))
+    policy = load_run_policy(describe())
+    assert FORMAT_INSTRUCTION in chat_of(policy, record(("user", "2+2?"))).text
     turns = record(("user", "2+2?"), ("assistant", "5"), ("user", "No."))
     with pytest.raises(RunError, match=r"leaves out the text of its user message.*chat_template"):
         encode_prompts(policy, [turns])
@@ -295,10 +295,10 @@ def test_bare_texts_are_told_of(describe, tmp_path, caplog):
 def test_a_template_among_several_is_the_default(describe, tmp_path):
     family = FAMILIES["chatml"]
     save(tmp_path / "model", family, ANSWER + family.closes)
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     policy.tokenizer.chat_template = {"default": family.template, "tool_use": "tools"}
     policy.tokenizer.save_pretrained(tmp_path / "model")
-    policy = load_described(describe())
+    policy = load_run_policy(describe())
     assert isinstance(policy.tokenizer.chat_template, dict)
     torch.manual_seed(0)
     prompts = encode_prompts(policy, [record(("user", "2+2?"))])
@@ -307,6 +307,6 @@ def test_a_template_among_several_is_the_default(describe, tmp_path):
 
 
 def test_the_policy_that_knows_the_format_still_reads_system_messages(random_policy):
-    assert chat_text(random_policy, record(("user", "2+2?"))) == "<bos><user>2+2?<assistant>"
-    text = chat_text(random_policy, record(("system", "be kind"), ("user", "2+2?")))
+    assert chat_of(random_policy, record(("user", "2+2?"))).text == "<bos><user>2+2?<assistant>"
+    text = chat_of(random_policy, record(("system", "be kind"), ("user", "2+2?"))).text
     assert text == "<bos><user>be kind2+2?<assistant>"

@@ -8,7 +8,7 @@ import torch
 from g2rpo_trainer.config import Lora, Model
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.logprobs import completion_logprobs
-from g2rpo_trainer.model import checkpointed
+from g2rpo_trainer.model import adapting
 from g2rpo_trainer.model.loading import load_policy
 
 from .adapters import needs_lora
@@ -70,7 +70,7 @@ def test_dropout_stays_off(folders):
     policy = load_policy(str(folders("llama")), device="cpu")
     layer = policy.model.model.layers[0]
     layer.self_attn.attention_dropout = layer.residual_dropout = 0.5
-    checkpointed.enable_gradient_checkpointing(policy.model)
+    adapting.enable_gradient_checkpointing(policy.model)
     assert layer.residual_dropout == 0
     batch = rollouts(policy, "llama")
     one, two = (gradients(policy, batch) for _ in range(2))

@@ -16,15 +16,17 @@ from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.distributed import Share
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.importance import importance_weights, sampler_metrics
-from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import make_policy
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.prompts.batching import select_rows
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import concatenated, sample_with_policy
 from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.step import training_step
+from g2rpo_trainer.tasks import TASKS
+from g2rpo_trainer.token_weights import importance_weights, sampler_metrics
 from g2rpo_trainer.update import batch_loss
 from g2rpo_trainer.vllm import (
     Request,
@@ -106,6 +108,14 @@ def correction(mode, high, low=None):
     )
 
 
+def ratios_of(found, options):
+    return importance_weights(found.logprobs, found.sampler_logprobs, found.mask, options)
+
+
+def metrics_of(found, options):
+    return sampler_metrics(found.logprobs, found.sampler_logprobs, found.mask, options)
+
+
 def expected_ratios(found):
     places = found.mask.nonzero(as_tuple=True)[1]
     return torch.where(places % 2 == 1, 1.5, -0.25).exp()
@@ -125,9 +135,9 @@ def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     assert (found.entropies[found.mask] > 0).all()
     expected = expected_ratios(found)
     options = correction("token_truncate", 100.0)
-    weights = importance_weights(found, options)[found.mask]
+    weights = ratios_of(found, options)[found.mask]
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
-    metrics = sampler_metrics(found, correction("token_truncate", 2.0))
+    metrics = metrics_of(found, correction("token_truncate", 2.0))
     assert metrics["sampler/ratio/max"] == pytest.approx(4.4817, rel=1e-4)
     assert metrics["sampler/ratio/min"] == pytest.approx(0.7788, rel=1e-4)
     assert metrics["sampler/ratio/mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
@@ -135,11 +145,11 @@ def test_the_policy_says_what_it_thinks_of_the_tokens(drawn, records):
     assert metrics["sampler/frac_low"] == metrics["sampler/frac_masked"] == 0
     k3 = expected - 1 - expected.log()
     assert metrics["sampler/kl"] == pytest.approx(float(k3.mean()), rel=1e-3)
-    assert sampler_metrics(replace(found, sampler_logprobs=None), options) == {}
+    assert metrics_of(replace(found, sampler_logprobs=None), options) == {}
     # Without weights the distance is reported all the same.
     off = correction("off", 2.0)
-    assert importance_weights(found, off) is None
-    assert sampler_metrics(found, off)["sampler/kl"] == metrics["sampler/kl"]
+    assert ratios_of(found, off) is None
+    assert metrics_of(found, off)["sampler/kl"] == metrics["sampler/kl"]
 
 
 @pytest.mark.parametrize("bounds", [(None, 3.0), (0.9, 1.1)])
@@ -158,8 +168,8 @@ def test_modes_and_bounds_are_those_of_the_core(drawn, level, how, bounds):
         high=high,
     )
     options = correction(f"{level}_{how}", high, low)
-    assert torch.equal(importance_weights(found, options), expected)
-    for name, value in sampler_metrics(found, options).items():
+    assert torch.equal(ratios_of(found, options), expected)
+    for name, value in metrics_of(found, options).items():
         assert value == pytest.approx(float(metrics[name]), rel=1e-6), name
 
 
@@ -171,7 +181,7 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
     config = tiny_run(mode, bound, "entropy.weight=0")
     groups = torch.arange(len(found.tokens)) // 2
     advantages = torch.linspace(-1, 2, len(groups))
-    weights = importance_weights(found, config.rollout)
+    weights = ratios_of(found, config.rollout)
     batch = Batch(
         prompts=prompts,
         groups=groups,
@@ -182,6 +192,7 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
         advantages=advantages,
         length_advantages=None,
         tasks=groups,
+        task_names=list(TASKS),
         importance_weights=weights,
     )
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
@@ -201,7 +212,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
     )
     sampler = VLLMSampler(engine, config)
     optimizer = make_optimizer(policy, config.optimization)
-    shaping, progress = Shaping(config), Progress()
+    shaping, progress = Shaping(config, config.data.tasks), Progress()
     source = open_source(config.data)
     with Scorer(config, source) as scorer:
         for step in (1, 2):
@@ -498,7 +509,7 @@ def test_a_gguf_is_given_as_a_folder(policy, prompts, records, tiny_run, stand_i
     described = tiny_run("model.name=nowhere", "model.gguf_file=a.gguf", "rollout.engine=vllm")
     with open_sampler(described, policy) as sampler:
         found = sampler(policy, prompts, records, described.rollout)
-    ratios = importance_weights(found, correction("token_truncate", 3.0))[found.mask]
+    ratios = ratios_of(found, correction("token_truncate", 3.0))[found.mask]
     torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0, atol=1e-4)
 
 

@@ -42,6 +42,7 @@ def batch(prompts, completions):
         advantages=torch.randn(len(groups), generator=generator),
         length_advantages=torch.randn(len(groups), generator=generator),
         tasks=groups.clone(),
+        task_names=list(TASKS),
     )
 
 

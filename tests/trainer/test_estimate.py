@@ -24,11 +24,10 @@ from g2rpo_trainer.estimate import (
     kv_cache_bytes,
     layer_bytes,
 )
-from g2rpo_trainer.model import checkpointed, lora
-from g2rpo_trainer.model.freezing import vision_tower
+from g2rpo_trainer.model import adapting
+from g2rpo_trainer.model.adapting import peft_fault, vision_tower
 from g2rpo_trainer.model.loading import load_policy, meta_model
 from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
-from g2rpo_trainer.model.versions import peft_fault
 from g2rpo_trainer.model_shape import model_shape
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.policy.build import build_tokenizer
@@ -268,10 +267,10 @@ def test_activations_are_within_a_factor_of_the_counted_peak(name, case, dtype):
     if case in ("adapters", "both"):
         if peft_fault():
             pytest.skip(str(peft_fault()))
-        lora.attach(model, Model(lora=Lora(rank=4)), None)
+        adapting.attach_adapter(model, Model(lora=Lora(rank=4)), None)
     checkpointing = case in ("checkpointing", "both")
     if checkpointing:
-        checkpointed.enable_gradient_checkpointing(model)
+        adapting.enable_gradient_checkpointing(model)
     # Few response tokens show a layer at work, many the output layer.
     for response in (4, RESPONSE):
         given = one_pass(model, packed=case != "unpacked", response=response)
@@ -344,7 +343,7 @@ def test_a_vision_tower_takes_about_what_its_layers_are_counted_for(name, dtype)
 def test_operations_of_an_update_are_those_that_pytorch_counts(name, checkpointing):
     model = build(name, attention="eager", vocabulary=1500)
     if checkpointing:
-        checkpointed.enable_gradient_checkpointing(model)
+        adapting.enable_gradient_checkpointing(model)
     policy, batch, config = one_pass(model)
     config = load_config(
         overrides={**config.model_dump(), "model.gradient_checkpointing": checkpointing}

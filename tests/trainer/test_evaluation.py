@@ -116,7 +116,7 @@ def few(tmp_path, tiny_run):
 
 def test_a_task_with_few_records_is_reported_with_their_number(few):
     result = evaluate(few.model.name, few)
-    sizes = open_run(few)[1].summary().tasks
+    sizes = open_run(few).summary().tasks
     rare, common = sizes["rare"].held_out, sizes["common"].held_out
     assert rare == 1 < common < 21
     items = {task: detail["items"] for task, detail in result["detail"].items()}
@@ -127,13 +127,13 @@ def test_a_task_with_few_records_is_reported_with_their_number(few):
 def test_a_task_without_held_out_records_is_no_number_and_in_no_mean(
     few, random_policy, monkeypatch
 ):
-    config, source = open_run(few)
-    held_out = source.held_out_records
+    source = open_run(few)
+    held_out = source.held_out
     monkeypatch.setattr(
-        source, "held_out_records", lambda task, n: [] if task == "rare" else held_out(task, n)
+        source, "held_out", lambda task, *_: iter(()) if task == "rare" else held_out(task, *_)
     )
-    with Scorer(config, source) as scorer:
-        result = evaluate_policy(random_policy, config, source, scorer)
+    with Scorer(few, source) as scorer:
+        result = evaluate_policy(random_policy, few, source, scorer)
     assert math.isnan(result.reward["rare"])
     assert math.isnan(result.length["rare"])
     assert result.detail["rare"]["items"] == 0

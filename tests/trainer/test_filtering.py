@@ -81,14 +81,14 @@ def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
     found = drawn(random_policy, config, Judge("ocr", "chart"), position=12)
     # Six tasks take turns: six prompts, two more, and one of these two again.
     assert found.tries == 2
-    assert len(found.records) == 8
+    assert len(found.problems) == 8
     assert found.keeps.tolist() == [True, True, True, False, False, True, True, True]
     expected = open_source(config.data).training_records(seed=0, position=12, prompts=8)
-    assert [r.problem for r in found.records] == [r.problem for r in expected]
+    assert found.problems == [record.problem for record in expected]
     assert len(found.prompts["input_ids"]) == 6
-    assert len(found.completions.texts) == len(found.rewards.reward) == 16
+    assert len(found.texts) == len(found.tokens) == len(found.rewards.reward) == 16
     assert found.kept.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
-    metrics = found.metrics(config.data.tasks)
+    metrics = found.metrics()
     assert metrics["sampling/drawn"] == 8
     assert metrics["sampling/dropped"] == 2
     assert metrics["sampling/dropped/ocr"] == 1
@@ -100,13 +100,13 @@ def test_tries_are_bounded(random_policy, tiny_run):
     config = tiny_run(*SIGNAL, "rollout.dynamic_sampling.max_tries=2")
     found = drawn(random_policy, config, only_maths)
     assert found.tries == 2
-    assert len(found.records) == 11
+    assert len(found.problems) == 11
     assert int(found.keeps.sum()) == 1
 
 
 def one_step(policy, config, judge, progress):
     optimizer = make_optimizer(policy, config.optimization)
-    shaping = Shaping(config)
+    shaping = Shaping(config, config.data.tasks)
     source = open_source(config.data)
     return training_step(policy, optimizer, shaping, config, source, progress, judge)
 

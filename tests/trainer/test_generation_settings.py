@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig
 
 from g2rpo_trainer import train
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 
 from .tiny_models import make_records

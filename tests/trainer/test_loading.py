@@ -14,13 +14,12 @@ import transformers
 
 from g2rpo_trainer.config import Model, load_config
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, chat_text, conversation
-from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
+from g2rpo_trainer.errors import RunError, memory_advice
 from g2rpo_trainer.model import loading
-from g2rpo_trainer.model.device import memory_advice
-from g2rpo_trainer.model.freezing import count_parameters, vision_tower
-from g2rpo_trainer.model.loading import load_described, load_policy
+from g2rpo_trainer.model.adapting import count_parameters, vision_tower
+from g2rpo_trainer.model.loading import load_policy, load_run_policy
+from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, chat_of, conversation
+from g2rpo_trainer.prompts.encoding import Prompt, encode_prompts, join_prompts
 
 from .one_update import learn_once
 from .tiny_models import (
@@ -129,9 +128,9 @@ def test_a_model_without_a_template_says_what_to_do(family, copied, tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text("Q:" + chat_template(PLACEHOLDERS.get(family)))
     policy = load(folder, chat_template=str(file))
-    assert chat_text(policy, make_records(family)[1]).startswith("Q:<bos>")
+    assert chat_of(policy, make_records(family)[1]).text.startswith("Q:<bos>")
     policy.save(tmp_path / "saved")
-    assert chat_text(load(tmp_path / "saved"), make_records(family)[1]).startswith("Q:<bos>")
+    assert chat_of(load(tmp_path / "saved"), make_records(family)[1]).text.startswith("Q:<bos>")
     with pytest.raises(RunError, match=r"no\.jinja.*cannot be read"):
         load(folder, chat_template=str(tmp_path / "no.jinja"))
 
@@ -140,7 +139,7 @@ def test_a_model_without_a_template_says_what_to_do(family, copied, tmp_path):
 def test_the_instruction_opens_every_prompt(family, folders):
     policy = load(folders(family))
     record = make_records(family)[0]
-    text = chat_text(policy, record)
+    text = chat_of(policy, record).text
     start = f"<bos><system>{FORMAT_INSTRUCTION}<user>"
     assert text.startswith(start)
     assert text.endswith(f"{record.problem}<assistant>")
@@ -156,7 +155,7 @@ def test_a_template_without_system_messages(family, folders):
     template = REFUSES_SYSTEM + chat_template(PLACEHOLDERS.get(family))
     policy.processor.chat_template = template
     record = make_records(family)[1]
-    text = chat_text(policy, record)
+    text = chat_of(policy, record).text
     assert text.startswith(f"<bos><user>{FORMAT_INSTRUCTION}")
     assert text.count("<user>") == 1
     assert [turn["role"] for turn in conversation(record)] == ["system", "user"]
@@ -228,18 +227,19 @@ def test_records_that_do_not_fit_are_left_out_if_allowed(mixed_records, folders)
         "length.mode=off",
     ]
     drawn = {"seed": 0, "position": 0, "prompts": 40}
-    strict, source = open_run(load_config(settings=settings))
-    policy = load_described(strict)
-    records = source.training_records(**drawn)
+    strict = load_config(settings=settings)
+    policy = load_run_policy(strict)
+    encode = partial(Prompt.encoded, policy)
+    source = open_run(strict)
     with pytest.raises(RunError, match=r"own\.jsonl, line \d+: its prompt has .*skip_broken"):
-        encode_prompts(policy, records)
+        [source.read(slot, encode) for slot in source.slots(**drawn)]
 
-    lenient, source = open_run(load_config(settings=[*settings, "data.skip_broken=true"]))
-    source.refuse(partial(prompt_fault, load_described(lenient)))
-    records = source.training_records(**drawn)
-    assert len(records) == 40
-    assert encode_prompts(policy, records)["input_ids"].shape[1] <= 160
-    assert not any("Really" in record.problem for record in source.held_out_records("sums", 9))
+    source = open_run(load_config(settings=[*settings, "data.skip_broken=true"]))
+    prompts = [source.read(slot, encode) for slot in source.slots(**drawn)]
+    assert len(prompts) == 40
+    assert join_prompts(prompts)["input_ids"].shape[1] <= 160
+    held_out = list(source.held_out("sums", 9, encode))
+    assert not any("Really" in prompt.record.problem for prompt in held_out)
     summary = source.summary()
     assert summary.skipped > 0
     assert "its prompt has" in summary.examples[0]
@@ -269,20 +269,23 @@ def test_a_task_that_a_text_model_cannot_see_is_told_how_to_leave_out(folders, t
         "rollout.max_prompt_length=300",
         "length.mode=off",
     ]
-    config, source = open_run(load_config(settings=settings))
-    source.refuse(partial(prompt_fault, load_described(config)))
+    config = load_config(settings=settings)
+    encode = partial(Prompt.encoded, load_run_policy(config))
+
+    def read(source):
+        slots = source.slots(seed=0, position=0, prompts=8)
+        return [source.read(slot, encode).record for slot in slots]
+
     with pytest.raises(RunError) as raised:
-        source.training_records(seed=0, position=0, prompts=8)
+        read(open_run(config))
     first, reason, advice = str(raised.value).splitlines()
     assert first.startswith("task 'dots': none of its ")
     assert "own.jsonl, line " in reason
     assert "has 1 image, but" in reason
     assert advice.endswith("leave the task out: name the others in data.tasks")
     # The advice works.
-    config, source = open_run(load_config(settings=[*settings, "data.tasks=[sums]"]))
-    source.refuse(partial(prompt_fault, load_described(config)))
-    records = source.training_records(seed=0, position=0, prompts=8)
-    assert {record.task for record in records} == {"sums"}
+    only_sums = open_run(load_config(settings=[*settings, "data.tasks=[sums]"]))
+    assert {record.task for record in read(only_sums)} == {"sums"}
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])

@@ -4,15 +4,17 @@ import json
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 
 from g2rpo_trainer import Interrupted, loop, train
+from g2rpo_trainer.answers import Evaluation
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.evaluation import Evaluation
 from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.record import BrokenRecord
 from g2rpo_trainer.run_folder import RunFolder
 from g2rpo_trainer.step import StepResult
 
@@ -37,12 +39,11 @@ class Noted:
     def __init__(self, monkeypatch, processes, during, draws):
         self.events, self.during, self.draws, self.steps = [], during, draws, 0
         stand_ins = {
-            "load_described": self.load,
+            "load_run_policy": self.load,
             "trained_share": lambda model: None,
             "make_optimizer": lambda policy, options: None,
             "open_sampler": self.open_sampler,
             "choose_shortcuts": lambda policy, *_, **__: policy,
-            "prompt_fault": self.find_fault,
             "training_step": self.take_step,
             "evaluate_policy": self.evaluate,
             "gather_shards": lambda policy, optimizer, ranks: None,
@@ -69,12 +70,14 @@ class Noted:
         finally:
             self.note("closed")
 
-    def find_fault(self, policy, record):
-        return "is too long" if self.draws and len(record.problem) > 10 else None
+    def use(self, record):
+        if len(record.problem) > 10:
+            raise BrokenRecord("is too long")
 
     def take_step(self, policy, optimizer, shaping, config, source, progress, *_):
         if self.draws:
-            source.training_records(seed=0, position=2 * progress.step, prompts=2)
+            for slot in source.slots(seed=0, position=2 * progress.step, prompts=2):
+                source.read(slot, self.use)
         progress.step += 1
         self.steps = progress.step
         self.note(f"step {self.steps}")
@@ -122,6 +125,10 @@ class Second:
     def any(self, flag):
         self.asked += 1
         return flag
+
+    def gather_objects(self, value):
+        self.asked += 1
+        return [value, value]
 
     @contextmanager
     def raise_on_all_ranks(self):
@@ -288,6 +295,22 @@ def own_records(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return [f"data.source={path}", "data.skip_broken=true"]
+
+
+def test_a_run_goes_on_only_with_the_tasks_that_it_began_with(described, noted, own_records):
+    config = described(*own_records, "data.tasks=[]")
+    noted(during={"step 1": lambda: signal.raise_signal(signal.SIGTERM)})
+    with pytest.raises(Interrupted):
+        train(config)
+    assert load_config(Path(config.output.dir) / "config.yaml").data.tasks == []
+    path = Path(config.data.source)
+    kept = path.read_text()
+    path.write_text(kept.replace('"sorting"', '"new"', 9))
+    noted()
+    with pytest.raises(RunError, match=r"tasks of the data are new, sorting, .* trained sorting;"):
+        train(config, resume=True)
+    path.write_text(kept)
+    assert train(config, resume=True)["steps"] == 3
 
 
 def skipped_counts(config):

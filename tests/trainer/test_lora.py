@@ -14,11 +14,11 @@ from g2rpo_trainer import shortcuts, train
 from g2rpo_trainer.checkpoint import export_merged
 from g2rpo_trainer.config import Lora, Model
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.logprobs import completion_logprobs
-from g2rpo_trainer.model.freezing import count_parameters
+from g2rpo_trainer.model.adapting import count_parameters
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.prompts.encoding import encode_prompts
 
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts

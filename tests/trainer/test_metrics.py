@@ -9,7 +9,7 @@ import pytest
 
 import g2rpo
 from g2rpo_trainer import train
-from g2rpo_trainer.metrics import Outcomes, Update, rollout_metrics, update_metrics
+from g2rpo_trainer.metrics import Update, rollout_metrics, update_metrics
 from g2rpo_trainer.scoring import Rewards
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -71,20 +71,24 @@ def test_no_name_of_a_task_makes_one_metric_of_two():
     assert [name for name in names if name.rpartition("/")[0] in by_task] == []
 
 
-def outcomes(lengths, entropies=None) -> Outcomes:
+def outcomes(lengths, entropies=None):
     """Return responses of so many tokens; each token has an entropy of 1, or its response's."""
     lengths = np.asarray(lengths)
-    return Outcomes(lengths, lengths < 9, lengths * np.asarray(entropies or [1.0] * 4))
+    entropies = lengths * np.asarray(entropies or [1.0] * 4)
+    return {"lengths": lengths, "ended": lengths < 9, "entropies": entropies}
 
 
-NAMES = ["ocr", "maths", "absent"]
-GROUPS, TASKS = np.asarray([0, 0, 1, 1]), np.asarray([0, 0, 1, 1])
+LABELS = {
+    "groups": np.asarray([0, 0, 1, 1]),
+    "tasks": np.asarray([0, 0, 1, 1]),
+    "names": ["ocr", "maths", "absent"],
+}
 
 
 def measured(rewards, lengths=(1, 3, 5, 9), **options):
     rewards = np.asarray(rewards, np.float32)
     components = Rewards(rewards, rewards, np.ones(4), np.zeros(4))
-    return rollout_metrics(components, outcomes(lengths), GROUPS, TASKS, NAMES, **options)
+    return rollout_metrics(components, **outcomes(lengths), **LABELS, **options)
 
 
 def test_means_over_all_and_over_each_task():
@@ -103,7 +107,7 @@ def test_means_over_all_and_over_each_task():
 
 def test_entropy_is_a_mean_over_tokens():
     found = outcomes([1, 3, 5, 9], [2.0, 1.0, 0.0, 0.0])
-    metrics = rollout_metrics(Rewards(*np.zeros((4, 4))), found, GROUPS, TASKS, NAMES)
+    metrics = rollout_metrics(Rewards(*np.zeros((4, 4))), **found, **LABELS)
     assert metrics["entropy/ocr"] == pytest.approx((2 * 1 + 1 * 3) / 4)
     assert metrics["entropy"] == pytest.approx(5 / 18)
 

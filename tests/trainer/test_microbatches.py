@@ -10,6 +10,7 @@ import torch
 import g2rpo
 from g2rpo_trainer.batch import Batch, Lengths, micro_batch_rows, token_bins
 from g2rpo_trainer.model.policy_model import Shortcuts
+from g2rpo_trainer.tasks import TASKS
 from g2rpo_trainer.update import batch_loss
 
 
@@ -38,6 +39,7 @@ def batch(prompts, completions):
         advantages=advantages,
         length_advantages=length_advantages,
         tasks=groups,
+        task_names=list(TASKS),
         ref_logprobs=completions.logprobs - 0.1,
     )
 

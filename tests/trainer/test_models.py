@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from g2rpo_trainer.inputs.batching import Prompts, collate, select_rows
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.logprobs import completion_logprobs, plain_predictions
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.prompts.batching import Prompts, collate, select_rows
+from g2rpo_trainer.prompts.encoding import encode_prompts
 
 from .one_update import learn_once, rollouts
 from .tiny_models import FAMILIES, IMAGE_FAMILIES, make_records

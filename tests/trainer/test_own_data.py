@@ -10,7 +10,7 @@ import pytest
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.inputs.chat import FORMAT_INSTRUCTION, conversation
+from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, conversation
 from g2rpo_trainer.tasks import TASKS
 
 
@@ -45,11 +45,11 @@ def test_a_run_takes_its_tasks_from_the_file(records, tmp_path):
     summary = train(config)
     assert set(summary["after"]) == {"signs", "sums", "mean"}
     assert summary["steps"] == 2
-    named, source = open_run(config)
-    assert sorted(named.data.tasks) == ["signs", "sums"]
+    source = open_run(config)
+    assert sorted(source.tasks) == ["signs", "sums"]
     kinds = {name: task.reward_kind for name, task in source.summary().tasks.items()}
     assert kinds == {"signs": "character OCR", "sums": "numerical"}
-    assert load_config(tmp_path / "run" / "config.yaml").data.tasks == named.data.tasks
+    assert load_config(tmp_path / "run" / "config.yaml") == config
 
 
 @pytest.mark.parametrize("model", ["llava", "builtin"])
@@ -82,7 +82,7 @@ def test_prompts_with_no_image_one_and_two_share_a_step(model, folders, tmp_path
             "output.dir": str(tmp_path / "run"),
         }
     )
-    source = open_run(config)[1]
+    source = open_run(config)
     for position in (0, 9):
         records = source.training_records(seed=0, position=position, prompts=9)
         assert {len(record.images) for record in records} == {0, 1, 2}
@@ -109,7 +109,7 @@ def test_a_conversation_keeps_its_turns_and_gets_the_instruction():
 
 def test_rewards_of_reasoning_gym_are_its_own():
     config = load_config(overrides={"data.source": "reasoning-gym:chain_sum"})
-    assert "reasoning-gym" in open_run(config)[1].reward_functions
+    assert "reasoning-gym" in open_run(config).reward_functions
 
 
 def test_tasks_whose_names_look_like_parts_of_metrics(tmp_path):

@@ -11,10 +11,12 @@ from g2rpo_trainer.report.figures import held_out, smoothed
 from g2rpo_trainer.report.plots import draw_plots
 from g2rpo_trainer.run_folder import RunFolder
 
+TASKS = ["grounding", "maths", "ocr", "vqa"]
+
 
 @pytest.fixture
 def folder(tmp_path):
-    config = load_config(settings=["output.trackers=[]", "data.tasks=[grounding, maths, ocr, vqa]"])
+    config = load_config(settings=["output.trackers=[]", f"data.tasks={TASKS}"])
     return RunFolder.create(tmp_path, config)
 
 
@@ -27,7 +29,7 @@ def test_plots(folder, steps):
             metrics[f"completions/mean_length/{task}"] = 20.0
             metrics[f"entropy/{task}"] = 0.4
         folder.log(step, metrics)
-    paths = draw_plots(folder)
+    paths = draw_plots(folder, TASKS)
     assert [path.name for path in paths] == ["reward.png", "length.png", "entropy.png"]
     for path in paths:
         with Image.open(path) as picture:
@@ -36,7 +38,7 @@ def test_plots(folder, steps):
 
 
 def test_without_metrics_nothing_is_drawn(folder):
-    assert draw_plots(folder) == []
+    assert draw_plots(folder, TASKS) == []
     assert not folder.plots_path.exists()
 
 
@@ -78,12 +80,12 @@ def test_held_out_rewards_are_those_of_the_metrics_and_the_summary(folder):
 def test_held_out_rewards_are_in_the_picture(folder):
     for step in (1, 2):
         folder.log(step, {"reward/maths": 0.5})
-    draw_plots(folder)
+    draw_plots(folder, TASKS)
     path = folder.plots_path / "reward.png"
     without = np.asarray(Image.open(path).convert("RGB")).astype(int)
     interval = {"maths": [0.25, 0.75]}
     folder.write_summary({"steps": 2, "interval_before": interval, "interval_after": interval})
-    draw_plots(folder)
+    draw_plots(folder, TASKS)
     found = np.asarray(Image.open(path).convert("RGB")).astype(int)
 
     def orange(picture):
@@ -100,7 +102,7 @@ def gradients(**norms):
 
 
 def orange_of_equity_plot(folder):
-    draw_plots(folder)
+    draw_plots(folder, TASKS)
     with Image.open(folder.plots_path / "equity.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     return (abs(pixels - (255, 127, 14)).sum(-1) < 30).sum()
@@ -119,10 +121,10 @@ def test_the_gradient_norm_of_every_task_has_its_line(folder):
 def test_gradient_norms_without_a_logarithm_leave_gaps(folder):
     folder.log(10, gradients(grounding=0.0, maths=1.0) | {"equity/ratio": math.inf})
     folder.log(20, gradients(grounding=math.nan))
-    assert "equity.png" in [path.name for path in draw_plots(folder)]
+    assert "equity.png" in [path.name for path in draw_plots(folder, TASKS)]
 
 
 def test_without_measured_gradients_there_is_no_equity_plot(folder):
     folder.log(1, {"reward/maths": 0.5})
-    assert "equity.png" not in [path.name for path in draw_plots(folder)]
+    assert "equity.png" not in [path.name for path in draw_plots(folder, TASKS)]
     assert not (folder.plots_path / "equity.png").exists()

@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_trainer.config import Model
-from g2rpo_trainer.data import open_run
 from g2rpo_trainer.distributed import Ranks
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
-from g2rpo_trainer.model.device import resolve_device
+from g2rpo_trainer.model.loading import resolve_device
 from g2rpo_trainer.sampling import sample
-from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.sharding import wants_sharding
 
+from .conftest import scorer_of
 from .launched import free_port
 from .processes_worker import CASES, STEPS
 
@@ -147,7 +146,7 @@ def test_a_share_is_sampled_like_the_whole(random_policy, prompts):
 
 
 def test_no_response_has_no_reward(tiny_run):
-    with Scorer(*open_run(tiny_run())) as scorer:
+    with scorer_of(tiny_run()) as scorer:
         assert all(column.shape == (0,) for column in scorer([], []).columns().values())
 
 
@@ -203,8 +202,8 @@ def test_workers_are_divided(launched, tiny_run, monkeypatch):
     scoring = g2rpo_trainer.scoring
     monkeypatch.setattr(scoring, "RewardPool", lambda workers, **_: made.append(workers))
     for workers in (5, 1, 0):
-        Scorer(*open_run(tiny_run(f"rewards.workers={workers}")))
+        scorer_of(tiny_run(f"rewards.workers={workers}"))
     launched(LOCAL_WORLD_SIZE="2")
     for workers in (5, 1, 0):
-        Scorer(*open_run(tiny_run(f"rewards.workers={workers}")))
+        scorer_of(tiny_run(f"rewards.workers={workers}"))
     assert made == [5, 1, 0, 2, 1, 0]

@@ -8,8 +8,9 @@ import torch
 
 import g2rpo
 from g2rpo_trainer import stopping
-from g2rpo_trainer.inputs.prompts import encode_prompts, select_rows
 from g2rpo_trainer.logprobs import completion_logprobs
+from g2rpo_trainer.prompts.batching import select_rows
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import draw, sample
 
 

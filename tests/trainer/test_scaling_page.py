@@ -8,7 +8,7 @@ import pytest
 
 from g2rpo_trainer import estimate as estimates
 from g2rpo_trainer.estimate import estimate_memory
-from g2rpo_trainer.model.versions import peft_fault
+from g2rpo_trainer.model.adapting import peft_fault
 from g2rpo_trainer.step_time import GPUS, step_seconds
 
 from .model_sizes import H100, run_of, shape_of

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from g2rpo_trainer.config import Optimization
-from g2rpo_trainer.schedule import learning_rate_factor, warmup_steps
+from g2rpo_trainer.optimizer import learning_rate_factor, warmup_steps
 
 STEPS, WARMUP = 50, 8
 

@@ -10,14 +10,15 @@ import pytest
 
 from g2rpo.rewards import RewardPool
 from g2rpo_trainer import train
-from g2rpo_trainer.answers import Answers
+from g2rpo_trainer.answers import Answers, evaluated
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.evaluation import evaluated
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.tasks import TASKS
+
+from .conftest import scorer_of
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ LOOSE = "<think>a</think><answer>it is at [0, 0, 10, 10]</answer>"
 
 
 def test_components_and_their_sum():
-    with Scorer(*open_run(load_config())) as scorer:
+    with scorer_of(load_config()) as scorer:
         rewards = scorer([BOX], [HALF, LOOSE, "nothing"])
     assert rewards.accuracy.tolist() == [0.5, 1, 0]
     assert rewards.format.tolist() == [1, 1, 0]
@@ -65,7 +66,7 @@ def test_components_and_their_sum():
 
 
 def test_an_evaluation_has_no_noise_of_single_precision():
-    with Scorer(*open_run(load_config())) as scorer:
+    with scorer_of(load_config()) as scorer:
         single = scorer([BOX], [HALF, LOOSE])
         double = scorer([BOX], [HALF, LOOSE], dtype=np.float64)
     assert {column.dtype for column in single.columns().values()} == {np.dtype(np.float32)}
@@ -81,10 +82,10 @@ def test_an_evaluation_has_no_noise_of_single_precision():
 
 
 def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):
-    with Scorer(*open_run(own_data("spatial grounding", answer="[0, 0, 10, 10]"))) as scorer:
+    with scorer_of(own_data("spatial grounding", answer="[0, 0, 10, 10]")) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.45 + 0.1 + 0.5])
     weights = "rewards.weights={accuracy: 1, format: 0, structure: 0.25}"
-    with Scorer(*open_run(load_config(settings=[weights]))) as scorer:
+    with scorer_of(load_config(settings=[weights])) as scorer:
         assert scorer([BOX], [HALF]).reward.tolist() == pytest.approx([0.75])
 
 
@@ -110,7 +111,7 @@ def test_processes_start_only_where_scoring_can_take_long(
             super().__init__(0, **options)
 
     monkeypatch.setattr("g2rpo_trainer.scoring.RewardPool", Pool)
-    with Scorer(*open_run(own_data(problem_type, *settings, answer="1"))):
+    with scorer_of(own_data(problem_type, *settings, answer="1")):
         assert seen == [workers]
 
 
@@ -122,7 +123,7 @@ def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
         "rewards.timeout=0.5",
     )
     texts = [f"<think></think><answer>{answer}</answer>" for answer in ("a", "hang", "b")]
-    with Scorer(*open_run(config)) as scorer:
+    with scorer_of(config) as scorer:
         assert scorer([RED], texts).accuracy.tolist() == [1, 0, 1]
         expected = {"rewards/timeouts": 1, "rewards/crashes": 0, "rewards/errors": 0}
         assert scorer.metrics() == expected
@@ -172,7 +173,7 @@ def test_a_function_that_fails_names_file_line_and_the_way_out(own_data, functio
     )
     record = replace(RED, place="a.jsonl, line 7")
     texts = ["<think></think><answer>a</answer>", "no answer"]
-    with Scorer(*open_run(config)) as scorer, pytest.raises(RunError) as raised:
+    with scorer_of(config) as scorer, pytest.raises(RunError) as raised:
         scorer([record], texts)
     text = str(raised.value)
     assert text.startswith("a.jsonl, line 7: reward function own_scores:")
@@ -189,7 +190,7 @@ def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
             "rewards.workers=0",
         ]
     )
-    config, source = open_run(config)
+    source = open_run(config)
     (drawn,) = source.training_records(seed=4, position=12, prompts=1)
     held = source.held_out_records("maths", 3)[2]
     bare = TASKS["maths"].item(4, 12).record
@@ -209,7 +210,7 @@ def test_errors_are_skipped_and_counted_only_if_that_is_allowed(own_data):
         "rewards.workers=0",
         "rewards.skip_errors=true",
     )
-    with Scorer(*open_run(config)) as scorer:
+    with scorer_of(config) as scorer:
         rewards = scorer([RED], ["<think></think><answer>a</answer>", "no answer"])
         assert scorer.metrics()["rewards/errors"] == 1
     assert np.isnan(rewards.reward).tolist() == [True, False]
@@ -266,12 +267,12 @@ def test_a_broken_record_is_skipped_and_counted_only_if_that_is_allowed(own_data
     with pytest.raises(RunError, match=r"own.jsonl, line 13: .*'many'.*finite number"):
         open_run(config)
     allowed = load_config(None, {"data.source": config.data.source}, ["data.skip_broken=true"])
-    assert open_run(allowed)[1].summary().skipped == 1
+    assert open_run(allowed).summary().skipped == 1
 
 
 def test_the_same_data_are_checked_again_with_other_functions(own_data):
     known = own_data("colour", "rewards.functions.colour=own_scores:length_of")
-    assert open_run(known)[0].data.tasks == ["t"]
+    assert open_run(known).tasks == ("t",)
     with pytest.raises(RunError, match="'colour'"):
         open_run(load_config(None, {"data.source": known.data.source}))
 

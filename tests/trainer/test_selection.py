@@ -12,13 +12,14 @@ import torch
 import g2rpo
 from g2rpo_trainer import train
 from g2rpo_trainer.advantages import Shaping
-from g2rpo_trainer.batch import Batch, high_entropy_tokens
+from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import sample_with_policy
 from g2rpo_trainer.scoring import Rewards
 from g2rpo_trainer.step import training_step
+from g2rpo_trainer.token_weights import high_entropy_tokens
 from g2rpo_trainer.update import batch_loss, mini_batch_totals, update_policy
 
 TASKS = ["grounding", "vqa", "spatial", "chart", "ocr", "maths"]
@@ -45,6 +46,7 @@ def batch(prompts, completions):
         advantages,
         None,
         tasks=groups,
+        task_names=TASKS,
     )
 
 
@@ -75,7 +77,7 @@ class Judge:
 
 def one_step(policy, config, sampler):
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
-    shaping = Shaping(config)
+    shaping = Shaping(config, config.data.tasks)
     given = (shaping, config, open_source(config.data), progress, Judge())
     result = training_step(policy, optimizer, *given, sampler=sampler)
     return result, progress
@@ -106,6 +108,7 @@ def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode)
         advantages=torch.tensor(advantages),
         length_advantages=None,
         tasks=groups,
+        task_names=TASKS,
     )
     if mode != "off":
         batch = batch.rows(found.ended.nonzero()[:, 0])
@@ -150,7 +153,13 @@ def test_prompts_whose_signal_was_truncated_are_drawn_anew(policy, tiny_run):
         described = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR, *dynamic)
         optimizer = make_optimizer(policy, described.optimization)
         source = open_source(described.data)
-        given = (Shaping(described), described, source, Progress(), Alternating())
+        given = (
+            Shaping(described, described.data.tasks),
+            described,
+            source,
+            Progress(),
+            Alternating(),
+        )
         result = training_step(policy, optimizer, *given, sampler=Cut(every=2))
         assert result.metrics["sampling/dropped"] == dropped
 
@@ -159,7 +168,7 @@ def test_the_policy_term_is_over_the_tokens_of_high_entropy(policy, batch, tiny_
     config = tiny_run("entropy.low=8", "entropy.high=9", "optimization.beta=0.1")
     batch = replace(batch, ref_logprobs=batch.logprobs - 0.1)
     kept = g2rpo.high_entropy_mask(batch.entropies, batch.mask, batch.tasks, share=0.3)
-    restricted, metrics = high_entropy_tokens(batch, 0.3, TASKS)
+    restricted, metrics = high_entropy_tokens(batch, 0.3)
     totals = mini_batch_totals(batch, config)
     terms, _ = batch_loss(policy, restricted, totals, config)
     plain, _ = batch_loss(policy, batch, totals, config)
@@ -173,7 +182,7 @@ def test_the_policy_term_is_over_the_tokens_of_high_entropy(policy, batch, tiny_
     ocr = batch.tasks == TASKS.index("ocr")
     share = float(kept[ocr].sum() / batch.mask[ocr].sum())
     assert metrics["frac_high_entropy/ocr"] == pytest.approx(share)
-    same, nothing = high_entropy_tokens(batch, 1.0, TASKS)
+    same, nothing = high_entropy_tokens(batch, 1.0)
     assert same is batch
     assert nothing == {}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
-from g2rpo_trainer.inputs.prompts import select_rows
 from g2rpo_trainer.logprobs import completion_logprobs, packed_predictions, plain_predictions
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import Shortcuts
 from g2rpo_trainer.packing import split_groups
+from g2rpo_trainer.prompts.batching import select_rows
 from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import (

@@ -112,12 +112,14 @@ def test_a_task_without_items_has_a_dash_and_no_part_in_the_mean():
 
 def test_start_table_says_what_is_trained_and_how_it_is_shaped():
     settings = ["data.tasks=[ocr, vqa]", "length.targets={ocr: [0, 0, 10, 20]}", "entropy.high=2"]
-    ocr, vqa = cells_of(start_table(*open_run(load_config(settings=settings))))
+    shaped = load_config(settings=settings)
+    ocr, vqa = cells_of(start_table(shaped, open_run(shaped)))
     assert ocr == ["ocr", "character OCR", "∞", "∞", "50.0%", "0–10", "0.05–2"]
     assert vqa[-2:] == ["–", "0.05–2"]
     calibrated = load_config(settings=[*settings, "length.calibrate=true"])
     assert all(
-        part in text_of(start_table(*open_run(calibrated))) for part in ("from 0–10", "calibrated")
+        part in text_of(start_table(calibrated, open_run(calibrated)))
+        for part in ("from 0–10", "calibrated")
     )
     plain = load_config(settings=[*settings, "length.mode=off", "entropy.weight=0"])
-    assert "tokens" not in text_of(start_table(*open_run(plain)))
+    assert "tokens" not in text_of(start_table(plain, open_run(plain)))

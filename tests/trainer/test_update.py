@@ -10,6 +10,7 @@ from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors
 from g2rpo_trainer.progress import Progress
+from g2rpo_trainer.tasks import TASKS
 from g2rpo_trainer.update import batch_values, update_policy, with_reference
 
 
@@ -24,7 +25,7 @@ def batch(prompts, completions):
     advantages = torch.randn(rows, generator=torch.Generator().manual_seed(0))
     groups = torch.arange(rows) // 4
     columns = completions.tokens, completions.mask, completions.logprobs, completions.entropies
-    return Batch(prompts, groups, *columns, advantages, None, tasks=groups)
+    return Batch(prompts, groups, *columns, advantages, None, tasks=groups, task_names=list(TASKS))
 
 
 def state_of(policy, optimizer):
@@ -96,9 +97,9 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
     config = tiny_run(
         "optimization.micro_batch_tokens=250",
         "optimization.beta=0.1",
-        "data.tasks=[ocr, maths, chart]",
     )
-    shifted = replace(shifted, tasks=(batch.groups > 3).long())
+    names = ["ocr", "maths", "chart"]
+    shifted = replace(shifted, tasks=(batch.groups > 3).long(), task_names=names)
     optimizer = make_optimizer(policy, config.optimization)
     metrics = update_policy(policy, optimizer, shifted, config, Progress())
     for number, task in enumerate(("ocr", "maths")):

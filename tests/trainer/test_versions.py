@@ -14,8 +14,8 @@ from transformers.integrations import peft as integration
 
 from g2rpo_trainer.config import Lora, Model
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.model.adapting import peft_fault
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.model.versions import peft_fault
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from g2rpo_trainer import logprobs, train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run, open_source
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.inputs.batching import select_rows
-from g2rpo_trainer.inputs.media import takes_videos
-from g2rpo_trainer.inputs.prompts import encode_prompts, prompt_fault
 from g2rpo_trainer.logprobs import completion_logprobs, plain_predictions
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import Shortcuts
 from g2rpo_trainer.packing import prompt_positions
+from g2rpo_trainer.prompts.batching import select_rows
+from g2rpo_trainer.prompts.encoding import Prompt, encode_prompts
+from g2rpo_trainer.record import BrokenRecord
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.shortcuts import choose_shortcuts
 
@@ -107,6 +108,13 @@ def video_of(data, frames=4):
     return open_source(settings, rows=rows).training_records(seed=0, position=0, prompts=1)[0]
 
 
+def fault(policy, record):
+    """Return why a policy cannot be asked a record."""
+    with pytest.raises(BrokenRecord) as caught:
+        Prompt.encoded(policy, record)
+    return str(caught.value)
+
+
 def test_the_model_is_told_when_frames_are_shown(policies):
     policy, _ = policies("qwen3_vl")
     # Eight frames in 21.7 seconds, at uneven distances. What is seen stands at 0, 5.4, 10.9 and
@@ -158,14 +166,13 @@ def test_a_model_without_videos_refuses_them(family, folders):
     what = "takes text only" if family == "llama" else "takes none; name a model that takes videos"
     assert "has 1 video, but " in text
     assert what in text
-    assert text.endswith("data.skip_broken: true leaves such records out")
-    assert "1 video" in prompt_fault(policy, video_of(film(2)))
+    assert "1 video" in fault(policy, video_of(film(2)))
 
 
 def test_a_missing_torchvision_is_named(folders, monkeypatch):
     monkeypatch.setattr("transformers.utils.import_utils.is_torchvision_available", lambda: False)
     policy = load_policy(str(folders("qwen3_vl")), device="cpu")
-    for ask in (lambda one: encode_prompts(policy, [one]), lambda one: prompt_fault(policy, one)):
+    for ask in (lambda one: encode_prompts(policy, [one]), partial(Prompt.encoded, policy)):
         with pytest.raises(
             RunError, match=r'torchvision for videos; run: pip install "g2rpo\[video\]"'
         ):
@@ -175,7 +182,7 @@ def test_a_missing_torchvision_is_named(folders, monkeypatch):
 def test_images_and_videos_in_a_prompt_of_smolvlm_are_refused(policies):
     policy, _ = policies("smolvlm")
     record = replace(video_of(film(2)), images=[Image.new("RGB", (8, 8))])
-    assert "takes one kind a prompt" in prompt_fault(policy, record)
+    assert "takes one kind a prompt" in fault(policy, record)
 
 
 def test_what_a_processor_refuses_is_told_by_its_record(policies):
@@ -186,8 +193,8 @@ def test_what_a_processor_refuses_is_told_by_its_record(policies):
 
 def test_a_video_too_long_for_the_model():
     policy = build_policy("qwen3_vl", max_prompt_length=150)
-    assert prompt_fault(policy, video_of(film(16), frames=2)) is None
-    assert "fewer frames (data.video_frames)" in prompt_fault(policy, video_of(film(16), frames=16))
+    assert Prompt.encoded(policy, video_of(film(16), frames=2)).inputs
+    assert "fewer frames (data.video_frames)" in fault(policy, video_of(film(16), frames=16))
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
@@ -195,8 +202,8 @@ def test_a_saved_folder_takes_videos_where_torchvision_is(family, policies, tmp_
     policy, _ = policies(family)
     policy.save(tmp_path)
     again = load_policy(str(tmp_path), device="cpu")
-    assert takes_videos(again) == is_torchvision_available()
-    if takes_videos(again):
+    assert again.takes_videos == is_torchvision_available()
+    if again.takes_videos:
         # Without its image: torchvision and Pillow resize those differently.
         record = replace(make_records(family)[3], images=[])
         found, expected = (encode_prompts(one, [record]) for one in (again, policy))
@@ -241,7 +248,7 @@ def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
             "output.dir": str(tmp_path / "run"),
         }
     )
-    config, source = open_run(config)
+    source = open_run(config)
     summary = train(config, source=source)
     assert summary["steps"] == 2
     assert set(summary["after"]) == {"when", "mean"}

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.vllm import open_sampler
 
 from . import tiny_models

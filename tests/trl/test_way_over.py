@@ -72,7 +72,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
     rows = loaded(tmp_path / "out", "train", tmp_path / "cache")
     settings = load_config(overrides={"data.source": str(path), "model.name": "any"})
     source = open_source(settings.data)
-    records = list(source.stored_records(held_out=False))
+    records = list(source.stored_records(lambda record: record, held_out=False))
     assert [row["prompt"][-1]["content"] for row in rows] == [r.problem for r in records]
     pairs = [(n, text) for n, r in enumerate(records) for text in ANSWERS[r.problem_type][1]]
     texts = [text for _, text in pairs]

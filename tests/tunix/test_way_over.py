@@ -50,7 +50,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(converted)
     names = run(blocks()[3])
     settings = load_config(overrides={"data.source": str(converted), "model.name": "any"})
     source = open_source(settings.data)
-    records = list(source.stored_records(held_out=False))
+    records = list(source.stored_records(lambda record: record, held_out=False))
     rows = [
         {name: column[0] for name, column in batch.items()}
         for batch in names["Records"]("tunix-data/train.parquet", 1)

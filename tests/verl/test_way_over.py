@@ -70,7 +70,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
     assert run(monkeypatch, "data", "convert", path, "--to", "verl", "-o", tmp_path / "out") == 0
     settings = load_config(overrides={"data.source": str(path), "model.name": "any"})
     source = open_source(settings.data)
-    records = list(source.stored_records(held_out=False))
+    records = list(source.stored_records(lambda record: record, held_out=False))
     data = read(tmp_path / "out" / "train.parquet")
     assert len(data) == len(records)
     with Scorer(settings, source) as scorer:
@@ -111,7 +111,7 @@ def test_images_and_videos_stand_where_the_prompt_has_them(tmp_path, monkeypatch
     assert run(monkeypatch, "data", "convert", path, "--to", "verl", "-o", tmp_path / "out") == 0
     records = list(
         open_source(load_config(overrides={"data.source": str(path)}).data).stored_records(
-            held_out=False
+            lambda record: record, held_out=False
         )
     )
     data = read(tmp_path / "out" / "train.parquet", processor=SimpleNamespace())

@@ -2,39 +2,43 @@
 
 The modules, in the order in which data passes through a run:
 
-- ``config/``: the configuration, one model a section, and its presets; ``data/`` and ``tasks/``:
-  records of the user's own and built-in ones (``record.py``).
-- ``model/``: a policy is loaded and adapted; ``policy/``: the embedded policy.
+- ``config/``: the configuration, one model a section, and its presets.
+- ``data/`` and ``tasks/``: records of the user's own and built-in ones (``record.py``).
+- ``model/``: a policy is loaded (``loading``, ``processors``), adapted (``adapting``) and bound to
+  its special tokens (``policy_model``, ``chat_template``); ``policy/``: the embedded policy, which
+  ``cold_start.py`` makes.
 - ``estimate.py``: memory of a run, before anything is loaded, from the sizes of its model
   (``model_shape.py``); ``device_fit.py``: whether it fits; ``step_time.py``: seconds of a step.
-- ``inputs/``: records to conversations, prompts and batches of tensors.
+- ``prompts/``: records to texts (``chat``), model inputs (``encoding``) and batches (``batching``).
 - ``rollouts.py``: prompts, responses and rewards of a step. Responses come from the policy
-  (``sampling.py``, with each prompt encoded once by ``prefill.py`` and ended by ``stopping.py``) or
-  from vLLM (``vllm.py``, ``vllm_weights.py``, ``importance.py``).
+  (``sampling.py``, with the prompts prefilled by ``prefill.py`` and the ends found by
+  ``stopping.py``) or from vLLM (``vllm.py``, ``vllm_weights.py``).
 - ``scoring.py``: responses to rewards, in worker processes.
 - ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
   weights and task weights.
 - ``packing.py``: rows of one prompt and several responses, with masks and positions;
   ``logprobs.py``: the differentiable pass over given responses, with or without logits;
   ``shortcuts.py``: which of the faster ways a run takes.
-- ``batch.py``: a step's rollouts and their micro-batches; ``update.py``: loss, gradients and
-  optimiser steps; ``optimizer.py``, ``schedule.py``: AdamW with float32 masters and its learning
-  rate; ``equity.py``: gradient norms of tasks.
+- ``batch.py``: a step's rollouts and their micro-batches; ``token_weights.py``: weights of tokens
+  in the surrogates; ``update.py``: loss, gradients and optimiser steps; ``optimizer.py``: AdamW
+  with float32 masters and its learning rate; ``equity.py``: gradient norms of tasks.
 - ``step.py``: one step, from prompts to update.
 - ``loop.py``: a run, from its first evaluation to its summary; ``progress.py``: its counters;
   ``interruption.py``: signals, errors, and how to resume.
-- ``evaluation.py``: held-out rewards; ``metrics.py``: the metrics of a step.
+- ``evaluation.py``: answers to held-out items; ``answers.py``: their statistics; ``metrics.py``:
+  the metrics of a step.
 - ``run_folder.py``: the files of a run; ``checkpoint.py``: the contents of a checkpoint;
   ``files.py``: files that survive a crash.
 - ``report/``: progress, tables, plots and trackers.
 - ``distributed.py``: ranks and their collectives; ``sharding.py``: a model sharded by FSDP2;
-  ``launch.py``: what a launcher says.
+  ``launch.py``: the environment of a launcher.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluation, evaluate, evaluate_policy
+    from .answers import Evaluation
+    from .evaluation import evaluate, evaluate_policy
     from .interruption import Interrupted
     from .loop import train
     from .model.loading import load_policy
@@ -51,7 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Evaluation": "evaluation",
+    "Evaluation": "answers",
     "Interrupted": "interruption",
     "Policy": "model.policy_model",
     "evaluate": "evaluation",

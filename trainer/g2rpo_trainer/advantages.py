@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ class Shaping(g2rpo.Shaping):
     Parameters
     ----------
     config : TrainConfig
-        With the sections estimator, rewards, length, entropy and task_weights; tasks are named.
+        With the sections estimator, rewards, length, entropy and task_weights.
+    tasks : sequence of str
+        Names of the tasks.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(shaping_options(config))
+    def __init__(self, config: TrainConfig, tasks: Sequence[str]) -> None:
+        super().__init__(shaping_options(config, tasks))
         self._by_component = _by_component(config)
 
     def __call__(
@@ -57,21 +60,19 @@ class Shaping(g2rpo.Shaping):
         )
 
 
-def shaping_options(config: TrainConfig) -> ShapingOptions:
-    """Return the options of the core's shaping that a configuration asks for."""
+def shaping_options(config: TrainConfig, tasks: Sequence[str]) -> ShapingOptions:
+    """Return the options of the core's shaping that a configuration asks for these tasks."""
     estimator, length, entropy = config.estimator, config.length, config.entropy
-    targets = {
-        task: length.target_of(task, config.rollout.limit_of(task)) for task in config.data.tasks
-    }
+    targets = {task: length.target_of(task, config.rollout.limit_of(task)) for task in tasks}
     calibration = LengthCalibration(**length.calibration.model_dump())
     factors = config.task_weights
 
     def of_run(by_task: dict[str, Any]) -> dict[str, Any]:
         # A configuration may also name tasks that the run leaves out.
-        return {task: by_task[task] for task in config.data.tasks if task in by_task}
+        return {task: by_task[task] for task in tasks if task in by_task}
 
     return ShapingOptions(
-        tasks=config.data.tasks,
+        tasks=tasks,
         estimator=estimator.name,
         estimator_options=estimator.keywords,
         reward_weights=reward_weights(config) if _by_component(config) else None,

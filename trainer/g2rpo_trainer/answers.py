@@ -1,13 +1,16 @@
-"""Answers to held-out items, as they are handed to the evaluation."""
+"""Answers to held-out items, and their statistics by task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo.estimates import Estimate, best_of, mean_estimate, mean_of_estimates
 from g2rpo_trainer.files import to_json
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.scoring import Rewards
@@ -15,7 +18,8 @@ from g2rpo_trainer.scoring import Rewards
 Sample = dict[str, Any]
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True)
+class Answers:
     """Some held-out items of one task with all responses to them.
 
     Attributes
@@ -33,7 +37,8 @@ class Answers(NamedTuple):
     ended : array (N,), bool
         False where the response was cut off at its length limit.
     opened : sequence of str
-        What each item's prompt has opened, with which its responses begin; none if no prompt has.
+        Part of the answer format that each item's prompt ends with, and its responses begin with;
+        empty for none.
     """
 
     first: int
@@ -45,7 +50,7 @@ class Answers(NamedTuple):
     opened: Sequence[str] = ()
 
     def samples(self, task: str) -> list[Sample]:
-        """Return the responses one by one, each with its item and what it was worth.
+        """Return the responses one by one, each with its item and its reward.
 
         Returns
         -------
@@ -74,3 +79,148 @@ class Answers(NamedTuple):
                 }
             )
         return samples
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on the held-out items, by task.
+
+    Attributes
+    ----------
+    reward : dict of str to float
+        Mean reward, with ``"mean"`` over the tasks; NaN for a task without held-out items.
+    length : dict of str to float
+        Mean response length in tokens.
+    detail : dict of str to dict
+        For each task and ``"mean"``: number of ``items``, ``low`` and ``high`` end of the 95 %
+        confidence interval of the mean reward, mean reward of the ``best`` of all responses to an
+        item; for each task also ``best_of``, by k = 1, 2, 4, …, and the means of the components.
+    """
+
+    reward: dict[str, float]
+    length: dict[str, float]
+    detail: dict[str, dict[str, Any]]
+
+    @property
+    def interval(self) -> dict[str, list[float]]:
+        """Ends of the 95 % confidence interval of each mean reward."""
+        return {task: [of["low"], of["high"]] for task, of in self.detail.items()}
+
+    @property
+    def items(self) -> dict[str, int]:
+        """Number of items behind each mean reward."""
+        return {task: of["items"] for task, of in self.detail.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of an evaluation during a run; tasks without items have none.
+
+        Examples
+        --------
+        >>> detail = {"ocr": {"low": 0.4, "high": 0.6}}
+        >>> Evaluation({"ocr": 0.5}, {"ocr": 12.0}, detail).metrics()
+        {'eval_reward/ocr': 0.5, 'eval_reward_low/ocr': 0.4, 'eval_reward_high/ocr': 0.6,
+        'eval_completions/mean_length/ocr': 12.0}
+        """
+        metrics = {}
+        for task, reward in self.reward.items():
+            suffix = "" if task == "mean" else f"/{task}"
+            metrics["eval_reward" + suffix] = reward
+            for end in ("low", "high"):
+                metrics[f"eval_reward_{end}{suffix}"] = self.detail[task][end]
+        for task, length in self.length.items():
+            metrics[f"eval_completions/mean_length/{task}"] = length
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def evaluated(
+    answers: Mapping[str, Iterable[Answers]],
+    advance: Callable[[int], None] = lambda items: None,
+    on_samples: Callable[[list[Sample]], None] | None = None,
+) -> Evaluation:
+    """Return the results of the answers to the items of all tasks.
+
+    Parameters
+    ----------
+    answers : mapping of str to iterable of Answers
+        Task to its items, batch by batch; empty if it has none. They may be sampled lazily.
+    advance : callable
+        Called with the number of items done since its last call.
+    on_samples : callable, optional
+        Called with the responses of every batch, as `Answers.samples` returns them.
+
+    Returns
+    -------
+    Evaluation
+
+    Examples
+    --------
+    >>> ones, zeros = np.ones(4), np.zeros(4)
+    >>> rewards = Rewards(np.asarray([1.0, 0.0, 1.0, 1.0]), ones, ones, zeros)
+    >>> part = Answers(0, [{}, {}], ["yes"] * 4, rewards, np.full(4, 7), ones > 0)
+    >>> found = evaluated({"ocr": [part]})
+    >>> found.reward, found.length, found.detail["mean"]["best"]
+    ({'ocr': 0.75, 'mean': 0.75}, {'ocr': 7.0}, 1.0)
+    """
+    results = {}
+    for task, parts in answers.items():
+        items = 0
+        columns: list[npt.NDArray[Any]] = [np.zeros((len(fields(Rewards)), 0))]
+        lengths: list[npt.NDArray[Any]] = [np.zeros(0)]
+        for part in parts:
+            # Texts and images are not kept.
+            items += len(part.records)
+            columns.append(np.stack(list(part.rewards.columns().values())))
+            lengths.append(part.lengths)
+            if on_samples:
+                on_samples(part.samples(task))
+            advance(len(part.records))
+        rewards = Rewards(*np.concatenate(columns, axis=1))
+        results[task] = _TaskResult(items, rewards, np.concatenate(lengths))
+    mean = mean_of_estimates([result.mean for result in results.values()])
+    best = mean_of_estimates([result.best for result in results.values()])
+    return Evaluation(
+        {**{task: result.mean.mean for task, result in results.items()}, "mean": mean.mean},
+        {task: result.length for task, result in results.items()},
+        {
+            **{task: result.detail() for task, result in results.items()},
+            "mean": _summary(mean, best),
+        },
+    )
+
+
+class _TaskResult:
+    """Statistics of all responses to the items of one task."""
+
+    def __init__(self, items: int, rewards: Rewards, lengths: npt.NDArray[Any]) -> None:
+        self._rewards = rewards
+        self._generations = len(lengths) // items if items else 1
+        self._groups = np.arange(items).repeat(self._generations)
+        self.length = float(lengths.mean()) if items else math.nan
+        self.mean = mean_estimate(rewards.reward, self._groups)
+        self.best = self._best_of(self._generations)
+
+    def detail(self) -> dict[str, Any]:
+        """Return the statistics for :attr:`Evaluation.detail`."""
+        powers = [2**power for power in range(self._generations.bit_length())]
+        counts = sorted({*powers, self._generations})
+        components = self._rewards.columns()
+        del components["reward"]
+        return {
+            **_summary(self.mean, self.best),
+            "generations": self._generations,
+            "best_of": {str(k): self._best_of(k).mean for k in counts},
+            **{name: _mean_of_present(values) for name, values in components.items()},
+        }
+
+    def _best_of(self, k: int) -> Estimate:
+        return best_of(self._rewards.reward, self._groups, k)
+
+
+def _summary(mean: Estimate, best: Estimate) -> dict[str, Any]:
+    low, high = mean.interval()
+    return {"items": mean.prompts, "low": low, "high": high, "best": best.mean}
+
+
+def _mean_of_present(values: npt.NDArray[np.floating[Any]]) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan

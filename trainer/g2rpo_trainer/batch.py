@@ -1,4 +1,4 @@
-"""A step's rollouts with all that the loss needs, their division into micro-batches, and masks.
+"""A step's rollouts with all that the loss needs, and their division into micro-batches.
 
 A micro-batch is limited by the tokens that its pass computes, padding included: rows times the
 length of the longest. A prompt counts once per row, so once for all responses that share its row.
@@ -12,14 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-import g2rpo
-
-from .config import TrainConfig
-from .distributed import Ranks
-from .inputs.prompts import Inputs, select_rows, trim_padding
 from .logprobs import completion_logprobs
 from .model.policy_model import Policy
 from .packing import responses_per_row
+from .prompts.batching import Inputs, select_rows, trim_padding
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Batch:
         Advantages of the length rewards.
     tasks : Tensor (N,), int64
         Task number of each rollout.
+    task_names : sequence of str
+        Names of the tasks, also of those without rollouts here.
     ref_logprobs : Tensor (N, T) or None
         Log-probabilities under the reference policy, for the KL term.
     importance_weights : Tensor (N, T) or None
@@ -59,6 +57,7 @@ class Batch:
     advantages: torch.Tensor
     length_advantages: torch.Tensor | None
     tasks: torch.Tensor
+    task_names: Sequence[str]
     ref_logprobs: torch.Tensor | None = None
     importance_weights: torch.Tensor | None = None
     numbers: torch.Tensor | None = None
@@ -221,79 +220,3 @@ def _filled(parts: Sequence[list[int]], fits: Callable[[list[int]], bool]) -> li
         else:
             bins.append(list(part))
     return bins
-
-
-def high_entropy_tokens(
-    batch: Batch,
-    share: float,
-    tasks: Sequence[str],
-    ranks: Ranks = Ranks(),
-) -> tuple[Batch, dict[str, float]]:
-    """Restrict a step's batch to the tokens of the highest entropies, task by task.
-
-    Parameters
-    ----------
-    batch : Batch
-        This rank's rollouts; the quantiles are those of all ranks' tokens.
-    share : float
-        As :func:`g2rpo.high_entropy_mask` takes it; 1 changes nothing.
-    tasks : sequence of str
-        Names of the tasks.
-    ranks : Ranks
-        Ranks that train together.
-
-    Returns
-    -------
-    batch : Batch
-    metrics : dict of str to float
-        ``frac_high_entropy``, the share of tokens that remain, also by task.
-    """
-    if share == 1:
-        return batch, {}
-    tasks_of_tokens = batch.tasks[:, None].expand(batch.mask.shape)[batch.mask]
-    (entropies, labels), own = ranks.gather_rows(batch.entropies[batch.mask], tasks_of_tokens)
-    everything = torch.ones_like(entropies, dtype=torch.bool)[:, None]
-    kept = g2rpo.high_entropy_mask(entropies[:, None], everything, labels, share=share)
-    counts = torch.zeros_like(batch.mask)
-    counts[batch.mask] = kept[own, 0]
-    shares, present = g2rpo.task_means(kept.double(), everything, labels, len(tasks))
-    metrics = {"frac_high_entropy": float(kept.double().mean())}
-    for task, part, is_there in zip(tasks, shares.tolist(), present.tolist(), strict=True):
-        if is_there:
-            metrics[f"frac_high_entropy/{task}"] = part
-    return batch.restricted(counts), metrics
-
-
-def without_off_policy(
-    batch: Batch, logprobs: torch.Tensor, config: TrainConfig, ranks: Ranks
-) -> tuple[Batch, dict[str, float]]:
-    """Restrict a mini-batch to responses that :func:`g2rpo.off_policy_mask` keeps.
-
-    Parameters
-    ----------
-    batch : Batch
-        This rank's part of a mini-batch.
-    logprobs : Tensor (N, T)
-        Log-probabilities under the policy before the update.
-    config : TrainConfig
-        Its optimization section has the threshold. With length advantages the weighted sum of both
-        advantages decides.
-    ranks : Ranks
-        Ranks that train together.
-
-    Returns
-    -------
-    batch : Batch
-    metrics : dict of str to float
-        ``off_policy/masked_ratio``, the share of all ranks' responses that are masked.
-    """
-    threshold = config.optimization.off_policy_mask_threshold
-    assert threshold is not None
-    advantages = batch.advantages
-    if batch.length_advantages is not None:
-        advantages = advantages + config.length.weight * batch.length_advantages
-    sampled = batch.logprobs if batch.sampler_logprobs is None else batch.sampler_logprobs
-    counts = g2rpo.off_policy_mask(logprobs, sampled, advantages, batch.mask, threshold=threshold)
-    masked = (batch.mask & ~counts).any(-1)
-    share = ranks.sum(int(masked.sum())) / max(1, ranks.sum(len(batch)))
-    return batch.restricted(counts), {"off_policy/masked_ratio": share}

@@ -22,8 +22,8 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import replacing
 
 from .distributed import Ranks
+from .model.adapting import tied_layers
 from .model.loading import read_parts
-from .model.lora import tied_layers
 from .model.policy_model import GENERATION_SETTINGS, Policy
 from .optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
 from .sharding import full_weights, is_sharded

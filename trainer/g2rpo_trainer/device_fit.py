@@ -170,7 +170,7 @@ def device_memory(name: str) -> DeviceMemory:
     import psutil
     import torch
 
-    from .model.device import resolve_device
+    from .model.loading import resolve_device
 
     device = resolve_device(name)
     if device.type == "cuda":

@@ -85,7 +85,7 @@ def gradient_norms(
             accumulate_gradients(policy, part.rows(rows), totals, config, entropy_weights, ranks)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
-        task = config.data.tasks[number]
+        task = batch.task_names[number]
         found.norms[task] = float(norm)
         if ranks.any(_has_advantage(part.rows(rows))):
             found.with_signal[task] = float(norm)

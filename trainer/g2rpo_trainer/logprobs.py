@@ -16,7 +16,6 @@ import torch
 import g2rpo
 from g2rpo_torch import fused_g2rpo_loss, linear_head, logprobs_and_entropy
 
-from .inputs.prompts import Inputs, extend_rows, select_rows
 from .model.policy_model import Policy
 from .packing import (
     accepts_positions,
@@ -30,6 +29,7 @@ from .packing import (
     split_groups,
     text_positions,
 )
+from .prompts.batching import Inputs, extend_rows, select_rows
 from .sharding import call_unsharded
 
 

@@ -1,18 +1,18 @@
-"""A run from its first evaluation to its summary."""
+"""A run, from its first evaluation to its summary."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.answers import Evaluation
 from g2rpo_trainer.checkpoint import (
     export_merged,
     gather_shards,
@@ -22,7 +22,8 @@ from g2rpo_trainer.checkpoint import (
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, open_run, skipped_text
 from g2rpo_trainer.environment import environment
-from g2rpo_trainer.evaluation import Evaluation, evaluate_policy
+from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.evaluation import evaluate_policy
 from g2rpo_trainer.interruption import Interrupted, StopRequest, resumable
 from g2rpo_trainer.kept_samples import KeptSamples
 from g2rpo_trainer.progress import Progress
@@ -33,9 +34,8 @@ from g2rpo_trainer.run_folder import RunFolder
 from g2rpo_trainer.scoring import Scorer
 
 from .distributed import Ranks, join_ranks
-from .inputs.prompts import prompt_fault
-from .model.freezing import trained_share
-from .model.loading import load_described
+from .model.adapting import trained_share
+from .model.loading import load_run_policy
 from .model.policy_model import Policy, Shortcuts
 from .optimizer import make_optimizer
 from .shortcuts import choose_shortcuts
@@ -117,7 +117,7 @@ class _Run:
                 at_end.enter_context(RunFolder.locked(path))
                 damaged = folder.set_damaged_aside()
             require_trackers(config.output.trackers)
-            self.config, self.source = open_run(config, source)
+            self.config, self.source = config, open_run(config, source)
         with ranks.raise_on_all_ranks():  # rank 0 has renamed what is damaged
             checkpoint = folder.latest_checkpoint() if folder else None
         self.display = display or self._own_display()
@@ -136,12 +136,10 @@ class _Run:
         """Load the policy and what trains it, from the start or from a checkpoint."""
         config, options = self.config, self.config.optimization
         start = str(checkpoint) if checkpoint else config.model.name
-        self.policy = load_described(config, start, ranks=self.ranks)
-        if config.data.skip_broken:
-            self.source.refuse(partial(prompt_fault, self.policy))
+        self.policy = load_run_policy(config, start, ranks=self.ranks)
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
-        self.shaping = Shaping(config)
+        self.shaping = Shaping(config, self.source.tasks)
         self.optimizer = make_optimizer(self.policy, options)
         self.sampler = self.at_end.enter_context(open_sampler(config, self.policy, self.ranks))
         self.reference: Policy | None = None
@@ -149,11 +147,12 @@ class _Run:
             # The reference of an adapter is its base.
             has_adapter = self.policy.has_adapter
             self.reference = (
-                self.policy if has_adapter else load_described(config, ranks=self.ranks)
+                self.policy if has_adapter else load_run_policy(config, ranks=self.ranks)
             )
         if checkpoint:
             with self.ranks.raise_on_all_ranks():
                 state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
+                _require_same_tasks(state["tasks"], self.source.tasks)
                 self.shaping.load_state_dict(state["shaping"])
                 self.policy = replace(self.policy, shortcuts=Shortcuts(**state["shortcuts"]))
                 self.progress = Progress.from_json(state["progress"])
@@ -166,7 +165,7 @@ class _Run:
 
     def _own_display(self) -> Display:
         console = None if self.ranks.is_main else Console(quiet=True)
-        steps, tasks = self.config.optimization.steps, self.config.data.tasks
+        steps, tasks = self.config.optimization.steps, self.source.tasks
         bounds = self.config.entropy.kept_bounds(tasks)
         return Display(steps, tasks, console=console, bounds=bounds)
 
@@ -231,6 +230,8 @@ class _Run:
         if self._is_due(output.eval_steps):
             metrics = metrics | self._evaluate(f"held-out items after step {step}").metrics()
         if self.config.data.skip_broken:
+            # Each rank has read records of its own.
+            self.source.restore_skipped(*self.ranks.gather_objects(self.source.skipped_state()))
             metrics = metrics | {"data/skipped": float(self.source.skipped)}
         self._on_main(lambda: self._log(step, metrics, result.completions))
         self.display.step(step, metrics)
@@ -247,9 +248,9 @@ class _Run:
 
     def _evaluate(self, name: str, *, keep: str = "") -> Evaluation:
         """Evaluate; before and after the run keep some answers, and let a signal stop at once."""
-        data = self.config.data
-        kept = KeptSamples(data.tasks)
-        with self.display.phase(name, len(data.tasks) * data.eval_items) as advance:
+        kept = KeptSamples(self.source.tasks)
+        items = len(self.source.tasks) * self.config.data.eval_items
+        with self.display.phase(name, items) as advance:
 
             def report(items: int) -> None:
                 advance(items)
@@ -282,6 +283,7 @@ class _Run:
             "progress": self.progress.to_json(),
             "shaping": self.shaping.state_dict(),
             "shortcuts": asdict(self.policy.shortcuts),
+            "tasks": list(self.source.tasks),
         }
         gathered = gather_shards(self.policy, self.optimizer, self.ranks)
 
@@ -305,7 +307,7 @@ class _Run:
         self.folder.write_summary(summary)
         if self.config.output.plots:
             with self.folder.writing("plots"):
-                draw_plots(self.folder)
+                draw_plots(self.folder, self.source.tasks)
 
     def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
         return {
@@ -337,3 +339,15 @@ class _Run:
 
     def _note_time(self) -> None:
         self.progress.seconds = time.monotonic() - self._started
+
+
+def _require_same_tasks(saved: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raise `RunError` if the data have other tasks than when the checkpoint was written.
+
+    Labels of tasks in the checkpoint's state are indices.
+    """
+    if list(saved) != list(tasks):
+        raise RunError(
+            f"the tasks of the data are {', '.join(tasks)}, but the run has trained "
+            f"{', '.join(saved)}; restore the data, or start another run"
+        )

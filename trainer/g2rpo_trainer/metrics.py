@@ -24,32 +24,16 @@ _BY_TASK = "tasks/"
 _OF_ROLLOUTS = {"entropy", "tasks/entropy"}
 
 
-class Outcomes(NamedTuple):
-    """Length, end and entropy of N responses, on the host.
-
-    Attributes
-    ----------
-    lengths : array (N,), integer
-        In tokens.
-    ended : array (N,), bool
-        False where the response was cut off at its length limit.
-    entropies : array (N,)
-        Summed over the tokens, in nats.
-    """
-
-    lengths: Labels
-    ended: Flags
-    entropies: Floats
-
-
 def rollout_metrics(
     rewards: Rewards,
-    outcomes: Outcomes,
+    *,
+    lengths: Labels,
+    ended: Flags,
+    entropies: Floats,
     groups: Labels,
     tasks: Labels,
     names: Sequence[str],
     length_reward: Floats | None = None,
-    *,
     masks_truncated: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of all rollouts, and of those of each task.
@@ -58,8 +42,12 @@ def rollout_metrics(
     ----------
     rewards : Rewards
         N scored responses; means leave out NaN, which stands for no reward.
-    outcomes : Outcomes
-        Lengths, ends and entropies of the responses.
+    lengths : array (N,), integer
+        In tokens.
+    ended : array (N,), bool
+        False where the response was cut off at its length limit.
+    entropies : array (N,)
+        Summed over the tokens, in nats.
     groups, tasks : array (N,), integer
         Prompt, from 0, and number of the task.
     names : sequence of str
@@ -81,9 +69,8 @@ def rollout_metrics(
         "reward": rewards.reward,
         "reward_std": _group_deviations(rewards.reward, groups),
         "frac_reward_zero_std": ~has_signal(rewards.reward, groups),
-        "completions/clipped_ratio": ~outcomes.ended,
+        "completions/clipped_ratio": ~ended,
     }
-    lengths = outcomes.lengths
     metrics = {}
     for suffix, rows in _parts(tasks, names):
         for name, column in columns.items():
@@ -94,9 +81,9 @@ def rollout_metrics(
             statistic = float(getattr(lengths[rows], name)())
             metrics[f"completions/{name}_length{suffix}"] = statistic
         if masks_truncated:
-            masked = lengths[rows & ~outcomes.ended].sum() / lengths[rows].sum()
+            masked = lengths[rows & ~ended].sum() / lengths[rows].sum()
             metrics["completions/masked_ratio" + suffix] = float(masked)
-        metrics["entropy" + suffix] = float(outcomes.entropies[rows].sum() / lengths[rows].sum())
+        metrics["entropy" + suffix] = float(entropies[rows].sum() / lengths[rows].sum())
     metrics["num_tokens"] = float(lengths.sum())
     return metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .model.freezing import vision_tower
+from .model.adapting import vision_tower
 
 
 @dataclass(frozen=True)

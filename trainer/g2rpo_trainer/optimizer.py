@@ -1,4 +1,4 @@
-"""AdamW over the trained weights, with float32 masters of 16-bit weights.
+"""AdamW over the trained weights, with float32 masters of 16-bit weights, and its learning rate.
 
 A weight in bfloat16 has 8 bits: an update below 1/256 of it is lost in rounding, as are nearly all
 updates at a learning rate of 1e-6. Each such weight therefore has a float32 master that is updated,
@@ -7,6 +7,7 @@ and is rounded from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 
 from .config import Optimization
 from .distributed import Ranks
-from .schedule import learning_rate_factor
 from .sharding import full_tensor, reshard, shard_like
 
 if TYPE_CHECKING:
@@ -161,3 +161,51 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, options: Optimization, s
     """Set the learning rate of a step, counted from 0."""
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * learning_rate_factor(options, step)
+
+
+def learning_rate_factor(options: Optimization, step: int) -> float:
+    """Return the factor of the learning rate.
+
+    Parameters
+    ----------
+    options : Optimization
+        With ``schedule``, ``steps``, ``warmup_steps`` and ``min_learning_rate_ratio``.
+    step : int
+        From 0.
+
+    Returns
+    -------
+    float
+        Rising in equal parts to 1 at the first step after the warm-up of w steps, (step + 1) /
+        (w + 1); then with p from 0 there to 1 at ``steps``, at the end of the run, and m the
+        ratio: 1, m + (1 - m)(1 - p), or m + (1 - m)(1 + cos πp) / 2.
+
+    Examples
+    --------
+    >>> options = Optimization(schedule="cosine", steps=8, warmup_steps=2)
+    >>> [round(learning_rate_factor(options, step), 2) for step in range(8)]
+    [0.33, 0.67, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
+    """
+    warmup = warmup_steps(options)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(options.steps - warmup, 1)
+    falling = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+    }[options.schedule]
+    lowest = options.min_learning_rate_ratio
+    return lowest + (1 - lowest) * falling
+
+
+def warmup_steps(options: Optimization) -> int:
+    """Return the length of the warm-up in steps; below 1 the option is a share of the run.
+
+    Examples
+    --------
+    >>> warmup_steps(Optimization(steps=200, warmup_steps=0.03))
+    6
+    """
+    given = options.warmup_steps
+    return math.ceil(given * options.steps) if given < 1 else int(given)

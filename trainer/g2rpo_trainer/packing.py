@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .inputs.prompts import Inputs
+from .prompts.batching import Inputs
 
 PROMPT, PADDING = 0, -1
 """Segment numbers of tokens outside of the responses, which are numbered from 1."""

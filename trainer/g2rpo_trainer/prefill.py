@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from .inputs.prompts import Inputs
 from .model.policy_model import Policy
 from .packing import (
     accepts_positions,
@@ -16,6 +15,7 @@ from .packing import (
     own_prompt_masks,
     prompt_positions,
 )
+from .prompts.batching import Inputs
 
 # Tokens that a layer has room for before it is copied. Without room every token copies all before
 # it, which is a third of the time of a rollout of 16 tokens on a prompt of 1,024.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from g2rpo_trainer.evaluation import Evaluation
+from g2rpo_trainer.answers import Evaluation
 
 if TYPE_CHECKING:
     from g2rpo_trainer.data.stored import SkippedState

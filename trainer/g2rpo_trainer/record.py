@@ -1,4 +1,4 @@
-"""One prompt with its right answer: what the data give, the policy is asked and rewards compare."""
+"""One prompt with its right answer: from the data to the policy and the rewards."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Record:
         The conversation, contents as parts, if a prompt is more than images, videos and one
         question after them.
     place : str
-        Where the record stands, such as ``"train.jsonl, line 7"``, for errors and samples.
+        Place of the record in its file, such as ``"train.jsonl, line 7"``, for errors and samples.
 
     Examples
     --------

@@ -3,6 +3,9 @@
 Where all responses to a prompt get the same reward, none of them has an advantage, and the update
 learns nothing from the prompt. *Dynamic sampling* (DAPO, arXiv:2503.14476) replaces such prompts by
 others.
+
+Each rank reads and encodes its own prompts only. Their questions, and the texts, lengths and
+rewards of the responses, are gathered once, at the end.
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import torch
 
 import g2rpo
 from g2rpo_trainer.config import DynamicSampling, TrainConfig
-from g2rpo_trainer.data import Source
-from g2rpo_trainer.metrics import Outcomes, Stopwatch
+from g2rpo_trainer.data import Slot, Source
+from g2rpo_trainer.metrics import Stopwatch
 from g2rpo_trainer.record import Record
-from g2rpo_trainer.scoring import Rewards, Scorer
+from g2rpo_trainer.scoring import Floats, Rewards, Scorer
 
-from .distributed import Ranks
-from .inputs.chat import opened_text, whole_responses
-from .inputs.prompts import Inputs, encode_prompts, select_rows
+from .distributed import Ranks, Share
 from .model.policy_model import Policy
+from .prompts.batching import Inputs, select_rows
+from .prompts.chat import whole_responses
+from .prompts.encoding import Prompt, join_prompts
 from .sampling import Completions, Sampler, concatenated
 
 Labels = npt.NDArray[np.int64]
@@ -35,67 +39,105 @@ Flags = npt.NDArray[np.bool_]
 class Rollouts:
     """P prompts of a step, with n scored responses to each.
 
+    Arrays and lists are of all N = P · n responses, those of one prompt next to each other. Tensors
+    are of the M responses that this rank has sampled.
+
     Attributes
     ----------
-    records : list of Record
-        The prompts, in the order in which they were drawn.
-    texts : list of str
-        N = P · n responses of all ranks, those of one prompt next to each other. A text begins with
-        the part of the answer format that its prompt ends with.
+    problems : list of str
+        Questions of the P prompts, in the order in which they were drawn.
     opened : list of str
-        That part of each prompt, P texts.
-    outcomes : Outcomes
-        Lengths and entropies of what was sampled of the N responses, and whether they ended.
-    rewards : Rewards
-        Rewards of the N responses.
+        Part of the answer format that each of the P prompts ends with.
+    prompt_tasks : array (P,), int64
+        Task number of each prompt.
+    task_names : sequence of str
+        Names of the tasks of the run.
     keeps : array (P,), bool
         True at the prompts that the step learns from.
     tries : int
         Number of times that prompts were drawn.
+    texts : list of str
+        The N responses, each with the ``opened`` part of its prompt in front.
+    lengths : array (N,), int64
+        Sampled tokens.
+    ended : array (N,), bool
+        False where the response was cut off at its length limit.
+    total_entropies : array (N,)
+        Entropy in nats, summed over the tokens.
+    rewards : Rewards
+        Rewards of the N responses.
     own : array (M,), int64
-        Numbers of the responses that this rank has sampled.
-    completions : Completions
-        The M responses of this rank.
+        Numbers of this rank's responses among the N.
     prompts : dict of str to Tensor
-        Model inputs of those of this rank's prompts that are kept.
+        Model inputs of this rank's prompts that are kept.
+    tokens, mask, logprobs, entropies : Tensor (M, T)
+        As sampled, see :class:`~g2rpo_trainer.sampling.Completions`.
+    sampler_logprobs : Tensor (M, T) or None
+        Log-probabilities under the sampler, if that was not the policy itself.
     """
 
-    records: list[Record]
-    texts: list[str]
+    problems: list[str]
     opened: list[str]
-    outcomes: Outcomes
-    rewards: Rewards
+    prompt_tasks: Labels
+    task_names: Sequence[str]
     keeps: Flags
     tries: int
+    texts: list[str]
+    lengths: Labels
+    ended: Flags
+    total_entropies: Floats
+    rewards: Rewards
     own: Labels
-    completions: Completions
     prompts: Inputs
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    sampler_logprobs: torch.Tensor | None
+
+    @property
+    def num_generations(self) -> int:
+        """Responses to each prompt."""
+        return len(self.texts) // len(self.problems)
 
     @property
     def groups(self) -> Labels:
         """Prompt of each response, (N,) int64."""
-        count = len(self.records)
-        return np.arange(count).repeat(len(self.texts) // count)
+        return np.arange(len(self.problems)).repeat(self.num_generations)
 
-    def tasks(self, names: Sequence[str]) -> Labels:
-        """Return the number of each response's task, (N,) int64."""
-        return np.asarray([names.index(one.task) for one in self.records])[self.groups]
+    @property
+    def tasks(self) -> Labels:
+        """Task number of each response, (N,) int64."""
+        return self.prompt_tasks.repeat(self.num_generations)
 
     @property
     def kept(self) -> Labels:
         """Numbers of the responses that the step learns from, int64."""
-        return np.flatnonzero(self.keeps[self.groups])
+        return np.flatnonzero(self.keeps.repeat(self.num_generations))
 
-    def metrics(self, names: Sequence[str]) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the numbers of drawn and dropped prompts, the latter also by task."""
-        dropped = [one.task for one in self.records]
-        dropped = [task for task, keep in zip(dropped, self.keeps, strict=True) if not keep]
+        dropped = np.bincount(self.prompt_tasks[~self.keeps], minlength=len(self.task_names))
+        by_task = zip(self.task_names, dropped.tolist(), strict=True)
         return {
             "sampling/tries": float(self.tries),
-            "sampling/drawn": float(len(self.records)),
-            "sampling/dropped": float(len(dropped)),
-            **{f"sampling/dropped/{task}": float(dropped.count(task)) for task in names},
+            "sampling/drawn": float(len(self.problems)),
+            "sampling/dropped": float(dropped.sum()),
+            **{f"sampling/dropped/{task}": float(count) for task, count in by_task},
         }
+
+
+@dataclass(frozen=True)
+class _Try:
+    """Prompts of all ranks that were drawn together, and this rank's rollouts of its share."""
+
+    slots: list[Slot]
+    share: Share
+    own: list[Prompt]
+    prompts: Inputs  # those of `share.padded`, of which `own` are the first
+    completions: Completions
+    rewards: Rewards
+    keeps: Flags
 
 
 def draw_rollouts(
@@ -119,9 +161,9 @@ def draw_rollouts(
     scorer : Scorer
         Computes their rewards.
     config : TrainConfig
-        Its rollout section, and its seed.
+        Configuration; its rollout section, and its seed.
     source : Source
-        Of the prompts.
+        Source of the prompts.
     position : int
         Number of prompts that the run has drawn before.
     watch : Stopwatch
@@ -136,52 +178,64 @@ def draw_rollouts(
         ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
     options = config.rollout
-    records: list[Record] = []
-    opened: list[str] = []
-    parts: list[_Part] = []
+    tries: list[_Try] = []
     missing = options.prompts_per_step
-    while missing and len(parts) < options.dynamic_sampling.max_tries:
-        with watch.part("rollout"):
-            with ranks.raise_on_all_ranks():
-                drawn = source.training_records(
-                    seed=config.seed, position=position + len(records), prompts=missing
-                )
-                share = ranks.share(len(drawn))
-                asked = [drawn[number] for number in share.padded]
-                own = asked[: len(share.own)]
-                prompts = encode_prompts(policy, asked)
-            completions = sampler(policy, prompts, asked, options, share)
-            starts = [opened_text(policy, record) for record in drawn]
-            texts = whole_responses([starts[number] for number in share.own], completions.texts)
-            completions = replace(completions, texts=texts)
-        with watch.part("scoring"), ranks.raise_on_all_ranks():
-            rewards = scorer(own, completions.texts)
-        counted = rewards
-        if config.optimization.mask_truncated_completions == "all":
-            counted = rewards.without(~completions.ended.cpu().numpy())
-        keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
-        numbers = [len(records) + number for number in share.own]
-        parts.append(_Part(numbers, prompts, completions, rewards, keeps))
-        records += drawn
-        opened += starts
-        missing -= ranks.sum(int(keeps.sum()))
+    while missing and len(tries) < options.dynamic_sampling.max_tries:
+        slots = source.slots(seed=config.seed, position=position, prompts=missing)
+        tries.append(_try(policy, sampler, scorer, config, source, slots, watch, ranks))
+        position += len(slots)
+        missing -= ranks.sum(int(tries[-1].keeps.sum()))
     with watch.part("rollout"):
-        return _joined(policy, records, opened, parts, options.num_generations, ranks)
+        return _joined(tries, source.tasks, options.num_generations, ranks)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rollouts of this rank in one try; its prompts are the first of ``prompts``."""
+def _try(
+    policy: Policy,
+    sampler: Sampler,
+    scorer: Scorer,
+    config: TrainConfig,
+    source: Source,
+    slots: list[Slot],
+    watch: Stopwatch,
+    ranks: Ranks,
+) -> _Try:
+    """Sample and score responses to this rank's share of some prompts."""
+    options = config.rollout
+    share = ranks.share(len(slots))
+    with watch.part("rollout"):
+        with ranks.raise_on_all_ranks():
+            asked = _read_share(policy, source, slots, share)
+            prompts = join_prompts(asked)
+        records = [prompt.record for prompt in asked]
+        completions = sampler(policy, prompts, records, options, share)
+        own = asked[: len(share.own)]
+        texts = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
+        completions = replace(completions, texts=texts)
+    with watch.part("scoring"), ranks.raise_on_all_ranks():
+        rewards = scorer(records[: len(own)], texts)
+    counted = rewards
+    if config.optimization.mask_truncated_completions == "all":
+        counted = rewards.without(~completions.ended.cpu().numpy())
+    keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
+    return _Try(slots, share, own, prompts, completions, rewards, keeps)
 
-    numbers: list[int]
-    prompts: Inputs
-    completions: Completions
-    rewards: Rewards
-    keeps: Flags
+
+def _read_share(
+    policy: Policy, source: Source, slots: Sequence[Slot], share: Share
+) -> list[Prompt]:
+    """Read and encode the prompts of ``share.padded``, each once."""
+
+    def encoded(record: Record) -> Prompt:
+        return Prompt.encoded(policy, record)
+
+    prompts = {
+        number: source.read(slots[number], encoded) for number in dict.fromkeys(share.padded)
+    }
+    return [prompts[number] for number in share.padded]
 
 
 def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> Flags:
-    """Return which prompts a step learns from, (prompts,) bool.
+    """Return the prompts that a step learns from, (prompts,) bool.
 
     Parameters
     ----------
@@ -206,21 +260,18 @@ def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) ->
 
 
 def _joined(
-    policy: Policy,
-    records: list[Record],
-    opened: list[str],
-    parts: Sequence[_Part],
-    num_generations: int,
-    ranks: Ranks,
+    tries: Sequence[_Try], task_names: Sequence[str], num_generations: int, ranks: Ranks
 ) -> Rollouts:
-    """Return the rollouts of all tries, with what is reported of those of all ranks."""
-    numbers = torch.tensor([n for part in parts for n in part.numbers], dtype=torch.int64)
-    keeps = np.concatenate([part.keeps for part in parts])
-    completions = concatenated([part.completions for part in parts])
-    rows = numbers.repeat_interleave(num_generations)
-    with ranks.raise_on_all_ranks():
-        prompts = _kept_prompts(policy, records, parts, numbers[torch.from_numpy(keeps)])
-    rewards = zip(*(part.rewards.columns().values() for part in parts), strict=True)
+    """Return the rollouts of all tries, with the texts and numbers of all ranks."""
+    slots: list[Slot] = []
+    numbers: list[int] = []
+    for each in tries:
+        numbers += [len(slots) + number for number in each.share.own]
+        slots += each.slots
+    keeps = np.concatenate([each.keeps for each in tries])
+    completions = concatenated([each.completions for each in tries])
+    rows = torch.tensor(numbers, dtype=torch.int64).repeat_interleave(num_generations)
+    rewards = zip(*(each.rewards.columns().values() for each in tries), strict=True)
     columns = [
         torch.from_numpy(keeps.repeat(num_generations)),
         completions.lengths.cpu(),
@@ -228,30 +279,39 @@ def _joined(
         completions.entropies.sum(-1).cpu(),
         *(torch.from_numpy(np.concatenate(column)) for column in rewards),
     ]
-    # Every number of a rollout that other ranks need travels here, once.
     gathered, own = ranks.gather_sorted(rows, *columns)
     keeps_rows, lengths, ended, entropies, *rewards_of_all = (each.numpy() for each in gathered)
+    asked = [(prompt.record.problem, prompt.chat.opened) for each in tries for prompt in each.own]
+    problems, opened = zip(*ranks.gather_sorted_objects(numbers, asked), strict=True)
     return Rollouts(
-        records=records,
-        texts=ranks.gather_sorted_objects(rows.tolist(), completions.texts),
-        opened=opened,
-        outcomes=Outcomes(lengths, ended, entropies),
-        rewards=Rewards(*rewards_of_all),
+        problems=list(problems),
+        opened=list(opened),
+        prompt_tasks=np.asarray([slot.task for slot in slots]),
+        task_names=task_names,
         keeps=keeps_rows[::num_generations],
-        tries=len(parts),
+        tries=len(tries),
+        texts=ranks.gather_sorted_objects(rows.tolist(), completions.texts),
+        lengths=lengths,
+        ended=ended,
+        total_entropies=entropies,
+        rewards=Rewards(*rewards_of_all),
         own=own.numpy(),
-        completions=completions,
-        prompts=prompts,
+        prompts=_kept_prompts(tries),
+        tokens=completions.tokens,
+        mask=completions.mask,
+        logprobs=completions.logprobs,
+        entropies=completions.entropies,
+        sampler_logprobs=completions.sampler_logprobs,
     )
 
 
-def _kept_prompts(
-    policy: Policy, records: list[Record], parts: Sequence[_Part], numbers: torch.Tensor
-) -> Inputs:
-    if len(parts) > 1 and len(numbers):
+def _kept_prompts(tries: Sequence[_Try]) -> Inputs:
+    pairs = [pair for each in tries for pair in zip(each.own, each.keeps, strict=True)]
+    kept = [prompt for prompt, keep in pairs if keep]
+    if len(tries) > 1 and kept:
         # Batches of different lengths, and some with images: put together anew.
-        return encode_prompts(policy, [records[number] for number in numbers])
-    prompts, kept = parts[0].prompts, torch.from_numpy(parts[0].keeps).nonzero()[:, 0]
-    if len(kept) == len(prompts["input_ids"]):
+        return join_prompts(kept)
+    prompts, rows = tries[0].prompts, torch.from_numpy(tries[0].keeps).nonzero()[:, 0]
+    if len(rows) == len(prompts["input_ids"]):
         return prompts
-    return select_rows(prompts, kept.to(policy.device))
+    return select_rows(prompts, rows.to(prompts["input_ids"].device))

@@ -1,7 +1,7 @@
 """The folder of a run: configuration, metrics, checkpoints and summary, safe against a crash.
 
 =====================  ==========================================================================
-``config.yaml``        the resolved configuration; `load_config` reads it
+``config.yaml``        the configuration; `load_config` reads it
 ``metrics.jsonl``      one JSON object a line, with ``step`` and the metrics of that step
 ``completions.jsonl``  some responses of every step, one JSON object a line
 ``advantages.jsonl``   histogram of the advantages of each task in every step
@@ -69,7 +69,7 @@ class RunFolder:
     path : Path
         The folder, which exists.
     config : TrainConfig
-        The resolved configuration, as it stands in ``config.yaml``.
+        The configuration in ``config.yaml``.
     """
 
     def __init__(self, path: Path, config: TrainConfig) -> None:

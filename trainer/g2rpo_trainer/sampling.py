@@ -32,9 +32,9 @@ from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.record import Record
 
 from .distributed import Share
-from .inputs.prompts import Inputs, select_rows, trim_padding
 from .model.policy_model import Policy
 from .prefill import expanded_prompts
+from .prompts.batching import Inputs, select_rows, trim_padding
 from .sharding import is_sharded
 from .stopping import ResponseEnds, response_texts
 

@@ -76,9 +76,9 @@ class Scorer:
     Parameters
     ----------
     config : TrainConfig
-        Its data and rewards sections.
+        Configuration; its data and rewards sections.
     source : Source
-        Of the records.
+        Source of the records.
 
     Raises
     ------
@@ -135,8 +135,8 @@ class Scorer:
         texts : sequence of str
             N = P · n responses.
         dtype : type
-            Of the rewards. Single precision, as the losses take them, makes rewards equal that
-            differ by a rounding; an evaluation, whose means are for people, takes double.
+            Floating dtype of the rewards. Single precision, as the losses take them, makes rewards
+            equal that differ by a rounding; the means of an evaluation take double.
 
         Returns
         -------

@@ -18,11 +18,12 @@ import torch
 from g2rpo._shown import typed_error_text
 
 from .distributed import Ranks
-from .inputs.prompts import Inputs, encode_prompts, select_rows
 from .logprobs import FromHidden, packed_predictions, plain_predictions
 from .model.policy_model import Policy, Shortcuts
 from .packing import accepts_positions, layer_kinds
 from .prefill import expanded_prompts
+from .prompts.batching import Inputs, select_rows
+from .prompts.encoding import encode_prompts
 from .record import Record
 from .sampling import Completions, sample_endless
 from .sharding import full_tensor

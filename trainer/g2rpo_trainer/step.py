@@ -15,14 +15,14 @@ from g2rpo_trainer.metrics import Stopwatch, equity_metrics, rollout_metrics
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.scoring import Floats, Scorer
 
-from .batch import Batch, high_entropy_tokens
+from .batch import Batch
 from .distributed import Ranks
 from .equity import gradient_norms
-from .importance import importance_weights, sampler_metrics
 from .model.policy_model import Policy
 from .optimizer import set_learning_rate
 from .rollouts import Rollouts, draw_rollouts
 from .sampling import Sampler, sample_with_policy
+from .token_weights import high_entropy_tokens, importance_weights, sampler_metrics
 from .update import mini_batch_totals, update_policy, with_reference
 
 
@@ -68,7 +68,7 @@ def training_step(
     shaping : Shaping
         Turns rewards into advantages.
     config : TrainConfig
-        Configuration of the run; its tasks are named.
+        Configuration of the run.
     source : Source
         Source of the prompts.
     progress : Progress
@@ -94,7 +94,7 @@ def training_step(
     with watch.part("scoring"):
         counts = _counted(drawn, config)
         advantages = _advantages(drawn, counts, shaping, config)
-        batch = _own_batch(drawn, counts, advantages, config, policy.device)
+        batch = _own_batch(drawn, counts, advantages, config)
     learned: dict[str, float] = {}
     if batch is None:
         progress.empty_steps += 1
@@ -103,7 +103,7 @@ def training_step(
             learned = _learn(policy, optimizer, batch, shaping, config, progress, reference, ranks)
     completions = _completion_rows(drawn, progress.position, advantages)
     progress.step += 1
-    progress.position += len(drawn.records)
+    progress.position += len(drawn.problems)
     metrics = {
         **_rollout_metrics(drawn, advantages, config, progress, ranks),
         **shaping.metrics(),
@@ -119,7 +119,7 @@ def _counted(drawn: Rollouts, config: TrainConfig) -> Flags:
     """Return which of the kept rollouts enter the loss: those not masked as truncated."""
     if config.optimization.mask_truncated_completions == "off":
         return np.ones(len(drawn.kept), bool)
-    counts: Flags = drawn.outcomes.ended[drawn.kept]
+    counts: Flags = drawn.ended[drawn.kept]
     return counts
 
 
@@ -130,49 +130,50 @@ def _advantages(
     kept = drawn.kept
     if not len(kept):
         nothing = np.zeros(0, np.float32)
-        return Advantages(nothing, None, None, np.ones(len(config.data.tasks)))
-    rewards = drawn.rewards.rows(kept)
+        return Advantages(nothing, None, None, np.ones(len(drawn.task_names)))
     absent = ~counts if config.optimization.mask_truncated_completions == "all" else None
-    num_generations = len(drawn.texts) // len(drawn.records)
-    tasks = drawn.tasks(config.data.tasks)[kept]
-    return shaping(rewards, drawn.outcomes.lengths[kept], num_generations, tasks, absent)
+    return shaping(
+        drawn.rewards.rows(kept),
+        drawn.lengths[kept],
+        drawn.num_generations,
+        drawn.tasks[kept],
+        absent,
+    )
 
 
 def _own_batch(
-    drawn: Rollouts,
-    counts: Flags,
-    advantages: Advantages,
-    config: TrainConfig,
-    device: torch.device,
+    drawn: Rollouts, counts: Flags, advantages: Advantages, config: TrainConfig
 ) -> Batch | None:
     """Return this rank's rollouts that enter the loss; None if no rank has any."""
     if not counts.any():
         return None
     kept = drawn.kept
-    prompts, tasks = drawn.groups[kept], drawn.tasks(config.data.tasks)[kept]
+    prompts, tasks = drawn.groups[kept], drawn.tasks[kept]
     own = np.isin(kept, drawn.own)
     used = own & counts
 
     def on_device(column: Any) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(column)).to(device)
+        return torch.from_numpy(np.asarray(column)).to(drawn.tokens.device)
 
     rows = on_device(np.flatnonzero(np.isin(drawn.own, kept[counts])))
-    completions = drawn.completions.rows(rows)
+    logprobs, mask = drawn.logprobs[rows], drawn.mask[rows]
+    sampled = None if drawn.sampler_logprobs is None else drawn.sampler_logprobs[rows]
     weighted = advantages.weighted(tasks)
     return Batch(
         prompts=drawn.prompts,
         groups=on_device(np.searchsorted(np.unique(prompts[own]), prompts[used])),
-        tokens=completions.tokens,
-        mask=completions.mask,
-        logprobs=completions.logprobs,
-        entropies=completions.entropies,
+        tokens=drawn.tokens[rows],
+        mask=mask,
+        logprobs=logprobs,
+        entropies=drawn.entropies[rows],
         advantages=on_device(weighted.policy[used]),
         length_advantages=None if weighted.length is None else on_device(weighted.length[used]),
         tasks=on_device(tasks[used]),
-        importance_weights=importance_weights(completions, config.rollout),
+        task_names=drawn.task_names,
+        importance_weights=importance_weights(logprobs, sampled, mask, config.rollout),
         # All ranks number the prompts alike.
         numbers=on_device(np.searchsorted(np.unique(prompts[counts]), prompts[used])),
-        sampler_logprobs=completions.sampler_logprobs,
+        sampler_logprobs=sampled,
     )
 
 
@@ -192,9 +193,7 @@ def _learn(
     shaping.adapt_entropy_weights(totals.task_entropy.cpu().numpy(), present)
     entropy_weights = shaping.entropy_weights.tolist()
     options = config.optimization
-    batch, metrics = high_entropy_tokens(
-        batch, options.top_entropy_quantile, config.data.tasks, ranks
-    )
+    batch, metrics = high_entropy_tokens(batch, options.top_entropy_quantile, ranks)
     if reference is not None:
         batch = with_reference(batch, reference, config, ranks)
     measured = gradient_norms(policy, batch, config, progress.step + 1, entropy_weights, ranks)
@@ -209,20 +208,25 @@ def _rollout_metrics(
     drawn: Rollouts, advantages: Advantages, config: TrainConfig, progress: Progress, ranks: Ranks
 ) -> dict[str, float]:
     """Return the metrics of all rollouts: the mean of the kept ones is not that of the policy."""
-    names = config.data.tasks
     length_reward = advantages.length_reward
     metrics = rollout_metrics(
         drawn.rewards,
-        drawn.outcomes,
-        drawn.groups,
-        drawn.tasks(names),
-        names,
-        None if length_reward is None else _column_of_all(drawn, length_reward, np.nan),
+        lengths=drawn.lengths,
+        ended=drawn.ended,
+        entropies=drawn.total_entropies,
+        groups=drawn.groups,
+        tasks=drawn.tasks,
+        names=drawn.task_names,
+        length_reward=None
+        if length_reward is None
+        else _column_of_all(drawn, length_reward, np.nan),
         masks_truncated=config.optimization.mask_truncated_completions != "off",
     )
-    metrics |= sampler_metrics(drawn.completions, config.rollout, ranks)
+    metrics |= sampler_metrics(
+        drawn.logprobs, drawn.sampler_logprobs, drawn.mask, config.rollout, ranks
+    )
     if config.rollout.dynamic_sampling.mode != "off":
-        metrics |= drawn.metrics(names)
+        metrics |= drawn.metrics()
         metrics["sampling/empty_steps"] = float(progress.empty_steps)
     return metrics
 
@@ -232,8 +236,8 @@ def _completion_rows(
 ) -> list[dict[str, Any]]:
     """Return :attr:`StepResult.completions`."""
     columns = {
-        "length": drawn.outcomes.lengths,
-        "ended": drawn.outcomes.ended,
+        "length": drawn.lengths,
+        "ended": drawn.ended,
         "kept": drawn.keeps[drawn.groups],
         "advantage": _column_of_all(drawn, advantages.policy, 0.0),
         **drawn.rewards.columns(),
@@ -244,8 +248,8 @@ def _completion_rows(
     return [
         {
             "record": position + group,
-            "task": drawn.records[group].task,
-            "prompt": drawn.records[group].problem,
+            "task": drawn.task_names[drawn.prompt_tasks[group]],
+            "prompt": drawn.problems[group],
             **({"opened": drawn.opened[group]} if drawn.opened[group] else {}),
             "response": text,
             **{name: column[row] for name, column in values.items()},
@@ -256,7 +260,7 @@ def _completion_rows(
 
 def _column_of_all(drawn: Rollouts, values: Floats, fill: float) -> Floats:
     """Return values of the kept rollouts as a column of all rollouts, (N,)."""
-    column = np.full(len(drawn.groups), fill, values.dtype)
+    column = np.full(len(drawn.texts), fill, values.dtype)
     column[drawn.kept] = values
     return column
 

@@ -13,18 +13,19 @@ import torch
 import g2rpo
 from g2rpo_torch import reduce_totals
 
-from .batch import Batch, micro_batch_rows, without_off_policy
+from .batch import Batch, micro_batch_rows
 from .config import TrainConfig
 from .distributed import Ranks
 from .errors import RunError
-from .inputs.prompts import encode_prompts
 from .logprobs import completion_predictions
 from .metrics import Update, update_metrics
 from .model.policy_model import Policy
 from .optimizer import trained_parameters
 from .progress import Progress
+from .prompts.encoding import encode_prompts
 from .record import Record
 from .sharding import full_tensor, is_sharded, with_zero_gradients
+from .token_weights import without_off_policy
 
 Metrics = dict[str, float]
 
@@ -79,7 +80,7 @@ def update_policy(
             part, found = without_off_policy(part, now, config, ranks)
         update = _step(policy, optimizer, part, config, progress, entropy_weights, ranks)
         made.append(update._replace(reported={**update.reported, **found}))
-    metrics = update_metrics(made, config.data.tasks)
+    metrics = update_metrics(made, batch.task_names)
     return {**metrics, "optimization/skipped_steps": float(progress.skipped_steps)}
 
 
@@ -113,7 +114,7 @@ def batch_loss(
         batch.mask,
         temperature=config.rollout.temperature,
     )
-    tasks = config.data.tasks
+    tasks = batch.task_names
     bounds = batch.logprobs.new_tensor([config.entropy.of(task) for task in tasks])
     if entropy_weights is None:
         entropy_weights = [config.entropy.weight_of(task) for task in tasks]
@@ -217,7 +218,7 @@ def mini_batch_totals(
         batch.mask,
         entropies=batch.entropies,
         tasks=batch.tasks,
-        num_tasks=len(config.data.tasks),
+        num_tasks=len(batch.task_names),
     )
     return totals if ranks.size == 1 else reduce_totals(totals)
 
@@ -349,7 +350,8 @@ def _dummy(policy: Policy, like: Batch) -> Batch:
     columns["tokens"] += policy.harmless_id
     columns["mask"] = torch.ones_like(columns["mask"])
     prompts = encode_prompts(policy, [_DUMMY_RECORD])
-    return Batch(**{"length_advantages": None, **columns, "prompts": prompts})
+    columns |= {"prompts": prompts, "task_names": like.task_names}
+    return Batch(**{"length_advantages": None, **columns})
 
 
 def _is_usable(norm: float, config: TrainConfig, progress: Progress) -> bool:

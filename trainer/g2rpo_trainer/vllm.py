@@ -3,7 +3,7 @@
 vLLM computes in another precision and order than the policy, so its tokens are samples of a
 slightly different distribution. Log-probabilities and exact entropies under the policy come from
 one pass without gradient; the ratio of the two distributions weights the surrogates
-(:mod:`.importance`).
+(:mod:`.token_weights`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from g2rpo_trainer.record import Record
 
 from .batch import Batch
 from .distributed import Ranks, Share
-from .inputs.chat import chat_text
-from .inputs.prompts import Inputs
-from .model import lora
+from .model.adapting import base_of, is_adapter
 from .model.loading import BUILTIN
 from .model.policy_model import Policy
+from .prompts.batching import Inputs
+from .prompts.chat import chat_of
 from .sampling import Completions, Sampler, sample_with_policy
 from .stopping import response_texts, stop_texts
 from .update import batch_values
@@ -198,7 +198,8 @@ class VLLMSampler:
         sizes = torch.tensor([len(group) for group in answers], device=policy.device)
         groups = torch.arange(len(answers), device=policy.device).repeat_interleave(sizes)
         nothing = torch.zeros_like(sampled)
-        batch = Batch(prompts, groups, tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
+        columns = (tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
+        batch = Batch(prompts, groups, *columns, task_names=())
         logprobs, entropies = batch_values(batch, policy, self._config, self._ranks)
         return Completions(
             tokens=tokens,
@@ -411,7 +412,7 @@ def _as_sampled(response: Any) -> Sampled:
 
 def _with_one_placeholder_each(policy: Policy, record: Record) -> list[int]:
     # As a processor begins: what it adds to a text is what the tokenizer adds.
-    text, begins = chat_text(policy, record), policy.tokenizer.bos_token
+    text, begins = chat_of(policy, record).text, policy.tokenizer.bos_token
     has_begun = bool(begins) and text.startswith(begins)
     tokens: list[int] = policy.tokenizer(text, add_special_tokens=not has_begun)["input_ids"]
     return tokens
@@ -426,8 +427,8 @@ def _folder_for_vllm(config: TrainConfig, policy: Policy) -> Iterator[str]:
             save_whole(policy, Path(folder))
             yield folder
         return
-    is_adapter = lora.is_adapter(Path(model.name))
-    yield lora.base_of(Path(model.name)) if is_adapter else model.name
+    named = Path(model.name)
+    yield base_of(named) if is_adapter(named) else model.name
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from g2rpo_trainer.errors import RunError
 
-from .model.lora import is_adapted, tied_layers
+from .model.adapting import is_adapted, tied_layers
 from .model.policy_model import Policy
 from .sharding import full_tensor, reshard
 

@@ -11,7 +11,7 @@ from typing import Any
 from g2rpo._shown import listed
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.record import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 
 from .rows import HOSTS, Host, Parts
 
@@ -95,12 +95,20 @@ def write_records(
     """
     _refuse_unsuitable(source, name)
     tasks = source.summary().tasks.values()
+
+    def use(record: Record) -> Record:
+        if (fault := HOSTS[name].fault(record)) is not None:
+            raise BrokenRecord(fault)
+        return record
+
+    train: Iterable[Record]
+    test: Iterable[Record]
     if prompts is None:
-        train, total = source.stored_records(held_out=False), sum(t.training or 0 for t in tasks)
-        test, held = source.stored_records(held_out=True), sum(t.held_out or 0 for t in tasks)
+        train, test = (source.stored_records(use, held_out=held_out) for held_out in (False, True))
+        total, held = sum(t.training or 0 for t in tasks), sum(t.held_out or 0 for t in tasks)
     else:
-        train, total = _in_order_of_a_run(source, seed, prompts), prompts
-        test = (r for task in source.tasks for r in source.held_out_records(task, eval_items))
+        train, total = _in_order_of_a_run(source, seed, prompts, use), prompts
+        test = (r for task in source.tasks for r in source.held_out(task, eval_items, use))
         held = sum(min(t.held_out or eval_items, eval_items) for t in tasks)
     counts = {}
     for file, records, size in zip(FILES, (train, test), (total, held), strict=True):
@@ -113,7 +121,7 @@ def write_records(
 
 
 def _refuse_unsuitable(source: Source, name: str) -> None:
-    """Raise if a host cannot take the records of a source, or let it leave out those it cannot."""
+    """Raise if a host cannot take the records of a source."""
     from g2rpo_trainer.data.streams import PROBLEM_TYPE
 
     host = HOSTS[name]
@@ -126,12 +134,13 @@ def _refuse_unsuitable(source: Source, name: str) -> None:
             "records of reasoning-gym are scored by its own scorers, whose entries a column of "
             f"texts cannot hold; {name} needs records with an answer of their own"
         )
-    source.refuse(host.fault)
 
 
-def _in_order_of_a_run(source: Source, seed: int, prompts: int) -> Iterator[Record]:
-    for position in range(prompts):
-        yield from source.training_records(seed=seed, position=position, prompts=1)
+def _in_order_of_a_run(
+    source: Source, seed: int, prompts: int, use: Callable[[Record], Record]
+) -> Iterator[Record]:
+    for slot in source.slots(seed=seed, position=0, prompts=prompts):
+        yield source.read(slot, use)
 
 
 def _write(path: Path, records: Iterable[Record], host: Host, parts: Parts) -> int:

@@ -130,7 +130,10 @@ def group_figures(groups: Sequence[Group], most_points: int) -> list[SmallMultip
         Most steps of a line; of more every second, third, … is kept.
     """
     of_runs = [
-        [run_figures(run.config, run.records, run.summary, group.label) for run in group.runs]
+        [
+            run_figures(run.config, run.tasks, run.records, run.summary, group.label)
+            for run in group.runs
+        ]
         for group in groups
     ]
     names = [figure.name for figure in max((figures[0] for figures in of_runs), key=len)]

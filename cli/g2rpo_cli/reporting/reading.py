@@ -70,7 +70,9 @@ class Run:
     path : Path
         Its folder.
     config : TrainConfig
-        Its configuration, of which ``data.tasks`` are those to show.
+        Its configuration.
+    tasks : list of str
+        Tasks to show.
     records : list of dict
         Metrics of its steps.
     summary : dict
@@ -88,17 +90,13 @@ class Run:
 
     path: Path
     config: TrainConfig
+    tasks: list[str]
     records: list[dict[str, float]]
     summary: dict[str, Any]
     advantages: dict[str, list[int]]
     samples: dict[str, list[Item]]
     environments: list[dict[str, Any]]
     notes: list[str]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks that are shown."""
-        return self.config.data.tasks
 
     @property
     def step(self) -> int:
@@ -141,12 +139,7 @@ def read_runs(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list
     for task in tasks or ():
         if task not in first.tasks:
             raise RunError(f"--task: {unknown_name('task', task, first.tasks)}")
-    return [_with_tasks(run, list(dict.fromkeys(tasks or first.tasks))) for run in runs]
-
-
-def _with_tasks(run: Run, tasks: list[str]) -> Run:
-    data = run.config.data.model_copy(update={"tasks": tasks})
-    return replace(run, config=run.config.model_copy(update={"data": data}))
+    return [replace(run, tasks=list(dict.fromkeys(tasks or first.tasks))) for run in runs]
 
 
 def read_run(path: Path) -> Run:
@@ -161,6 +154,8 @@ def read_run(path: Path) -> Run:
     run = Run(
         path,
         folder.config,
+        # Left out of the configuration, they are those of the data, whose metrics name them.
+        folder.config.data.tasks or _tasks(records),
         records,
         _read(path / "summary.json", folder.read_summary),
         _read(folder.advantages_path, folder.read_advantages),
@@ -173,6 +168,11 @@ def read_run(path: Path) -> Run:
     )
     notes += _missing(run)
     return run
+
+
+def _tasks(records: list[dict[str, float]]) -> list[str]:
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name.removeprefix("reward/") for name in names if name.startswith("reward/")]
 
 
 def _opened(path: Path) -> RunFolder:

@@ -1,6 +1,6 @@
 """Dotted keys of a run's configuration, such as ``rollout.limits.ocr``.
 
-A name with a dot, an equals sign or a quote in it stands in brackets and quotes, as in Python:
+A name with a dot, an equals sign or a quote in it is written in brackets and quotes, as in Python:
 ``rollout.limits["v1.5"]``.
 """
 

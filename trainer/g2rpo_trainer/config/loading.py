@@ -241,7 +241,7 @@ def _merged(values: Iterable[_Value]) -> dict[str, Any]:
         place: Any = merged
         for parent in parents:
             place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if isinstance(place, dict):  # else validation refuses what stands in its place
+        if isinstance(place, dict):  # otherwise validation refuses the value in its place
             place[last] = deepcopy(value)
     return merged
 

@@ -17,11 +17,6 @@ def off_is_text(value: Any) -> Any:
     return "off" if value is False else value
 
 
-def loss_or_off(value: Any) -> Any:
-    """Return ``"loss"`` for True and ``"off"`` for False, the values of TRL."""
-    return {True: "loss", False: "off"}[value] if isinstance(value, bool) else value
-
-
 def none_is_null(value: Any) -> Any:
     """Return None for the text ``none`` or ``None``."""
     # YAML's null is `null` or `~`; people who come from Python write None.

@@ -1,6 +1,6 @@
 """The configuration of a run: all sections, and the checks across them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Self
 
@@ -54,7 +54,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        faults = [*self._disagreements(), *self._unreachable_targets()]
+        faults = [*self._disagreements(), *self._unreachable_targets(self.data.tasks)]
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -88,10 +88,10 @@ class TrainConfig(Section):
                 "is the policy's own; leave it out, or take several updates"
             )
 
-    def _unreachable_targets(self) -> Iterator[str]:
+    def _unreachable_targets(self, tasks: Iterable[str]) -> Iterator[str]:
         if self.length.mode == "off":
             return
-        for task in self.data.tasks:
+        for task in tasks:
             longest = self.rollout.limit_of(task)
             target = self.length.target_of(task, longest)
             own = ("limits", task) if task in self.rollout.limits else ("max_completion_length",)
@@ -102,13 +102,15 @@ class TrainConfig(Section):
                     "lower the target or raise that"
                 )
 
-    def check_tasks(self, known: Collection[str]) -> None:
+    def check_tasks(self, known: Collection[str], trained: Collection[str]) -> None:
         """Check all that the configuration says of tasks by name, once the tasks are known.
 
         Parameters
         ----------
         known : collection of str
-            Names of all tasks of the source, those that ``data.tasks`` leaves out included.
+            All tasks of the data.
+        trained : collection of str
+            Tasks of the run, of which ``data.tasks`` may leave out some.
 
         Raises
         ------
@@ -120,16 +122,15 @@ class TrainConfig(Section):
         Examples
         --------
         >>> config = TrainConfig(length=Length(targets={"orc": "direct"}))
-        >>> config.check_tasks(["ocr", "maths"])  # doctest: +ELLIPSIS
+        >>> config.check_tasks(["ocr", "maths"], ["maths"])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         g2rpo_trainer.errors.RunError: length.targets: unknown task 'orc'; did you mean 'ocr'? ...
         """
-        faults = [*self._misnamed_tasks(known), *self._unreachable_targets()]
+        faults = [*self._misnamed_tasks(known, trained), *self._unreachable_targets(trained)]
         if faults:
             raise RunError("\n".join(faults))
 
-    def _misnamed_tasks(self, known: Collection[str]) -> Iterator[str]:
-        trained = self.data.tasks or known
+    def _misnamed_tasks(self, known: Collection[str], trained: Collection[str]) -> Iterator[str]:
         for key in TASK_KEYS:
             mapping: Mapping[str, Any] = attrgetter(key)(self)
             yield from unknown_tasks(key, mapping, known)

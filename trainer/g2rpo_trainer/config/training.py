@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from g2rpo import LOSSES, LossOptions
 from g2rpo._suggest import unknown_name
 
-from .section import Section, loss_or_off
+from .section import Section
 
 
 class Lora(Section):
@@ -80,6 +80,11 @@ class Model(Section):
         return device
 
 
+def _loss_or_off(value: Any) -> Any:
+    """Return ``"loss"`` for True and ``"off"`` for False, the values of TRL."""
+    return {True: "loss", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class Optimization(Section):
     """Loss, optimiser and schedule."""
 
@@ -131,7 +136,7 @@ class Optimization(Section):
         "null is the loss type's own",
     )
     mask_truncated_completions: Annotated[
-        Literal["off", "loss", "all"], BeforeValidator(loss_or_off)
+        Literal["off", "loss", "all"], BeforeValidator(_loss_or_off)
     ] = Field(
         default="off",
         description="responses that their length limit cut off count everywhere (`off`, or "

@@ -22,13 +22,14 @@ Examples
 from g2rpo_trainer.record import Record
 
 from .mixing import schedule, shares
-from .source import Source, open_run, open_source
+from .source import Slot, Source, open_run, open_source
 from .summary import Summary, TaskSummary, skipped_text, summary_table
 from .videos import Clip, Video
 
 __all__ = [
     "Clip",
     "Record",
+    "Slot",
     "Source",
     "Summary",
     "TaskSummary",

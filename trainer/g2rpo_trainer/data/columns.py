@@ -37,7 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 DATA_TYPES = ("text", "image", "video")
 
 LONGEST_NAME = 100
-"""Most characters of a task's name: it stands in tables and in the names of metrics."""
+"""Most characters of a task's name, which tables and the names of metrics contain."""
 
 # A column that holds one of these says nothing, and hides no other.
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -45,7 +45,7 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of one table are read.
+    """Options to read the rows of one table.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
     values : mapping
         Column -> value, in the paper's format or TRL's conversational one.
     reading : Reading
-        How to read it.
+        Options of the table.
 
     Raises
     ------

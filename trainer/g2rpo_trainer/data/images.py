@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource: TypeAlias = "str | bytes | Image"
-"""A path as it stands in the record, the bytes of an image file, or an open image."""
+"""A path as written in the record, the bytes of an image file, or an open image."""
 
 # Part of white that the brightest pixel must reach: of 16 bits, below it 16 of 256 levels are left.
 _DARKEST = 1 / 16
@@ -38,7 +38,7 @@ _REMEDY = "scale the values and save them with 8 bits a channel"
 
 
 def image_source(value: Any) -> ImageSource:
-    """Return where an image comes from.
+    """Return the path or the contents of an image of a record.
 
     Parameters
     ----------
@@ -151,11 +151,11 @@ def open_image(source: ImageSource, folder: Path | None, kind: str = "image") ->
     Parameters
     ----------
     source : str, bytes or Image
-        What :func:`image_source` returned.
+        Result of :func:`image_source`.
     folder : Path, optional
-        Of paths.
+        Folder of relative paths.
     kind : str
-        Of :func:`locate`.
+        Kind of file for errors, as in :func:`locate`.
 
     Returns
     -------
@@ -184,7 +184,7 @@ def open_image(source: ImageSource, folder: Path | None, kind: str = "image") ->
 
 
 def fingerprint(source: ImageSource) -> str:
-    """Return a text that tells images apart: the path as it stands, or a hash of the contents."""
+    """Return a text that identifies an image: its path as written, or a hash of its contents."""
     if isinstance(source, str):
         return source
     data = source if isinstance(source, bytes) else source.tobytes() + repr(source.size).encode()
@@ -206,19 +206,19 @@ def _rgb(image: Image) -> Image:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, on one line, or its kind if it says nothing."""
-    # Also FFmpeg's, which are no OSError all of them.
+    """Return the text of an error on one line, or its type if it has none."""
+    # Errors of FFmpeg have this attribute too, and are not all of type OSError.
     return getattr(error, "strerror", None) or error_text(error)
 
 
 class _Scale(NamedTuple):
-    """What a deep picture's numbers mean.
+    """Scale of a picture with more than 8 bits a channel.
 
     Attributes
     ----------
     white : float
-        65535 for whole numbers of 16 bits, or what the bits of a TIFF allow; 255 for those of 32
-        bits; 1 for floating-point numbers.
+        Value of white: 65535 for whole numbers of 16 bits, or the largest value of a TIFF's bits;
+        255 for those of 32 bits; 1 for floating-point numbers.
     is_inverted : bool
         Whether 0 is white and `white` black.
     """
@@ -255,14 +255,14 @@ def _scale_of(image: Image) -> _Scale | None:
 
 
 def _in_8_bits(image: Image, scale: _Scale) -> Image:
-    """Return a deep picture as ``L``, or as ``LA`` if one of its numbers stands for transparency.
+    """Return a deep picture as ``L``, or as ``LA`` if one of its values marks transparency.
 
     Parameters
     ----------
     image : Image
-        With one channel of whole or floating-point numbers.
+        Picture with one channel of whole or floating-point numbers.
     scale : _Scale
-        Of :func:`_scale_of`.
+        Result of :func:`_scale_of`.
 
     Returns
     -------

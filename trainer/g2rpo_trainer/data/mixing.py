@@ -59,12 +59,12 @@ def schedule(wanted: Sequence[float], start: int, count: int) -> list[tuple[int,
     wanted : sequence of float
         Share of each task, in any unit; at least one above 0.
     start, count : int
-        Which prompts of the run.
+        First prompt and number of prompts.
 
     Returns
     -------
     list of (int, int)
-        Of each prompt, the task and how many prompts of that task came before it.
+        Task of each prompt, and number of earlier prompts of that task.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def shuffled(position: int, size: int, key: str) -> int:
     """Return what stands at ``position`` in the permutation of ``range(size)`` that ``key`` names.
 
     A Feistel network permutes the next power of four, and positions that land outside the range are
-    sent through it again. It takes no memory, whatever the size.
+    sent through it again. Its memory does not grow with the size.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from .tables import HubRows, Objects, Table, need_library, read_table
 
 _SAVED = ("dataset_dict.json", "state.json")
 
-# Beside files that are read, one of these would be left out without a word.
+# In a folder of data files, a file of these formats would be ignored in silence.
 _OTHER_TABLES = (".csv", ".tsv", ".ndjson", ".arrow", ".feather", ".orc", ".xls", ".xlsx")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 

@@ -10,7 +10,7 @@ from g2rpo.rewards.choice import option_texts, plain, read_label
 from g2rpo_trainer.record import BrokenRecord
 
 MEDIA = ("image", "video")
-"""What may stand in a prompt beside text, in the order in which it stands before a question."""
+"""Kinds of media in a prompt, in their order before a question."""
 
 Message: TypeAlias = dict[str, Any]
 
@@ -20,22 +20,22 @@ _ROLES = ("system", "user", "assistant")
 
 
 def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
-    """Return a question's text, and its message if images or videos stand in the middle of it.
+    """Return a question's text, and its message if images or videos are inside of the text.
 
     Parameters
     ----------
     problem : str
-        With one ``<image>`` for each image, or with none: then images stand before the text. The
-        same holds for ``<video>``.
+        Question with one ``<image>`` for each image, or with none: then images come before the
+        text. The same holds for ``<video>``.
     images, videos : int
-        How many the record has.
+        Numbers of images and videos of the record.
 
     Returns
     -------
     text : str
-        Without placeholders.
+        Question without placeholders.
     messages : list of dict, optional
-        Only if they do not all stand before the text, images first.
+        One message; None if all images and videos come before the text, images first.
 
     Raises
     ------
@@ -72,12 +72,13 @@ def from_messages(prompt: Any, images: int, videos: int = 0) -> tuple[str, list[
         ``{"type": "text", "text": …}``. In place of such parts, the words ``<image>`` and
         ``<video>`` may stand in texts.
     images, videos : int
-        How many the record has. If no part or word stands for them, they open the first question.
+        Numbers of images and videos of the record. Without parts or words for them, they open the
+        first question.
 
     Returns
     -------
     text : str
-        Of the last message.
+        Text of the last message.
     messages : list of dict, optional
         Contents as parts; None for a single question with its images and videos before it.
 

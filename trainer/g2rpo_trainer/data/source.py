@@ -1,13 +1,13 @@
-"""The one door to data: a run's configuration in, records for training and evaluation out."""
+"""The source of a run's records: all tasks together, for training and evaluation."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from g2rpo._shown import listed
 from g2rpo._suggest import unknown_name
@@ -19,11 +19,40 @@ from g2rpo_trainer.record import Record
 from .mixing import schedule, shares
 from .opening import open_tables, table_of
 from .stored import Library, Skipped, SkippedState, StoredStream
-from .streams import PREFIX, PROBLEM_TYPE, Stream, builtin_streams, reasoning_streams
+from .streams import (
+    PREFIX,
+    PROBLEM_TYPE,
+    Stream,
+    T,
+    Use,
+    builtin_streams,
+    reasoning_streams,
+)
 from .summary import Summary, TaskSummary
 
 #: Problem types beyond those of :data:`g2rpo.rewards.ACCURACY` that sources bring with them.
 REWARD_FUNCTIONS = {PROBLEM_TYPE: "g2rpo_trainer.data.streams:score_answer"}
+
+
+class Slot(NamedTuple):
+    """Place of a prompt in a run; its record follows from it alone.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of the run.
+    position : int
+        Number of earlier prompts of the run.
+    task : int
+        Number of the task in :attr:`Source.tasks`.
+    turn : int
+        Number of earlier prompts of this task.
+    """
+
+    seed: int
+    position: int
+    task: int
+    turn: int
 
 
 class Source:
@@ -32,12 +61,12 @@ class Source:
     Attributes
     ----------
     tasks : tuple of str
-        In the order that integer labels of tasks follow.
+        The tasks of the run; integer labels of tasks are indices of it.
     known_tasks : list of str
-        All that the source has, those that ``data.tasks`` leaves out included.
+        All tasks of the data, those that ``data.tasks`` leaves out included.
     reward_functions : dict of str to str
-        Problem type -> import path of its accuracy, beside :data:`g2rpo.rewards.ACCURACY`: what the
-        source brings with it, and the user's own; :func:`g2rpo.rewards.with_own` takes it.
+        Problem type -> import path of its accuracy, beside :data:`g2rpo.rewards.ACCURACY`: those of
+        the source, and the user's own; :func:`g2rpo.rewards.with_own` takes it.
     """
 
     def __init__(
@@ -56,7 +85,6 @@ class Source:
         self.reward_functions = {**brought, **functions}
         self._streams = list(streams)
         self._skipped = library.skipped if library else Skipped()
-        self._library = library
         self._shares = _shares_of(streams, data)
 
     def __len__(self) -> int:
@@ -66,22 +94,49 @@ class Source:
             raise TypeError("the records of this source are drawn without end; it has no len()")
         return sum(size or 0 for pair in sizes for size in pair)
 
+    def slots(self, *, seed: int, position: int, prompts: int) -> list[Slot]:
+        """Return the places of the next prompts of a run; no record is read."""
+        return [
+            Slot(seed, position + offset, task, turn)
+            for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
+        ]
+
+    def read(self, slot: Slot, use: Use[T]) -> T:
+        """Read the record of a slot, and return ``use(record)``.
+
+        Parameters
+        ----------
+        slot : Slot
+            From :meth:`slots`.
+        use : callable
+            Called once with each record that is tried. If it raises `BrokenRecord`, the record is
+            as broken as one that cannot be read: refused, or with ``data.skip_broken`` left out,
+            so that the next of the epoch takes its place.
+
+        Raises
+        ------
+        RunError
+            If no record can be used.
+        """
+        stream = self._streams[slot.task]
+        return stream.training(slot.seed, slot.turn, slot.position, use)
+
     def training_records(self, *, seed: int, position: int, prompts: int) -> list[Record]:
         """Return the next records of a run; they follow from the arguments alone.
 
         Parameters
         ----------
         seed : int
-            The run's seed.
+            Seed of the run.
         position : int
-            How many records the run has drawn before.
+            Number of earlier prompts of the run.
         prompts : int
             Number of records.
 
         Returns
         -------
         list of Record
-            Their images are open. Every record of a task comes once in each of its epochs.
+            With open images. Every record of a task comes once in each of its epochs.
 
         Raises
         ------
@@ -97,10 +152,17 @@ class Source:
         >>> [record.task for record in records]
         ['ocr', 'maths', 'ocr']
         """
-        return [
-            self._streams[task].training(seed, turn, position + offset)
-            for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
-        ]
+        slots = self.slots(seed=seed, position=position, prompts=prompts)
+        return [self.read(slot, _itself) for slot in slots]
+
+    def held_out(self, task: str, count: int, use: Use[T]) -> Iterator[T]:
+        """Yield ``use(record)`` of held-out records of a task, read one by one.
+
+        As :meth:`read`, but a record that is left out is followed by the next one.
+        """
+        if task not in self.tasks:
+            raise RunError(unknown_name("task", task, self.tasks))
+        return self._streams[self.tasks.index(task)].held_out(count, use)
 
     def held_out_records(self, task: str, count: int) -> list[Record]:
         """Return held-out records of a task, the same in every run.
@@ -117,22 +179,17 @@ class Source:
         list of Record
             Fewer where the task has no more.
         """
-        if task not in self.tasks:
-            raise RunError(unknown_name("task", task, self.tasks))
-        return self._streams[self.tasks.index(task)].held_out(count)
+        return list(self.held_out(task, count, _itself))
 
-    def stored_records(self, *, held_out: bool) -> Iterator[Record]:
-        """Yield each record of a file or a data set once, in their order there.
+    def stored_records(self, use: Use[T], *, held_out: bool) -> Iterator[T]:
+        """Yield ``use(record)`` of each record of a file or a data set, in their order there.
 
         Parameters
         ----------
+        use : callable
+            As in :meth:`read`.
         held_out : bool
             Records for evaluation, rather than those to train on.
-
-        Yields
-        ------
-        Record
-            With open images.
 
         Raises
         ------
@@ -146,30 +203,17 @@ class Source:
         >>> from g2rpo_trainer.config import Data
         >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(20)]
         >>> source = open_source(Data(problem_type="numerical"), rows=rows)
-        >>> records = [*source.stored_records(held_out=False)]
-        >>> len(records) + len([*source.stored_records(held_out=True)])
+        >>> problems = [*source.stored_records(lambda record: record.problem, held_out=False)]
+        >>> len(problems) + len([*source.stored_records(repr, held_out=True)])
         20
         """
         stored = [stream for stream in self._streams if isinstance(stream, StoredStream)]
         if not stored:
             raise RunError("the records of this source are drawn without end; say how many")
         in_order = heapq.merge(
-            *(stream.stored(held_out=held_out) for stream in stored), key=itemgetter(0)
+            *(stream.stored(use, held_out=held_out) for stream in stored), key=itemgetter(0)
         )
-        return (record for _, record in in_order)
-
-    def refuse(self, find_fault: Callable[[Record], str | None]) -> None:
-        """Take records for broken that the caller cannot use, such as those too long for a model.
-
-        Parameters
-        ----------
-        find_fault : callable
-            Returns what is wrong with a record, or None. Called on every record of a file or a
-            data set when it is opened; it replaces the one before. Records that are drawn without
-            end are not looked at.
-        """
-        if self._library is not None:
-            self._library.find_fault = find_fault
+        return (found for _, found in in_order)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -177,7 +221,7 @@ class Source:
         return frozenset[str]().union(*(stream.parts for stream in self._streams))
 
     def summary(self) -> Summary:
-        """Return what there is of each task, and what was left out."""
+        """Return the numbers of records of each task, and of records that were left out."""
         total = sum(self._shares)
         tasks = {
             stream.name: TaskSummary(
@@ -197,16 +241,16 @@ class Source:
         return len(self._skipped)
 
     def skipped_state(self) -> SkippedState:
-        """Return which records were left out since the source was opened, as JSON holds it."""
+        """Return the records that were left out since the source was opened, for a JSON file."""
         return self._skipped.state()
 
-    def restore_skipped(self, state: SkippedState | None) -> None:
-        """Count on from what :meth:`skipped_state` returned; None is a run that begins.
+    def restore_skipped(self, *states: SkippedState | None) -> None:
+        """Count on from results of :meth:`skipped_state`; None is a run that begins.
 
-        A source that is opened again finds what is broken at first sight again, but not what turned
-        out to be broken when it was used.
+        Several are those of ranks that have read different records. A source that is opened again
+        finds again the records that no row can be read from, but not those that were broken in use.
         """
-        self._skipped.restore(state)
+        self._skipped.restore([state for state in states if state])
 
 
 def open_source(
@@ -272,22 +316,21 @@ def open_source(
     return Source(chosen, data, functions, library, known_tasks=library.tasks)
 
 
-def open_run(config: TrainConfig, source: Source | None = None) -> tuple[TrainConfig, Source]:
-    """Open the source of a run, and name its tasks where the configuration names none.
+def open_run(config: TrainConfig, source: Source | None = None) -> Source:
+    """Open the source of a run, and check all that its configuration says of tasks by name.
 
     Parameters
     ----------
     config : TrainConfig
-        The run.
+        Configuration of the run, which is not changed; it may leave out ``data.tasks``.
     source : Source, optional
-        What an earlier call returned for this run: nothing is opened again.
+        Result of an earlier call for this run: nothing is opened again.
 
     Returns
     -------
-    config : TrainConfig
-        Its tasks are named.
-    source : Source
-        Its records are checked with the configuration's own rewards.
+    Source
+        Its ``tasks`` are those of the run. Its records are checked with the configuration's own
+        rewards.
 
     Raises
     ------
@@ -297,11 +340,12 @@ def open_run(config: TrainConfig, source: Source | None = None) -> tuple[TrainCo
     """
     if source is None:  # not by its truth, which is that of its length
         source = open_source(config.data, functions=config.rewards.functions)
-    if not config.data.tasks:
-        data = config.data.model_copy(update={"tasks": list(source.tasks)})
-        config = config.model_copy(update={"data": data})
-    config.check_tasks(source.known_tasks)
-    return config, source
+    config.check_tasks(source.known_tasks, source.tasks)
+    return source
+
+
+def _itself(record: Record) -> Record:
+    return record
 
 
 def _chosen(streams: Sequence[Stream], data: Data) -> list[Stream]:

@@ -1,4 +1,4 @@
-"""Stored records: checked once, held out or trained on in epochs; those that are left out."""
+"""Stored records: checked once, then held out or trained on in epochs; broken ones are counted."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from g2rpo._shown import shown
 from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.record import BrokenRecord, Record
+from g2rpo_trainer.record import BrokenRecord
 
 from .columns import Reading, Row, read_row
 from .mixing import shuffled
-from .streams import Stream, is_held_out
+from .streams import Stream, T, Use, is_held_out
 from .tables import Found, Table
 
-# So many broken records are told by name.
+# Number of broken records whose faults are kept as examples.
 _EXAMPLES = 3
 
 
 class SkippedState(TypedDict):
-    """Records that turned out to be broken in use: their numbers, and what is wrong with some."""
+    """Records that turned out to be broken in use: their numbers, and the faults of some."""
 
     numbers: list[int]
     examples: list[str]
 
 
 class Skipped:
-    """Which records are broken, and what is wrong with the first of them."""
+    """Numbers of the broken records, and the faults of the first of them."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, None] = {}
@@ -53,34 +53,36 @@ class Skipped:
         self._numbers[number] = None
 
     def end_scan(self) -> None:
-        """Note that what comes from now on is found in use."""
+        """Mark the end of the scan: records that are added later were found in use."""
         self._scanned = len(self._numbers)
 
     def state(self) -> SkippedState:
-        """Return what was found in use, as JSON holds it."""
+        """Return the records that were found in use, for a JSON file."""
         return {
             "numbers": list(self._numbers)[self._scanned :],
             "examples": self.examples[min(self._scanned, _EXAMPLES) :],
         }
 
-    def restore(self, state: SkippedState | None) -> None:
-        """Go back to what :meth:`state` returned, or to nothing beyond the scan."""
-        found = state or {"numbers": [], "examples": []}
-        self._numbers = dict.fromkeys([*list(self._numbers)[: self._scanned], *found["numbers"]])
-        self.examples[min(self._scanned, _EXAMPLES) :] = found["examples"]
+    def restore(self, states: Sequence[SkippedState]) -> None:
+        """Replace the records that were found in use by those of several results of `state`."""
+        numbers = [number for state in states for number in state["numbers"]]
+        self._numbers = dict.fromkeys([*list(self._numbers)[: self._scanned], *numbers])
+        examples = dict.fromkeys(example for state in states for example in state["examples"])
+        self.examples[min(self._scanned, _EXAMPLES) :] = examples
+        del self.examples[_EXAMPLES:]
 
 
 class Library:
-    """All rows of all tables under one number each, with what is known of them after one look.
+    """All rows of all tables, numbered, with the tasks and digests that a scan has found.
 
     Parameters
     ----------
     tables : sequence of Table
         Read once, from beginning to end.
     data : Data
-        Section of the configuration.
+        Section ``data`` of the configuration.
     name : str
-        The source, for errors.
+        Name of the source, for errors.
     check_record : callable
         Raises ValueError if a record cannot be scored.
     """
@@ -97,8 +99,6 @@ class Library:
         self._readings = [_reading(table, data) for table in tables]
         self._firsts: list[int] = []  # number of each table's first row
         self.skipped = Skipped()
-        #: Returns what is wrong with a record beyond what its row says, when it is opened, or None.
-        self.find_fault: Callable[[Record], str | None] = lambda record: None
         self._scan()
 
     @property
@@ -119,10 +119,10 @@ class Library:
                 [kinds[kind] for kind in types[tasks == self._tasks[name]]],
                 frozenset(self._parts[name]),
                 fraction=self._data.eval_fraction,
-                open_record=self._open,
+                library=self,
                 skip_broken=self._data.skip_broken,
             )
-            # Also the others, so that an unknown name is told what there is.
+            # If no name is known, all of them, for the error that lists them.
             for name in chosen or names
         ]
 
@@ -166,7 +166,7 @@ class Library:
                 yield self._checked(found, reading)
         if not count:
             raise RunError(f"{self._name}: has no records")
-        # Else a slip of the pen would leave all records without images, say, and nobody would know.
+        # A misspelt column would otherwise leave all records without images, say, in silence.
         for key, name in unseen.items():
             raise RunError(f"data.columns.{key}: {unknown_name('column', name, columns)}")
 
@@ -180,14 +180,14 @@ class Library:
             return error
         return row
 
-    def _open(self, number: int) -> Record | BrokenRecord:
-        """Read a row again; its texts and its answer were checked when the table was scanned."""
+    def use(self, number: int, use: Use[T]) -> T | BrokenRecord:
+        """Read a row again, and use its record; a fault is counted and returned with its place.
+
+        Texts and answer were checked when the table was scanned.
+        """
         table, reading, row = self._at(number)
         try:
-            record = read_row(table.row(row), reading).open(table.place(row), reading)
-            if fault := self.find_fault(record):
-                raise BrokenRecord(fault)
-            return record
+            return use(read_row(table.row(row), reading).open(table.place(row), reading))
         except BrokenRecord as error:
             text = f"{table.place(row)}: {error}"
             self.skipped.add(number, text)
@@ -203,10 +203,9 @@ class Library:
 
 
 class StoredStream(Stream):
-    """Records of files or libraries: each once an epoch, in an order of the seed's.
+    """Records of files or libraries: each once an epoch, shuffled by the seed.
 
-    Records are put in the order of their digests first, so that the order in the file is without
-    influence.
+    They are sorted by their digests first, so that their order in the file has no influence.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class StoredStream(Stream):
         parts: frozenset[str],
         *,
         fraction: float,
-        open_record: Callable[[int], Record | BrokenRecord],
+        library: Library,
         skip_broken: bool,
     ) -> None:
         order = np.argsort(digests, kind="stable")
@@ -230,9 +229,9 @@ class StoredStream(Stream):
         self._training = numbers[order][~held]
         self._held_out = numbers[order][held]
         self.training_size, self.held_out_size = len(self._training), len(self._held_out)
-        self._open, self._skip = open_record, skip_broken
+        self._library, self._skip = library, skip_broken
 
-    def training(self, seed: int, turn: int, position: int) -> Record:
+    def training(self, seed: int, turn: int, position: int, use: Use[T]) -> T:
         """Look the record up in the shuffled order of its epoch."""
         size = len(self._training)
         epoch, place = divmod(turn, size)
@@ -240,33 +239,34 @@ class StoredStream(Stream):
         fault = ""
         for offset in range(size):
             number = self._training[shuffled((place + offset) % size, size, key)]
-            record = self._open(int(number))
-            if not isinstance(record, BrokenRecord):
-                return record
+            found = self._use(int(number), use)
+            if not isinstance(found, BrokenRecord):
+                return found
             # The next of the epoch takes its place, which again follows from seed and position.
-            if not self._skip:
-                raise RunError(f"{record}; put it right, or set data.skip_broken: true")
-            fault = fault or str(record)
+            fault = fault or str(found)
         raise RunError(
             f"task {self.name!r}: none of its {size} training records can be used, such as:\n"
             f"{fault}\nput them right, or leave the task out: name the others in data.tasks"
         )
 
-    def held_out(self, count: int) -> list[Record]:
+    def held_out(self, count: int, use: Use[T]) -> Iterator[T]:
         """Open the first of the held-out records in the order of their digests."""
-        return [record for _, record in islice(self._usable(self._held_out), count)]
+        found = (self._use(int(number), use) for number in self._held_out)
+        return islice((item for item in found if not isinstance(item, BrokenRecord)), count)
 
-    def stored(self, *, held_out: bool) -> Iterator[tuple[int, Record]]:
-        """Open each record of one side once, in the order of the tables, with its number there."""
-        return self._usable(np.sort(self._held_out if held_out else self._training))
-
-    def _usable(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, Record]]:
+    def stored(self, use: Use[T], *, held_out: bool) -> Iterator[tuple[int, T]]:
+        """Use each record of one side, in the order of the tables, with its number there."""
+        numbers = np.sort(self._held_out if held_out else self._training)
         for number in map(int, numbers):
-            record = self._open(number)
-            if not isinstance(record, BrokenRecord):
-                yield number, record
-            elif not self._skip:
-                raise RunError(f"{record}; put it right, or set data.skip_broken: true")
+            found = self._use(number, use)
+            if not isinstance(found, BrokenRecord):
+                yield number, found
+
+    def _use(self, number: int, use: Use[T]) -> T | BrokenRecord:
+        found = self._library.use(number, use)
+        if isinstance(found, BrokenRecord) and not self._skip:
+            raise RunError(f"{found}; put it right, or set data.skip_broken: true") from found
+        return found
 
 
 def _parts(row: Row) -> Iterator[str]:

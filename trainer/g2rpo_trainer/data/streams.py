@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 from g2rpo._suggest import unknown_name
 from g2rpo_trainer.config import Data
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.record import Record
+from g2rpo_trainer.record import BrokenRecord, Record
 from g2rpo_trainer.tasks import TASKS_BY_SOURCE, ImageTask, Task
 
 from .tables import need_library
@@ -28,8 +28,13 @@ PROBLEM_TYPE = "reasoning-gym"
 
 # Draws until one falls on the right side of the hash: more than ever happens by chance.
 _ATTEMPTS = 1000
-# Some data sets prepare as many items as they are told to have, so these are not more than needed.
+# Some data sets prepare all of their items in advance, so this is not more than needed.
 _ITEMS = 10_000
+
+
+T = TypeVar("T")
+Use = Callable[[Record], T]
+"""Turns a record into what the caller needs of it; raises `BrokenRecord` if that is impossible."""
 
 
 class Stream(ABC):
@@ -40,9 +45,9 @@ class Stream(ABC):
     name : str
         The task.
     problem_types : dict of str to int
-        How many records it has of each problem type; 0 if they are drawn without end.
+        Number of records of each problem type; 0 if they are drawn without end.
     reward_kind : str
-        The shape of the reward, or the problem types, for people.
+        Shape of the reward, or the problem types, for people.
     parts : frozenset of str
         What there is in any record: ``images``, ``videos``, ``text`` without either, ``answers``
         (several right ones).
@@ -58,22 +63,37 @@ class Stream(ABC):
     held_out_size: int | None
 
     @abstractmethod
-    def training(self, seed: int, turn: int, position: int) -> Record:
-        """Return a training record.
+    def training(self, seed: int, turn: int, position: int, use: Use[T]) -> T:
+        """Return ``use(record)`` of a training record.
 
         Parameters
         ----------
         seed : int
-            The run's.
+            Seed of the run.
         turn : int
-            How many records of this task came before.
+            Number of earlier prompts of this task.
         position : int
-            How many records of any task came before.
+            Number of earlier prompts of any task.
+        use : callable
+            Called once with each record that is tried.
+
+        Raises
+        ------
+        RunError
+            If a record is broken and may not be left out.
         """
 
     @abstractmethod
-    def held_out(self, count: int) -> list[Record]:
-        """Return `count` held-out records, or all where there are fewer."""
+    def held_out(self, count: int, use: Use[T]) -> Iterator[T]:
+        """Yield ``use(record)`` of `count` held-out records, or of all where there are fewer."""
+
+
+def _use_drawn(record: Record, use: Use[T]) -> T:
+    # A record that is drawn without end has no neighbour that could take its place.
+    try:
+        return use(record)
+    except BrokenRecord as error:
+        raise RunError(f"{record.place}: {error}") from error
 
 
 class BuiltinStream(Stream):
@@ -87,19 +107,18 @@ class BuiltinStream(Stream):
         self.reward_kind = task.reward_kind
         self.parts = frozenset({"images" if isinstance(task, ImageTask) else "text"})
 
-    def training(self, seed: int, turn: int, position: int) -> Record:
+    def training(self, seed: int, turn: int, position: int, use: Use[T]) -> T:
         """Draw the item of this position of the run."""
         item = self._task.item(seed, position, level=self._level)
-        return replace(item.record, place=f"{self.name}, item {position} of seed {seed}")
+        place = f"{self.name}, item {position} of seed {seed}"
+        return _use_drawn(replace(item.record, place=place), use)
 
-    def held_out(self, count: int) -> list[Record]:
+    def held_out(self, count: int, use: Use[T]) -> Iterator[T]:
         """Draw items that hash to the other side."""
-        task, level = self._task, self._level
-        items = (task.item(_HELDOUT_SEED, n, split="heldout", level=level) for n in range(count))
-        return [
-            replace(item.record, place=f"{self.name}, held-out item {number}")
-            for number, item in enumerate(items)
-        ]
+        for number in range(count):
+            item = self._task.item(_HELDOUT_SEED, number, split="heldout", level=self._level)
+            place = f"{self.name}, held-out item {number}"
+            yield _use_drawn(replace(item.record, place=place), use)
 
 
 def builtin_streams(data: Data) -> list[Stream]:
@@ -109,7 +128,7 @@ def builtin_streams(data: Data) -> list[Stream]:
 
 
 def is_held_out(digest: int, fraction: float) -> bool:
-    """Tell on which side a record lies, which its digest of 64 bits alone decides."""
+    """Tell whether a record is held out, which its digest of 64 bits alone decides."""
     return digest < fraction * 2**64
 
 
@@ -125,13 +144,14 @@ class ReasoningStream(Stream):
         self.reward_kind = PROBLEM_TYPE
         self._dataset = _dataset(name)
 
-    def training(self, seed: int, turn: int, position: int) -> Record:
+    def training(self, seed: int, turn: int, position: int, use: Use[T]) -> T:
         """Draw the item of this position of the run."""
-        return self._draw(seed, position, held_out=False)
+        return _use_drawn(self._draw(seed, position, held_out=False), use)
 
-    def held_out(self, count: int) -> list[Record]:
+    def held_out(self, count: int, use: Use[T]) -> Iterator[T]:
         """Draw items whose questions hash to the other side."""
-        return [self._draw(_HELDOUT_SEED, index, held_out=True) for index in range(count)]
+        for index in range(count):
+            yield _use_drawn(self._draw(_HELDOUT_SEED, index, held_out=True), use)
 
     def _draw(self, seed: int, position: int, *, held_out: bool) -> Record:
         for attempt in range(_ATTEMPTS):
@@ -164,7 +184,7 @@ def score_answer(answer: str, truth: Mapping[str, Any]) -> float:
     Parameters
     ----------
     answer : str
-        What stands between the answer tags.
+        Text between the answer tags.
     truth : mapping
         The entry: ``dataset``, ``question``, ``answer``, ``metadata``.
 

@@ -1,4 +1,4 @@
-"""What a source has: in numbers, and as a table for people."""
+"""Numbers of records of a source, and their table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TaskSummary:
     training, held_out : int or None
         Numbers of records; None if they are drawn without end.
     share : float
-        Of the prompts of a run.
+        Share of the prompts of a run.
     reward_kind : str
         For people: of a built-in task the shape of its reward, of others the problem types.
     """
@@ -45,7 +45,7 @@ class Summary:
     skipped : int
         Broken records that were left out so far.
     examples : list of str
-        What is wrong with the first of them.
+        Faults of the first of them.
     """
 
     tasks: dict[str, TaskSummary]
@@ -63,7 +63,7 @@ def summary_table(
     summary : Summary
         From :meth:`Source.summary`.
     more : mapping of str to mapping
-        Heading of a further column -> task -> what stands there.
+        Heading of a further column -> task -> text of the cell.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Rows that can be looked up by number, from files and libraries, in memory only if they must."""
+"""Tables of rows that are read by number, from files and libraries, in memory only if needed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Found = Mapping[str, Any] | BrokenRecord
 
 
 class Table(ABC):
-    """N rows in an order, each a mapping or the error that stands in its place.
+    """N rows in order, each a mapping or the error in its place.
 
     Attributes
     ----------
     name : str
-        What errors call it.
+        Name in errors.
     task : str
         Task of rows that name none.
     folder : Path or None
@@ -43,14 +43,14 @@ class Table(ABC):
 
     @abstractmethod
     def scan(self) -> Iterator[Found]:
-        """Yield all rows in order, and the error for what is none; it comes before all else."""
+        """Yield all rows in order, or the error in the place of a row; must be called first."""
 
     @abstractmethod
     def row(self, index: int) -> Mapping[str, Any]:
         """Return one row; raise BrokenRecord if it is none."""
 
     def place(self, index: int) -> str:
-        """Return where a row stands, for errors."""
+        """Return the place of a row, for errors."""
         return f"{self.name}, record {index + 1}"
 
 
@@ -86,7 +86,7 @@ class JsonLines(Table):
 
 
 class Objects(Table):
-    """A sequence of mappings that is already there."""
+    """A sequence of mappings in memory."""
 
     def __init__(
         self, rows: Sequence[Any], name: str, task: str, folder: Path | None = None
@@ -95,7 +95,7 @@ class Objects(Table):
         self._rows = rows
 
     def scan(self) -> Iterator[Found]:
-        """Look all of them up."""
+        """Yield all objects."""
         for index in range(len(self._rows)):
             try:
                 yield self.row(index)
@@ -103,7 +103,7 @@ class Objects(Table):
                 yield error
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Return one of them."""
+        """Return one object."""
         try:
             row = self._rows[index]
         # A data set of the user's own, or with a transform, runs the user's code.

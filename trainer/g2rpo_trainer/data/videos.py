@@ -26,7 +26,7 @@ Picture = npt.NDArray[np.uint8]
 # name files and addresses to fetch; a record must not lead there.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 
-# As many as Pillow allows an image [pixels].
+# Pillow's limit for an image [pixels].
 _MOST_PIXELS = 2 * 89_478_485
 
 
@@ -36,7 +36,7 @@ class Frames(NamedTuple):
     Attributes
     ----------
     paths : tuple of str
-        As they stand in the record.
+        Paths as written in the record.
     fps : float
         Frames a second.
     """
@@ -46,18 +46,18 @@ class Frames(NamedTuple):
 
 
 VideoSource: TypeAlias = str | bytes | Frames
-"""A path as it stands in the record, the bytes of a video file, or files of frames."""
+"""A path as written in the record, the bytes of a video file, or files of frames."""
 
 
 class Clip(NamedTuple):
-    """What a video shows at even distances in time.
+    """Frames of a video at even distances in time.
 
     Attributes
     ----------
     frames : ndarray (F, H, W, 3), uint8
-        Upright, RGB. Frame k is what is shown at k · duration / F.
+        Upright, RGB. Frame k is shown at k · duration / F.
     duration : float
-        In seconds.
+        Duration of the video in seconds.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -65,7 +65,7 @@ class Clip(NamedTuple):
 
     @property
     def times(self) -> list[float]:
-        """When the frames are shown, in seconds from the first.
+        """Times at which the frames are shown, in seconds from the first.
 
         Examples
         --------
@@ -78,23 +78,23 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """A video that was looked at, and is decoded each time it is read.
+    """A video whose beginning was read; it is decoded each time that it is used.
 
-    Decoded frames take hundreds of times the memory of the file, so that the records of an
-    evaluation could not hold them.
+    Decoded frames take hundreds of times the memory of the file, so the records of an evaluation
+    could not hold them.
 
     Attributes
     ----------
     source : VideoSource
-        Where it comes from.
+        Path or contents of the video.
     folder : Path or None
-        Of paths.
+        Folder of relative paths.
     max_frames : int
-        Most frames that are read.
+        Largest number of frames that are read.
     width, height : int
-        In pixels, upright.
+        Size in pixels, upright.
     duration : float
-        In seconds.
+        Duration in seconds.
     """
 
     source: VideoSource
@@ -165,23 +165,23 @@ def video_source(value: Any) -> VideoSource:
 
 
 def paths_of(source: VideoSource) -> tuple[str, ...]:
-    """Return the paths that a video consists of, as they stand in the record."""
+    """Return the paths of a video, as written in the record."""
     if isinstance(source, Frames):
         return source.paths
     return (source,) if isinstance(source, str) else ()
 
 
 def open_video(source: VideoSource, folder: Path | None, max_frames: int) -> Video:
-    """Look at the beginning of a video.
+    """Return a video after reading its beginning.
 
     Parameters
     ----------
     source : str, bytes or Frames
-        What :func:`video_source` returned.
+        Result of :func:`video_source`.
     folder : Path, optional
-        Of paths.
+        Folder of relative paths.
     max_frames : int
-        Most frames that are read of it.
+        Largest number of frames that are read.
 
     Returns
     -------
@@ -255,19 +255,19 @@ def _look(source: Path | bytes) -> _Look:
 
 
 def _pictures_of(source: Path | bytes, most: int) -> list[Picture]:
-    """Return what a video shows at even distances in time, beginning with its first frame.
+    """Return the pictures of a video at even distances in time, beginning with its first frame.
 
     Parameters
     ----------
     source : Path or bytes
-        A file or its contents.
+        Video file or its contents.
     most : int
-        Most pictures.
+        Largest number of pictures.
 
     Returns
     -------
     list of ndarray
-        As many as there are frames, but at most that many: what is shown at k · duration / count.
+        ``most``, or one a frame if there are fewer; picture k is shown at k · duration / count.
 
     Raises
     ------

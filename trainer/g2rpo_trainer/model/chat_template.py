@@ -1,4 +1,4 @@
-"""What a chat template writes around the texts of a conversation, found by rendering short ones."""
+"""Ends and special tokens of a chat template, found by rendering short conversations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SYSTEM, _QUESTION, _ANSWER, _AGAIN = "c7f3e1s", "c7f3e1q", "c7f3e1a", "c7f3e1t"
 
 
 class EndOfTurn(NamedTuple):
-    """What closes the turn of an assistant.
+    """End of an assistant's turn; both None if there is none.
 
     Attributes
     ----------
     token : int or None
-        The token that does.
+        Token that closes the turn.
     text : str or None
-        The text that does, where it has no token of its own.
+        Text that closes the turn, where it is no single token.
     """
 
     token: int | None = None
@@ -81,13 +81,13 @@ def render(processor: Any, messages: list[Message], *, opens_answer: bool = True
 
 
 def split_at(text: str, marker: str) -> tuple[str, str] | None:
-    """Return what stands before and after the last occurrence of a marker, in either case."""
+    """Return the texts before and after the last occurrence of a marker, ignoring case."""
     found = list(re.finditer(re.escape(marker), text, re.IGNORECASE))
     return (text[: found[-1].start()], text[found[-1].end() :]) if found else None
 
 
 def end_of_turn(processor: Any) -> EndOfTurn:
-    """Find what closes the turn of an assistant: the first thing that follows its text.
+    """Find the token or text that closes an assistant's turn: the first behind its text.
 
     Notes
     -----
@@ -111,7 +111,7 @@ def end_of_turn(processor: Any) -> EndOfTurn:
 def framing_ids(processor: Any) -> set[int]:
     """Return the special tokens in a prompt that stand around texts, images and answers.
 
-    What an assistant itself has to write before its text, its reasoning included, is left out, and
+    Tokens that an assistant itself writes before its text, around its reasoning, are left out, and
     so are the tags of the answer format.
     """
     media = [{"type": "image"}] if hasattr(processor, "image_processor") else []
@@ -132,7 +132,7 @@ def framing_ids(processor: Any) -> set[int]:
 
 
 def missing_opening(processor: Any) -> str | None:
-    """Return what a template leaves out in front of an answer; None if nothing is missing.
+    """Return the text that a template leaves out in front of an answer; None if none is missing.
 
     Nothing is missing where prompts are the same with and without ``add_generation_prompt``, but
     end as they do in front of an answer: ``[/INST]`` for example both ends a question and begins an

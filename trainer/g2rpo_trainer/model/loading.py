@@ -1,4 +1,4 @@
-"""Load a policy as a run's configuration says: from the package, a folder or the hub."""
+"""Load a policy from the package, a folder or the hub, onto its device."""
 
 from __future__ import annotations
 
@@ -9,38 +9,46 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from packaging.version import Version
 
 from g2rpo._shown import error_text
 from g2rpo_trainer.config import Model, TrainConfig
-from g2rpo_trainer.errors import RunError, ran_out_of_memory
+from g2rpo_trainer.errors import RunError, memory_advice, ran_out_of_memory
+from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.policy import policy_path
 
 from ..distributed import Ranks
 from ..sharding import shard, wants_sharding
-from . import checkpointed, lora
+from .adapting import (
+    attach_adapter,
+    attach_empty_adapter,
+    base_of,
+    enable_gradient_checkpointing,
+    freeze_vision,
+    is_adapter,
+)
 from .chat_template import missing_opening
-from .device import memory_advice, resolve_device
-from .freezing import freeze_vision
 from .policy_model import GENERATION_SETTINGS, Policy, make_policy
 from .processors import load_processor
-from .versions import require_transformers
 
 BUILTIN = "builtin"
+# As in pyproject.toml, which users can overrule. Releases before it miscount the images and videos
+# of SmolVLM.
+_TRANSFORMERS = "5.23"
 
 _logger = logging.getLogger(__name__)
 
 
 class _Source(NamedTuple):
-    """Where the parts of a model come from."""
+    """Folders or hub ids of the parts of a model, and the GGUF file of its weights, if any."""
 
     weights: str
-    """Folder or hub id of the model itself."""
     processor: str
     adapter: Path | None
     gguf_file: str | None
 
 
-def load_described(
+def load_run_policy(
     config: TrainConfig,
     name: str | None = None,
     *,
@@ -51,9 +59,9 @@ def load_described(
     Parameters
     ----------
     config : TrainConfig
-        Its model and rollout sections.
+        Configuration; its model and rollout sections.
     name : str, optional
-        Another model in place of the described one, such as a checkpoint of the run.
+        Model to load in place of ``config.model.name``, such as a checkpoint of the run.
     ranks : Ranks
         Ranks that load the policy together.
 
@@ -81,6 +89,140 @@ def load_described(
     return policy
 
 
+def load_policy(
+    name: str,
+    *,
+    device: torch.device | str,
+    model: Model = Model(),
+    max_prompt_length: int | None = None,
+    max_completion_length: int = 0,
+    ranks: Ranks = Ranks(),
+) -> Policy:
+    """Load a policy from the package, a folder or the hub.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"`` for the embedded policy, else a folder or a hub id of a model that
+        ``AutoModelForImageTextToText`` or ``AutoModelForCausalLM`` reads, or a checkpoint.
+    device : torch.device or str
+        Device of the model.
+    model : Model
+        Section ``model`` of the configuration; its ``name`` and ``device`` are ignored.
+    max_prompt_length : int, optional
+        Longest prompt in tokens; by default the model's context without the response.
+    max_completion_length : int
+        Longest response in tokens.
+    ranks : Ranks
+        Ranks that load the policy together.
+
+    Returns
+    -------
+    Policy
+        Without shortcuts: see :func:`g2rpo_trainer.shortcuts.choose_shortcuts`. The model is in
+        evaluation mode: sampling and updates must see the same function, so dropout stays off.
+
+    Raises
+    ------
+    RunError
+        If there is no such model, it is of another kind, or something about it is missing.
+    """
+    source = _source(name, model)
+    device = torch.device(device)
+    is_sharded = wants_sharding(model, ranks.size)
+    remedies = ("model.dtype: bfloat16", "a smaller model")
+    with ranks.raise_on_all_ranks(), memory_advice("loading the model", *remedies):
+        loaded, processor = read_parts(name, model)
+        attach_adapter(loaded, model, source.adapter)
+        freeze_vision(loaded, model)
+        # A sharded model may be too large for any of the devices.
+        loaded = (loaded if is_sharded else loaded.to(device)).eval()
+        if model.gradient_checkpointing:
+            enable_gradient_checkpointing(loaded)
+        longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
+    ranks.require_same_weights(loaded)
+    if is_sharded:
+        shard(loaded, device, ranks.size)
+    policy = make_policy(
+        loaded,
+        processor,
+        name=name,
+        max_prompt_length=longest,
+    )
+    return replace(policy, generation_settings=_generation_settings(source.weights))
+
+
+def read_parts(name: str, model: Model) -> tuple[Any, Any]:
+    """Return model and processor on the CPU as they are stored; for an adapter, its base model.
+
+    Parameters
+    ----------
+    name : str
+        As in :func:`load_policy`.
+    model : Model
+        Section ``model`` of the configuration.
+
+    Raises
+    ------
+    RunError
+        If they cannot be loaded.
+    """
+    _require_transformers()
+    _require_folder(name)
+    source = _source(name, model)
+    try:
+        loaded = _load_model(source, model)
+        # The processor of an adapter is in its folder, also where the base is a GGUF file.
+        gguf_file = source.gguf_file if source.adapter is None else None
+        return loaded, load_processor(source.processor, loaded, model, gguf_file)
+    # Libraries raise errors of any type on a damaged or unfinished folder.
+    except Exception as error:
+        if isinstance(error, RunError) or ran_out_of_memory(error):
+            raise
+        reason = error_text(error)
+        if model.attention != "auto" and "attention" in reason.lower():
+            raise RunError(
+                f"model.attention is {model.attention!r}, which {name!r} cannot be loaded with; "
+                f"name another, or leave it out ({reason})"
+            ) from error
+        raise RunError(
+            f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
+            f"id of an image-text-to-text or text-generation model ({reason})"
+        ) from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a configuration; several ranks of a machine take a GPU each.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` for a GPU if there is one and the CPU otherwise, or a PyTorch device.
+
+    Raises
+    ------
+    RunError
+        If this machine does not have the device, or not one for each process.
+    """
+    launch = Launch.read()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and not launch.on_cpu else "cpu"
+    device = torch.device(name)
+    if launch.size > 1 and device.type != "cpu":
+        return _own_device(name, device, launch)
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= available:
+        raise RunError(
+            f"--device is {name!r}, but this machine has {available} {device.type} devices; "
+            "leave it out, or name cpu"
+        )
+    return device
+
+
 def _check_ends(policy: Policy, stop: str | None) -> None:
     if not (policy.eos_ids or policy.closing_text or stop):
         raise RunError(
@@ -102,108 +244,25 @@ def _warn_of_missing_opening(policy: Policy) -> None:
         )
 
 
-def load_policy(
-    name: str,
-    *,
-    device: torch.device | str,
-    model: Model = Model(),
-    max_prompt_length: int | None = None,
-    max_completion_length: int = 0,
-    ranks: Ranks = Ranks(),
-) -> Policy:
-    """Load a policy from the package, a folder or the hub.
-
-    Parameters
-    ----------
-    name : str
-        ``"builtin"`` for the embedded policy, else a folder or a hub id of a model that
-        ``AutoModelForImageTextToText`` or ``AutoModelForCausalLM`` reads, or a checkpoint.
-    device : torch.device or str
-        Where the model goes.
-    model : Model
-        Section ``model`` of the configuration: how it is loaded, and what of it is trained. Its
-        ``name`` and ``device`` are not looked at.
-    max_prompt_length : int, optional
-        Longest prompt in tokens; None is what the completion leaves of the model's context.
-    max_completion_length : int
-        Longest response in tokens.
-    ranks : Ranks
-        Ranks that load the policy together.
-
-    Returns
-    -------
-    Policy
-        Without shortcuts: see :func:`g2rpo_trainer.shortcuts.choose_shortcuts`.
-        With the model in evaluation mode: sampling and updates must see the same function, so
-        dropout stays off.
-
-    Raises
-    ------
-    RunError
-        If there is no such model, it is of another kind, or something about it is missing.
-    """
-    source = _source(name, model)
-    device = torch.device(device)
-    is_divided = wants_sharding(model, ranks.size)
-    remedies = ("model.dtype: bfloat16", "a smaller model")
-    with ranks.raise_on_all_ranks(), memory_advice("loading the model", *remedies):
-        loaded, processor = read_parts(name, model)
-        lora.attach(loaded, model, source.adapter)
-        freeze_vision(loaded, model)
-        # A model that is divided may be too large for any of the devices.
-        loaded = (loaded if is_divided else loaded.to(device)).eval()
-        if model.gradient_checkpointing:
-            checkpointed.enable_gradient_checkpointing(loaded)
-        longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
-    ranks.require_same_weights(loaded)
-    if is_divided:
-        shard(loaded, device, ranks.size)
-    policy = make_policy(
-        loaded,
-        processor,
-        name=name,
-        max_prompt_length=longest,
-    )
-    return replace(policy, generation_settings=_generation_settings(source.weights))
-
-
-def read_parts(name: str, model: Model) -> tuple[Any, Any]:
-    """Return model and processor as they are stored, on the CPU; of an adapter its base.
-
-    Parameters
-    ----------
-    name : str
-        As of :func:`load_policy`.
-    model : Model
-        Section ``model`` of the configuration.
-
-    Raises
-    ------
-    RunError
-        If they cannot be loaded.
-    """
-    require_transformers()
-    _require_folder(name)
-    source = _source(name, model)
-    try:
-        loaded = _load_model(source, model)
-        # Beside an adapter the processor is a folder, whatever the base came in.
-        gguf_file = source.gguf_file if source.adapter is None else None
-        return loaded, load_processor(source.processor, loaded, model, gguf_file)
-    # What a damaged or unfinished folder raises is up to the libraries that read it.
-    except Exception as error:
-        if isinstance(error, RunError) or ran_out_of_memory(error):
-            raise
-        reason = error_text(error)
-        if model.attention != "auto" and "attention" in reason.lower():
-            raise RunError(
-                f"model.attention is {model.attention!r}, which {name!r} cannot be loaded with; "
-                f"name another, or leave it out ({reason})"
-            ) from error
+def _own_device(name: str, device: torch.device, launch: Launch) -> torch.device:
+    available = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.index is not None or launch.local_size > available:
         raise RunError(
-            f"--model is {name!r}, which cannot be loaded; it must be 'builtin', a folder or a hub "
-            f"id of an image-text-to-text or text-generation model ({reason})"
-        ) from error
+            f"--device is {name!r} in {launch.local_size} processes on a machine with {available} "
+            "cuda devices; start as many processes as it has devices and name cuda, or name cpu"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def _require_transformers() -> None:
+    """Raise `RunError` if the installed transformers is too old."""
+    from transformers import __version__
+
+    if Version(__version__) < Version(_TRANSFORMERS):
+        raise RunError(
+            f"transformers is {__version__}, but must be {_TRANSFORMERS} or later: "
+            f'pip install "transformers>={_TRANSFORMERS}"'
+        )
 
 
 def meta_model(model: Model) -> Any:
@@ -224,7 +283,7 @@ def meta_model(model: Model) -> Any:
     RunError
         If the configuration cannot be read.
     """
-    require_transformers()
+    _require_transformers()
     _require_folder(model.name)
     source = _source(model.name, model)
     try:
@@ -236,7 +295,7 @@ def meta_model(model: Model) -> Any:
                 trust_remote_code=model.trust_remote_code,
                 **_attention(model),
             )
-            lora.attach_empty(built, model, source.adapter)
+            attach_empty_adapter(built, model, source.adapter)
     except Exception as error:
         if isinstance(error, RunError):
             raise
@@ -263,8 +322,8 @@ def _source(name: str, model: Model) -> _Source:
         # An adapter remembers its base by this name, from wherever it is loaded.
         weights = str(folder.resolve())
     gguf_file = model.gguf_file
-    if lora.is_adapter(folder):
-        weights = lora.base_of(folder)
+    if is_adapter(folder):
+        weights = base_of(folder)
         return _Source(weights, str(folder), folder, _if_there(gguf_file, Path(weights)))
     return _Source(weights, weights, None, _if_there(gguf_file, folder))
 
@@ -285,7 +344,7 @@ def _read_config(source: _Source, model: Model) -> tuple[Any, dict[str, Any]]:
     if source.gguf_file is not None:
         where["gguf_file"] = source.gguf_file
     config = AutoConfig.from_pretrained(source.weights, **where)
-    # Nobody looks at them, most kernels make none, and a configuration that asks cannot be saved.
+    # Unused; most kernels make none, and a configuration that asks for them cannot be saved.
     config.output_attentions = False
     return config, where
 
@@ -304,7 +363,7 @@ def _load_model(source: _Source, model: Model) -> Any:
     vars(loaded).pop("generate", None)
     if source.gguf_file is not None:
         _forget_quantization(loaded)
-    # What cannot be written is found out now, not at the first checkpoint.
+    # A configuration that cannot be saved fails here, not at the first checkpoint.
     with TemporaryDirectory() as folder:
         loaded.config.save_pretrained(folder)
     return loaded
@@ -324,7 +383,7 @@ def _generation_settings(weights: str) -> str | None:
 
 
 def _auto_class(config: Any) -> Any:
-    """Choose between models with and without images by what the configuration is of."""
+    """Return the auto class of a configuration: with images or of text alone."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto
 

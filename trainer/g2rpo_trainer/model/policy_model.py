@@ -1,4 +1,4 @@
-"""A policy: a model, what turns chats into its inputs, and the tokens it must never sample."""
+"""A policy: a model, its processor, and the tokens that end a response or must not be sampled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from g2rpo_trainer.errors import RunError
 
+from .adapting import without_adapter
 from .chat_template import (
     EndOfTurn,
     end_of_turn,
@@ -24,14 +25,13 @@ from .chat_template import (
     template_of,
     tokenizer_of,
 )
-from .lora import without_adapter
 
 GENERATION_SETTINGS = "generation_config.json"
 # Names under which configurations, processors and tokenizers keep the tokens of images, videos and
 # sound, as texts and as numbers.
 _MEDIA_TEXT = re.compile(r"(.*(image|img|video|audio|vision|media)|[be]o[ia]_).*token")
 _MEDIA_ID = re.compile(f"{_MEDIA_TEXT.pattern}_(id|index)")
-# Names of tokens that stand for nothing inside a text.
+# Names of tokens without a meaning inside a text.
 _NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -59,33 +59,33 @@ class Shortcuts:
 
 @dataclass(frozen=True)
 class Policy:
-    """A model that answers questions, with what is needed to talk to it.
+    """A model with its processor and special tokens.
 
     Attributes
     ----------
     model : transformers.PreTrainedModel
         In evaluation mode, on its device.
     processor : transformers.ProcessorMixin or PreTrainedTokenizerBase
-        Turns chats and images into model inputs, padded on the left; a tokenizer where the model
-        takes text only.
+        Processor of chats and images, padding on the left; a tokenizer where the model takes text
+        only.
     eos_ids : tuple of int
         Tokens that end a response: those of the model and the tokenizer, and the one that closes a
         turn in the chat template.
     banned_ids : Tensor, int64
-        Tokens without a meaning inside a response: image placeholders, padding, and what opens
-        turns in a prompt. A sampled placeholder would make the next forward pass look for an image
-        that is not there, so these are masked before every softmax, in generation and in the
+        Tokens without a meaning inside a response: image placeholders, padding, and tokens that
+        open turns in a prompt. A sampled placeholder would make the next forward pass look for an
+        image that is not there, so these are masked before every softmax, in generation and in the
         log-probability passes alike. Tokens that end a response and the tags of the answer format
         are never among them.
     shortcuts : Shortcuts
         Faster ways of computing that the model allows; by default none.
     name : str
-        What the model is called in messages.
+        Name of the model in messages.
     max_prompt_length : int or None
         Longest prompt in tokens; None for no limit.
     closing_text : str or None
-        Text that ends a response too, where the chat template closes turns with one that is no
-        single token.
+        Text by which the chat template closes a turn, where that is no single token; it ends a
+        response too.
     generation_settings : str or None
         Text of the model's own ``generation_config.json``, for the folders that are saved. Nothing
         of it reaches the sampling, but for the tokens that end a response.
@@ -125,15 +125,20 @@ class Policy:
         return hasattr(self.processor, "image_processor")
 
     @property
+    def takes_videos(self) -> bool:
+        """Whether prompts may hold videos."""
+        return getattr(self.processor, "video_processor", None) is not None
+
+    @property
     def has_adapter(self) -> bool:
         """Whether a low-rank adapter is trained in place of the weights."""
         return bool(getattr(self.model, "_hf_peft_config_loaded", False))
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Be the policy from before training inside the context, if an adapter is trained.
+        """Switch the adapter off inside the context; without one nothing changes.
 
-        Without an adapter nothing changes: then the reference is a policy of its own.
+        The reference of a policy without an adapter is a policy of its own.
         """
         if not self.has_adapter:
             yield
@@ -147,9 +152,9 @@ class Policy:
         return scaled.index_fill(-1, self.banned_ids, -torch.inf)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Write model and processor in Hugging Face format; of an adapter only itself.
+        """Write model and processor in Hugging Face format; with an adapter, only the adapter.
 
-        ``weights`` are those of a model that is divided over processes.
+        ``weights`` are the gathered weights of a sharded model.
         """
         if self.has_adapter:
             # peft would store the base weights of an adapted embedding or output layer, too.
@@ -168,7 +173,7 @@ def make_policy(
     name: str = "the model",
     max_prompt_length: int | None = None,
 ) -> Policy:
-    """Bind a model and a processor or tokenizer, and find the ends and the banned tokens.
+    """Return a policy, with the end tokens and the banned tokens of a model and its processor.
 
     Raises
     ------
@@ -188,7 +193,7 @@ def make_policy(
     if has_template:
         banned |= framing_ids(processor)
     banned -= {*eos_ids, *tag_ids(tokenizer)}
-    # Last, as a token that stands in for padding may have a meaning of its own.
+    # Last, because a token that is used as padding may have a meaning of its own.
     if tokenizer.pad_token_id is None:
         _choose_padding(tokenizer, eos_ids, name)
     return Policy(

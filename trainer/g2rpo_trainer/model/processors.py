@@ -15,28 +15,27 @@ _PARTS = ("image_processor", "tokenizer")
 
 
 def load_processor(source: str, model: Any, options: Model, gguf_file: str | None) -> Any:
-    """Return what turns chats into inputs of a model.
+    """Return the processor of a model that takes images, else its tokenizer.
 
     Parameters
     ----------
     source : str
         Folder or hub id.
     model : transformers.PreTrainedModel
-        Whose inputs they are.
+        Model that takes the inputs.
     options : Model
         Section ``model`` of the configuration.
     gguf_file : str or None
-        File that holds the tokenizer, too.
+        GGUF file, if it holds the tokenizer too.
 
     Returns
     -------
     transformers.ProcessorMixin or PreTrainedTokenizerBase
-        A tokenizer for a model that takes text only.
 
     Raises
     ------
     RunError
-        If it has no chat template, and none is named.
+        If there is no chat template, and none is named.
     """
     from transformers import AutoTokenizer
 
@@ -76,16 +75,16 @@ def _image_processor(source: str, model: Any, where: dict[str, Any]) -> Any:
 
 
 def without_videos(kind: Any) -> Any:
-    """Return a class of processors like another, but for videos.
+    """Return a subclass of a processor that takes no videos.
 
     Transformers reads videos by torchvision. Without it, processors that take images and videos
-    cannot be made at all, although none of the images needs it. What is set for videos is carried
-    along in ``video_settings`` and saved, so that the folder loads where torchvision is there.
+    cannot be made at all, although images do not need it. The settings for videos are kept in
+    ``video_settings`` and saved, so that the folder loads where torchvision is installed.
 
     Parameters
     ----------
     kind : type
-        Whose parts are an image processor, a tokenizer and a video processor.
+        Processor class of an image processor, a tokenizer and a video processor.
     """
 
     class WithoutVideos(kind):
@@ -103,10 +102,10 @@ def without_videos(kind: Any) -> Any:
 
         @classmethod
         def _get_arguments_from_pretrained(cls, *source: Any, **options: Any) -> list[Any]:
-            # The third part is None, and as it is no attribute, nothing looks at it.
+            # The third part, of videos, is None; it is no attribute, so it is never read.
             return [*super()._get_arguments_from_pretrained(*source, **options), None]
 
-    WithoutVideos.__name__ = kind.__name__  # which is written into the processor's file
+    WithoutVideos.__name__ = kind.__name__  # the name is saved in the processor's file
     return WithoutVideos
 
 
@@ -115,7 +114,7 @@ def _video_settings(source: str) -> dict[str, Any]:
 
     try:
         settings: dict[str, Any] = BaseVideoProcessor.get_video_processor_dict(source)[0]
-    except OSError:  # a folder that was made without them
+    except OSError:  # a folder without such settings
         return {}
     return settings
 

@@ -1,7 +1,7 @@
 """The embedded policy: a vision-language model of a million parameters inside the package.
 
 ``policy_path()`` is a folder in Hugging Face format, which ``AutoProcessor`` and
-``AutoModelForImageTextToText`` read. ``python -m g2rpo_trainer.policy.cold_start`` makes it anew.
+``AutoModelForImageTextToText`` read. ``python -m g2rpo_trainer.cold_start`` makes it anew.
 """
 
 from __future__ import annotations

@@ -87,14 +87,20 @@ class SmallMultiples:
 
 
 def run_figures(
-    config: TrainConfig, records: Records, summary: Mapping[str, Any], label: str = ""
+    config: TrainConfig,
+    tasks: Sequence[str],
+    records: Records,
+    summary: Mapping[str, Any],
+    label: str = "",
 ) -> list[SmallMultiples]:
     """Return the figures of one run: reward, length, entropy, and shares of the gradient.
 
     Parameters
     ----------
     config : TrainConfig
-        Configuration of the run; its tasks are named.
+        Configuration of the run.
+    tasks : sequence of str
+        Tasks to show.
     records : sequence of mapping
         Metrics of its steps.
     summary : mapping
@@ -102,7 +108,6 @@ def run_figures(
     label : str
         Label of the run's lines.
     """
-    tasks = config.data.tasks
     kept = config.entropy.kept_bounds(tasks)
 
     def figure(

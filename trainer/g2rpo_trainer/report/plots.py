@@ -22,7 +22,7 @@ __all__ = ["COLOURS", "draw_advantages", "draw_figure", "draw_plots"]
 COLOURS = ("#1f77b4", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#8c564b")
 
 
-def draw_plots(folder: RunFolder) -> list[Path]:
+def draw_plots(folder: RunFolder, tasks: Sequence[str]) -> list[Path]:
     """Draw ``reward.png``, ``length.png``, ``entropy.png`` and ``equity.png`` from the metrics.
 
     The first three have one panel a task: a thin line for every step, a thick one for a moving
@@ -30,18 +30,25 @@ def draw_plots(folder: RunFolder) -> list[Path]:
     intervals. The last shows the norms of the tasks' gradients, if they were measured. Where
     histograms of the advantages were kept, ``advantages.png`` shows them against N(0, 1). Without
     metrics nothing is drawn.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of the run.
+    tasks : sequence of str
+        Tasks of the run.
     """
     records = folder.read_metrics()
     if not records:
         return []
     config, path = folder.config, folder.plots_path
     path.mkdir(exist_ok=True)
-    figures = run_figures(config, records, folder.read_summary())
+    figures = run_figures(config, tasks, records, folder.read_summary())
     drawn = [draw_figure(figure, path, ["png"])[0] for figure in figures[:3]]
-    if equity := _draw_equity(path / "equity.png", records, config.data.tasks):
+    if equity := _draw_equity(path / "equity.png", records, tasks):
         drawn.append(equity)
     if counts := folder.read_advantages():
-        drawn += draw_advantages(config.data.tasks, {"": counts}, path, ["png"])
+        drawn += draw_advantages(tasks, {"": counts}, path, ["png"])
     return drawn
 
 

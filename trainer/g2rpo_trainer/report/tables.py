@@ -29,20 +29,20 @@ def start_table(config: TrainConfig, source: Source) -> PlainTable:
     Parameters
     ----------
     config : TrainConfig
-        Its data, rollout, length and entropy sections; the tasks are named.
+        Configuration; its rollout, length and entropy sections.
     source : Source
-        Of the records.
+        Source of the records.
     """
     length, entropy = config.length, config.entropy
     limit_of = config.rollout.limit_of
     more: dict[str, dict[str, str]] = {}
     if length.mode != "off":
         more["length [tokens]"] = {
-            task: _target_text(length, task, limit_of(task)) for task in config.data.tasks
+            task: _target_text(length, task, limit_of(task)) for task in source.tasks
         }
-    if entropy.kept_bounds(config.data.tasks):
+    if entropy.kept_bounds(source.tasks):
         more["entropy [nats]"] = {
-            task: "{:g}–{:g}".format(*entropy.of(task)) for task in config.data.tasks
+            task: "{:g}–{:g}".format(*entropy.of(task)) for task in source.tasks
         }
     return summary_table(source.summary(), more)
 

@@ -1,9 +1,9 @@
 """Six built-in tasks of images and text, and four of text alone, drawn on the fly from a seed.
 
-Those of images stand for the six families of the paper, each with its kind of reward, so that a
-policy of a million parameters on two cores meets the same mix of rewards as a large one on real
+The image tasks are modelled on the six families of the paper, each with its kind of reward, so that
+a policy of a million parameters on two cores sees the same mix of rewards as a large one on real
 data. They need Pillow (and scikit-learn for its handwritten digits): ``pip install "g2rpo[cli]"``.
-Those of text are for models that read text only.
+The text tasks are for models that read text only.
 
 Examples
 --------
@@ -23,9 +23,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from .base import LEVELS, SPLITS, ImageTask, Item, Split, Task
-from .images import TASKS
-from .sheet import contact_sheet
+from .shapes import Counting, Grounding, Spatial
 from .text import TEXT_TASKS
+from .written import Chart, Maths, Ocr
+
+TASKS: dict[str, ImageTask[Any]] = {
+    task.name: task for task in (Grounding(), Counting(), Spatial(), Chart(), Ocr(), Maths())
+}
+"""Name -> task of images."""
 
 TASKS_BY_SOURCE: dict[str, Mapping[str, Task[Any]]] = {"builtin": TASKS, "builtin-text": TEXT_TASKS}
 """``data.source`` of a run's configuration -> name -> task."""
@@ -40,5 +45,4 @@ __all__ = [
     "Item",
     "Split",
     "Task",
-    "contact_sheet",
 ]

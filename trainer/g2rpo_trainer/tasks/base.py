@@ -1,9 +1,8 @@
-"""What a built-in task is, and how its items are drawn from a seed.
+"""Base of the built-in tasks: items that are drawn from a seed.
 
 A task turns a *scene* (a small frozen dataclass that says everything about one item) into a
-question and an answer, and, if it is one of images, into a picture. Whether a scene belongs to the
-training or to the held-out items is decided by a hash of the scene itself, so no item can ever be
-in both, whatever the seed.
+question and an answer, and in image tasks into a picture. A hash of the scene decides whether it
+belongs to the training or to the held-out items, so no item is ever in both, for any seed.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Task(ABC, Generic[SceneT]):
     name : str
         The task's label, used in configurations and metrics.
     family : str
-        The family of the paper that the task stands for.
+        Family of the paper that the task is modelled on.
     problem_type : str
         Key of the accuracy reward in :data:`g2rpo.rewards.ACCURACY`.
     reward_kind : str
@@ -96,7 +95,7 @@ class Task(ABC, Generic[SceneT]):
         index : int
             Non-negative position in the stream; items do not depend on their neighbours.
         split : {"train", "heldout"}
-            Which side of the hash the scene must fall on.
+            Side of the hash that the scene must fall on.
         level : int, optional
             Difficulty, 1 to 3. By default every item draws its own.
 

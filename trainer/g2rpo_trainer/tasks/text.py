@@ -21,7 +21,7 @@ import numpy as np
 
 from .base import Task, between, pick
 from .canvas import COLOURS, Shape, distinct_names, place_apart
-from .images import Maths, MathsScene
+from .written import Maths, MathsScene
 
 # Arithmetic: the expressions of the maths task, written out; scored by exact match (binary).
 

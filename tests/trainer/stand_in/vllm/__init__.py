@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import torch
 
 from g2rpo_trainer.config import Model
-from g2rpo_trainer.inputs.prompts import Prompts
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.prompts.batching import Prompts
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.vllm_weights import weights_of
 

@@ -1,23 +1,40 @@
-"""From a record to the text that the model reads: a conversation through the chat template."""
+"""From a record to the text of its prompt: a conversation through the chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from g2rpo_trainer.policy.build import CHAT_TEMPLATE
-from g2rpo_trainer.record import FORMAT_INSTRUCTION, BrokenRecord, Record, conversation
+from g2rpo_trainer.record import BrokenRecord, Record, conversation
 
 from ..model.chat_template import ANSWER_TAG, Message, render, split_at, template_of
 from ..model.policy_model import Policy
-
-__all__ = ["FORMAT_INSTRUCTION", "chat_text", "conversation", "opened_text", "whole_responses"]
 
 # A word that no template knows, of characters that no template escapes or strips.
 _MARK = "c7f3e1m{:04d}"
 
 
-def chat_text(policy: Policy, record: Record) -> str:
-    """Return a record's prompt as the model was taught to read it, up to where it answers.
+class Chat(NamedTuple):
+    """The prompt of a record as a text.
+
+    Attributes
+    ----------
+    text : str
+        The conversation by the model's chat template, up to where its answer begins.
+    opened : str
+        Part of the answer format at the end of ``text``, from the first opening tag behind the
+        last turn; empty if there is none. Templates of some reasoning models begin the thought
+        themselves: their prompts end in ``<think>``, or in an empty thought. A response goes on
+        from there, and is scored together with it.
+    """
+
+    text: str
+    opened: str
+
+
+def chat_of(policy: Policy, record: Record) -> Chat:
+    """Return the prompt of a record by the chat template of a policy.
 
     Parameters
     ----------
@@ -25,10 +42,6 @@ def chat_text(policy: Policy, record: Record) -> str:
         Owner of the chat template.
     record : Record
         The prompt.
-
-    Returns
-    -------
-    str
 
     Raises
     ------
@@ -40,41 +53,34 @@ def chat_text(policy: Policy, record: Record) -> str:
     Some templates refuse system messages, and some leave them out. Their text then opens the next
     question.
     """
-    messages, _ = _readable(policy, record)
-    return render(policy.processor, messages)
+    from jinja2 import TemplateError
 
-
-def opened_text(policy: Policy, record: Record) -> str:
-    """Return the part of the answer format with which a record's prompt ends.
-
-    Templates of some reasoning models begin the thought themselves: their prompts end in
-    ``<think>``, or in a thought that is empty. A response goes on from there, and is scored
-    together with it.
-
-    Parameters
-    ----------
-    policy : Policy
-        Owner of the chat template.
-    record : Record
-        The prompt.
-
-    Returns
-    -------
-    str
-        From the first opening tag behind the last turn; empty if there is none.
-    """
-    _, ending = _readable(policy, record)
-    opening = next((tag for tag in ANSWER_TAG.finditer(ending) if "/" not in tag[0]), None)
-    return "" if opening is None else ending[opening.start() :]
+    # The embedded policy was taught the format, and has no place for an instruction.
+    knows_format = template_of(policy.processor) == CHAT_TEMPLATE
+    turns = conversation(record, instruct=not knows_format)
+    fault = ""
+    for messages in (turns, _without_system(turns)):
+        try:
+            lost, ending = _rendered_marks(policy, messages)
+        except TemplateError as error:
+            fault = f"refuses the conversation ({error})"
+            continue
+        if not lost:
+            return Chat(render(policy.processor, messages), _opened(ending))
+        fault = f"leaves out the text of its {lost[0]} message"
+    raise BrokenRecord(
+        f"the model's chat template {fault}; change the turns, or name another template by "
+        "model.chat_template"
+    )
 
 
 def whole_responses(opened: Sequence[str], completions: Sequence[str]) -> list[str]:
-    """Return the texts that are scored: what each prompt has opened, and the completion of it.
+    """Return the texts that are scored: completions behind the format that their prompts open.
 
     Parameters
     ----------
     opened : sequence of str
-        :func:`opened_text` of P prompts.
+        :attr:`Chat.opened` of P prompts.
     completions : sequence of str
         N = P · n sampled texts, those of one prompt next to each other.
     """
@@ -83,35 +89,16 @@ def whole_responses(opened: Sequence[str], completions: Sequence[str]) -> list[s
     return [start + rest for start, rest in zip(starts, completions, strict=True)]
 
 
-def _readable(policy: Policy, record: Record) -> tuple[list[Message], str]:
-    """Return the turns in a form that the template keeps, and what it writes behind them."""
-    from jinja2 import TemplateError
-
-    # The embedded policy was taught the format, and has no place for an instruction.
-    knows_format = template_of(policy.processor) == CHAT_TEMPLATE
-    turns = conversation(record, instruct=not knows_format)
-    fault: str | TemplateError = ""
-    for messages in (turns, _without_system(turns)):
-        try:
-            lost, ending = _rendered_marks(policy, messages)
-        except TemplateError as error:
-            fault = error
-            continue
-        if not lost:
-            return messages, ending
-        fault = f"leaves out the text of its {lost[0]} message"
-    if isinstance(fault, TemplateError):
-        fault = f"refuses the conversation ({fault})"
-    raise BrokenRecord(
-        f"the model's chat template {fault}; change the turns, or name another template by "
-        "model.chat_template"
-    )
+def _opened(ending: str) -> str:
+    """Return the rest of a prompt's ending from its first opening tag on."""
+    opening = next((tag for tag in ANSWER_TAG.finditer(ending) if "/" not in tag[0]), None)
+    return "" if opening is None else ending[opening.start() :]
 
 
 def _rendered_marks(policy: Policy, messages: list[Message]) -> tuple[list[str], str]:
-    """Return the roles of messages whose text the template leaves out, and what follows the last.
+    """Return the roles of messages that lose their text, and the text behind the last message.
 
-    A template may strip or change a text, so that each gets a mark at its end to be found by.
+    A template may strip or change a text, so each gets a mark at its end.
     """
     marked: list[Message] = []
     marks: dict[str, str] = {}

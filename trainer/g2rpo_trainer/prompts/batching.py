@@ -1,8 +1,8 @@
-"""Prompts that were encoded one by one, in one batch: text padded on the left, images in a line.
+"""Encoded prompts in one batch: text padded on the left, images and videos end to end.
 
-Models differ in how many rows the tensors of images and videos have: one an image, one a prompt
-with all of its images, or one a patch. All of them find those of a batch in the order of their
-placeholders, so what belongs to a prompt is known by counting the rows that it came with.
+The tensors of images and videos have one row an image, one a prompt or one a patch, depending on
+the model. Every model reads them in the order of the placeholders, so the rows of a prompt are
+known from their number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class Prompts(dict[str, torch.Tensor]):
-    """Model inputs of P prompts, and which rows belong to which of them.
+    """Model inputs of P prompts, and the number of rows of each.
+
+    A dictionary, so that a model takes it as keyword arguments.
 
     Parameters
     ----------
@@ -49,16 +51,16 @@ def collate(encoded: Sequence[Inputs], pad_token_id: int) -> Prompts:
     Parameters
     ----------
     encoded : sequence of dict
-        What a processor or tokenizer made of each prompt by itself: text (1, L) int64, and tensors
-        of its images and videos, if it has any.
+        Inputs of each prompt by itself: text (1, L) int64, and tensors of its images and videos, if
+        it has any.
     pad_token_id : int
-        What shorter texts begin with.
+        Token to pad shorter texts with.
 
     Returns
     -------
     Prompts
-        Text (P, L); tensors of images and videos end to end, those that differ in the size of other
-        axes padded with zeros at their ends, as processors do it themselves.
+        Text (P, L); tensors of images and videos end to end. If they differ in the size of other
+        axes, they are padded with zeros at their ends, as processors do it.
     """
     longest = max(one["input_ids"].shape[1] for one in encoded)
     # In the order in which they first occur: a set would differ from process to process.
@@ -76,14 +78,14 @@ def collate(encoded: Sequence[Inputs], pad_token_id: int) -> Prompts:
 
 
 def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Prompts:
-    """Return the inputs of some prompts, repeated or reordered as ``rows`` says.
+    """Return the inputs of some prompts, repeated or in another order.
 
     Parameters
     ----------
     inputs : dict of str to Tensor
-        P prompts; :class:`Prompts` where tensors do not have one row each.
+        P prompts; :class:`Prompts` where tensors do not have one row a prompt.
     rows : Tensor (N,), int64, or slice
-        Which of them.
+        Numbers of the prompts.
 
     Returns
     -------
@@ -93,8 +95,7 @@ def select_rows(inputs: Inputs, rows: torch.Tensor | slice) -> Prompts:
     Raises
     ------
     ValueError
-        If a tensor has another number of rows than there are prompts, and nothing says whose they
-        are.
+        If a tensor has another number of rows than there are prompts, and ``rows_each`` lacks it.
     """
     counts = inputs.rows_each if isinstance(inputs, Prompts) else {}
     _check_rows(inputs, counts)
@@ -132,19 +133,19 @@ def trim_padding(inputs: Inputs) -> Inputs:
 
 
 def extend_rows(inputs: Inputs, tokens: torch.Tensor) -> Inputs:
-    """Return the inputs with text behind every prompt, but the attention mask of the prompts.
+    """Return the inputs with tokens behind every prompt; the attention mask stays as it is.
 
     Parameters
     ----------
     inputs : dict of str to Tensor
         P prompts of L tokens.
     tokens : Tensor (P, T), int64
-        What stands behind them.
+        Tokens to append.
 
     Returns
     -------
     dict of str to Tensor
-        Token types, where the model has them, say that the new tokens are text.
+        With token types, where the model has them, that mark the new tokens as text.
     """
     extended = dict(inputs)
     extended["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)

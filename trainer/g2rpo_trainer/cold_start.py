@@ -1,12 +1,12 @@
 """Make the embedded policy: supervised training on the built-in tasks, up to middling accuracy.
 
-    python -m g2rpo_trainer.policy.cold_start --output FOLDER
+    python -m g2rpo_trainer.cold_start --output FOLDER
 
-First the vision tower learns to name what stands on each patch, and the language model, without
-any image, how a thought leads to an answer. Then the whole policy learns to do both together, in
-two styles: half of its examples think aloud, half answer at once. At last it gets into the wrong
-habits: it chatters where there is only something to see, and answers at once where thinking helps.
-Which style serves which task is left to reinforcement learning to find out.
+Four phases: the vision tower learns to name the thing on each patch; the language model learns,
+without any image, the steps from a thought to an answer; the whole policy learns both together,
+half of its examples with a thought and half without; and at last it learns unsuitable lengths, long
+thoughts in tasks of perception and none in tasks of reasoning, which reinforcement learning is to
+correct.
 
 It takes about a quarter of an hour on one core.
 """
@@ -17,19 +17,31 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import g2rpo
-from g2rpo_trainer.inputs.prompts import encode_prompts
 from g2rpo_trainer.model.policy_model import Policy, make_policy
+from g2rpo_trainer.policy.build import build_model, build_processor
+from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.tasks import TASKS, Item
+from g2rpo_trainer.tasks.canvas import COLOURS, PATCH, SHAPES, SIZE
+from g2rpo_trainer.tasks.shapes import CountingScene, GroundingScene, SpatialScene
+from g2rpo_trainer.tasks.written import PRINTED, ChartScene, MathsScene, OcrScene
 
-from .build import build_model, build_processor
-from .patch_labels import CLASSES, patch_labels
+GRID = SIZE // PATCH
+Box = tuple[int, int, int, int]
+
+CLASSES = [
+    "",
+    *PRINTED,
+    *"+-",
+    *(f"{colour} {kind}" for colour in COLOURS for kind in (*SHAPES, "bar", "point")),
+]
 
 VISION_STEPS = 800
 LANGUAGE_STEPS = 1000
@@ -72,9 +84,9 @@ def main() -> None:
 
 
 def train_vision(policy: Policy, steps: int, seed: int) -> None:
-    """Teach the vision tower what stands on every patch, and where its edges are.
+    """Train the vision tower to name and locate the thing on every patch.
 
-    The heads that say so are thrown away afterwards.
+    The heads of these targets are thrown away afterwards.
     """
     tower = policy.model.model.vision_tower
     kind_head = torch.nn.Linear(tower.config.hidden_size, len(CLASSES))
@@ -98,9 +110,9 @@ def train_vision(policy: Policy, steps: int, seed: int) -> None:
 
 
 def train_language(policy: Policy, steps: int, seed: int) -> None:
-    """Teach the language model to calculate and to look up options, from text alone.
+    """Train the language model to calculate and to look up options, from text alone.
 
-    What only the image could tell it stays a guess; what follows from the thought is learned.
+    It learns the steps that follow from a thought; the contents of the image stay a guess.
     """
 
     def loss(step: int) -> torch.Tensor:
@@ -112,13 +124,13 @@ def train_language(policy: Policy, steps: int, seed: int) -> None:
 
 
 def train_policy(policy: Policy, steps: int, seed: int) -> None:
-    """Teach the whole policy to look, to think or not, and to answer."""
+    """Train the whole policy on images, with and without a thought before the answer."""
     decay_steps = max(steps, POLICY_DECAY_STEPS)
     optimise("policy", [policy.model], styles(policy, seed, THINKS), steps, decay_steps=decay_steps)
 
 
 def train_habit(policy: Policy, steps: int, seed: int) -> None:
-    """Think aloud too often in tasks of perception, and too rarely in tasks of reasoning."""
+    """Train too long responses in tasks of perception, and too short ones in tasks of reasoning."""
     loss = styles(policy, seed + 1, HABIT_THINKS)
     optimise("habit", [policy.model], loss, steps, learning_rate=HABIT_LEARNING_RATE)
 
@@ -227,6 +239,70 @@ def imitation_loss(policy: Policy, items: list[Item[Any]], responses: list[str])
     tasks = torch.tensor([names.index(item.record.task) for item in items])
     means, _ = g2rpo.task_means(losses, mask, tasks, len(names))
     return means.mean()
+
+
+class PatchLabels(NamedTuple):
+    """Targets of the 49 patches of one image, row by row.
+
+    Attributes
+    ----------
+    kinds : array (49,), int64
+        Index in :data:`CLASSES` of the thing that covers the patch.
+    boxes : array (49, 4), float32
+        Left, top, right and bottom of that thing, or of the patch itself, from 0 to 1.
+    """
+
+    kinds: np.ndarray
+    boxes: np.ndarray
+
+
+def patch_labels(scene: Any) -> PatchLabels:
+    """Return the targets for the image of a built-in task's scene."""
+    kinds = np.zeros((GRID, GRID), dtype=np.int64)
+    low = PATCH * np.arange(GRID)
+    high = low + PATCH
+    boxes = np.empty((GRID, GRID, 4), dtype=np.float32)
+    boxes[..., 0], boxes[..., 2] = low, high
+    boxes[..., 1], boxes[..., 3] = low[:, None], high[:, None]
+    for name, box in _things(scene):
+        left, top, right, bottom = box
+        # Two pixels of a thing on a patch are enough to see it.
+        rows, columns = (high > top + 1) & (low < bottom - 1), (high > left + 1) & (low < right - 1)
+        kinds[np.ix_(rows, columns)] = CLASSES.index(name)
+        boxes[np.ix_(rows, columns)] = box
+    return PatchLabels(kinds.ravel(), boxes.reshape(-1, 4) / SIZE)
+
+
+@singledispatch
+def _things(scene: Any) -> list[tuple[str, Box]]:
+    """Return name and box of everything in the image, in pixels."""
+    raise TypeError(f"scene is a {type(scene).__name__}; it must be a scene of a built-in task")
+
+
+@_things.register
+def _(scene: GroundingScene | CountingScene) -> list[tuple[str, Box]]:
+    return [(shape.name, shape.box) for shape in scene.shapes]
+
+
+@_things.register
+def _(scene: SpatialScene) -> list[tuple[str, Box]]:
+    return [(shape.name, shape.box) for shape in (scene.first, scene.second)]
+
+
+@_things.register
+def _(scene: ChartScene) -> list[tuple[str, Box]]:
+    names = [f"{colour} {scene.kind}" for colour in scene.colours]
+    return list(zip(names, scene.marks, strict=True))
+
+
+@_things.register
+def _(scene: OcrScene) -> list[tuple[str, Box]]:
+    return list(zip((glyph.text for glyph in scene.glyphs), scene.boxes, strict=True))
+
+
+@_things.register
+def _(scene: MathsScene) -> list[tuple[str, Box]]:
+    return list(zip(scene.expression, scene.boxes, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""From records to model inputs: conversations, images, videos, and batches of them."""

@@ -1,0 +1,1 @@
+"""Records to tensors: ``chat`` (the text), ``encoding`` (one prompt), ``batching`` (several)."""
