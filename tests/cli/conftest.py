@@ -86,10 +86,22 @@ def without(tmp_path):
     """Return a function that runs the command in a process where modules are missing."""
 
     def command(modules: list[str], *arguments: str):
-        code = (
-            f"import sys; sys.modules.update(dict.fromkeys({modules}));"
-            f"sys.argv = {['g2rpo', *arguments]}; from g2rpo_cli.main import main; main()"
-        )
+        # Not as None in sys.modules, where array_api_compat would take it for PyTorch.
+        code = f"""
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {modules}:
+            return self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+sys.argv = {["g2rpo", *arguments]}
+from g2rpo_cli.main import main
+main()
+"""
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(tmp_path)
         )

@@ -29,6 +29,9 @@ class Watcher:
     def message(self, text):
         self.messages.append(text)
 
+    def recall(self, records):
+        pass
+
 
 def steps_of(config) -> list[int]:
     lines = (Path(config.output.dir) / "metrics.jsonl").read_text().splitlines()

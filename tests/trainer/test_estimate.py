@@ -222,6 +222,7 @@ def one_pass(model, *, packed=True, response=RESPONSE):
         advantages=torch.randn(count),
         length_advantages=None,
         tasks=torch.zeros(count, dtype=torch.int64),
+        task_names=["ocr"],
     )
     settings = {
         "data.tasks": ["ocr"],
