@@ -33,6 +33,7 @@ from g2rpo.length import LengthTarget, LengthTargets, length_reward
 from g2rpo.loss_options import LossOptions
 from g2rpo.loss_types import LOSSES, register_loss
 from g2rpo.losses import policy_loss
+from g2rpo.metrics import rollout_metrics
 from g2rpo.objective import BatchTotals, LossTerms, batch_totals, g2rpo_loss
 from g2rpo.off_policy import off_policy_mask, sampler_weights
 from g2rpo.shaping import Advantages, Shaping
@@ -84,6 +85,7 @@ __all__ = [
     "register_loss",
     "reinforce_plus_plus_advantages",
     "rloo_advantages",
+    "rollout_metrics",
     "sampler_weights",
     "task_means",
     "weigh_tasks",

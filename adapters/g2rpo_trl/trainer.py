@@ -21,12 +21,13 @@ from accelerate.logging import get_logger
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from g2rpo import LossOptions, batch_totals, g2rpo_loss
+from g2rpo import LossOptions, batch_totals, g2rpo_loss, rollout_metrics
+from g2rpo.shaping import total_rewards
 from g2rpo_torch import reduce_totals
 
 from .config import G2RPOConfig
 from .labels import TaskLabels
-from .metrics import BY_TASK, UpdateMetrics, named, rollout_metrics
+from .metrics import BY_TASK, UpdateMetrics, named
 from .shaping import Rollouts, Shaping
 
 STATE_FILE = "g2rpo_state.json"
@@ -213,17 +214,28 @@ class G2RPOTrainer(GRPOTrainer):
         return found[1]
 
     def _log_rollouts(self, rollouts: Rollouts, advantages: Any) -> None:
-        metrics = rollout_metrics(
-            rollouts,
-            advantages.length_reward,
-            () if self._labels.is_single else self._labels.names,
-            self.reward_func_names,
-            self.reward_weights.tolist(),
+        components = dict(zip(self.reward_func_names, rollouts.rewards.T, strict=True))
+        if advantages.length_reward is not None:
+            components["length"] = advantages.length_reward
+        overall, by_task = rollout_metrics(
+            total_rewards(rollouts.rewards, self.reward_weights.tolist()),
+            rollouts.num_generations,
+            rollouts.tasks,
+            lengths=rollouts.lengths,
+            clipped=rollouts.clipped,
+            names=() if self._labels.is_single else self._labels.names,
+            components=components,
         )
+        # TRL has logged the metrics over all rollouts; its share without signal is of its own
+        # advantages, and it does not know the length reward.
         logged = self._logged
         logged["frac_reward_zero_std"].pop()
+        ours = ("frac_reward_zero_std", "rewards/length/mean", "rewards/length/std")
+        metrics = {name: value for name, value in overall.items() if name in ours}
+        metrics |= {f"{n}/{t}": value for t, own in by_task.items() for n, value in own.items()}
         for name, value in metrics.items():
-            logged[name].append(value)
+            if not math.isnan(value):
+                logged[name].append(value)
         # TRL has logged its own advantages.
         table = self._logs["advantages"]
         for _ in range(min(len(advantages.policy), len(table))):

@@ -223,8 +223,9 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
             tasks,
             self.algo_config.tasks,
         )
-        # tunix logs the lengths over all rollouts under this name itself.
-        metrics.pop("completions/mean_length")
+        # tunix logs the lengths over all rollouts under these names itself.
+        for name in ("mean", "min", "max"):
+            metrics.pop(f"completions/{name}_length")
         if mode == Mode.TRAIN:
             metrics |= {name: (value, np.mean) for name, value in self._shaping.metrics().items()}
         self.rl_cluster.buffer_metrics(metrics, mode=mode)

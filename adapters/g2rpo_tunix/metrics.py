@@ -1,4 +1,4 @@
-"""What a batch of rollouts reports: means over all of it, and over each task that it has."""
+"""Metrics of a batch of rollouts in the form in which tunix's cluster buffers them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import numpy.typing as npt
 
 import g2rpo
 
-Floats = npt.NDArray[np.float64]
+_COMBINED = {
+    "num_tokens": np.sum,
+    "completions/min_length": np.min,
+    "completions/max_length": np.max,
+}
 
 
 def rollout_metrics(
-    rewards: Floats, lengths: Any, clipped: Any, groups: Any, tasks: Any, names: Sequence[str]
+    rewards: npt.NDArray[np.float64],
+    lengths: Any,
+    clipped: Any,
+    groups: Any,
+    tasks: Any,
+    names: Sequence[str],
 ) -> dict[str, tuple[float, Any]]:
-    """Return metrics as tunix's cluster buffers them: name -> (value, how steps are combined).
+    """Return :func:`g2rpo.rollout_metrics` as name -> (value, function that combines steps).
 
     Parameters
     ----------
@@ -29,41 +38,12 @@ def rollout_metrics(
     groups, tasks : array of int
         (N,): prompt, from 0, and task; ``tasks`` is None for a single task.
     names : sequence of str
-        Names of the tasks. One without a rollout has no metric.
-
-    Returns
-    -------
-    dict
-        ``reward``, ``reward_std``, ``frac_reward_zero_std``, ``completions/mean_length`` and
-        ``completions/clipped_ratio``, and each with ``/<task>``; ``num_tokens``.
+        Names of the tasks; metrics by task end in ``/<task>``.
     """
-    by_group = rewards.reshape(groups.max() + 1, -1)
-    spread = np.asarray([_std(row[~np.isnan(row)]) for row in by_group])
-    columns: dict[str, Floats] = {
-        "reward": rewards,
-        "reward_std": spread[groups],
-        "frac_reward_zero_std": np.asarray(~g2rpo.has_signal(rewards, groups), dtype=np.float64),
-        "completions/mean_length": np.asarray(lengths, dtype=np.float64),
-        "completions/clipped_ratio": np.asarray(clipped, dtype=np.float64),
-    }
-    parts = [("", np.ones(len(rewards), dtype=bool))]
-    if tasks is not None:
-        parts += [(f"/{name}", tasks == number) for number, name in enumerate(names)]
-    metrics: dict[str, tuple[float, Any]] = {
-        "num_tokens": (float(np.sum(lengths)), np.sum),
-    }
-    for suffix, rows in parts:
-        if rows.any():
-            for name, column in columns.items():
-                metrics[name + suffix] = (_mean(column[rows]), np.mean)
-    return metrics
-
-
-def _mean(values: Floats) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _std(values: Floats) -> float:
-    # An infinite reward has no deviation.
-    return float(values.std()) if values.size and np.isfinite(values).all() else float("nan")
+    overall, by_task = g2rpo.rollout_metrics(
+        rewards, groups, tasks, lengths=lengths, clipped=clipped, names=names
+    )
+    found = {name: (value, _COMBINED.get(name, np.mean)) for name, value in overall.items()}
+    for task, own in by_task.items():
+        found |= {f"{n}/{task}": (value, _COMBINED.get(n, np.mean)) for n, value in own.items()}
+    return found

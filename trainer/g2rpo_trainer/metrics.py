@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from g2rpo import has_signal
+import g2rpo
 from g2rpo.diagnostics import equity
 from g2rpo_trainer.scoring import Floats, Rewards
 
@@ -65,26 +64,27 @@ def rollout_metrics(
     components = {name: column for name, column in rewards.columns().items() if name != "reward"}
     if length_reward is not None:
         components["length"] = length_reward
-    columns = {
-        "reward": rewards.reward,
-        "reward_std": _group_deviations(rewards.reward, groups),
-        "frac_reward_zero_std": ~has_signal(rewards.reward, groups),
-        "completions/clipped_ratio": ~ended,
-    }
-    metrics = {}
-    for suffix, rows in _parts(tasks, names):
-        for name, column in columns.items():
-            metrics[name + suffix] = _mean(column[rows])
-        for name, column in components.items():
-            metrics |= _spread_of(f"rewards/{name}", suffix, column[rows])
-        for name in ("mean", "min", "max"):
-            statistic = float(getattr(lengths[rows], name)())
-            metrics[f"completions/{name}_length{suffix}"] = statistic
+    overall, by_task = g2rpo.rollout_metrics(
+        rewards.reward,
+        groups,
+        tasks,
+        lengths=lengths,
+        clipped=~ended,
+        names=names,
+        components=components,
+    )
+
+    def of(rows: Flags) -> dict[str, float]:
+        total = lengths[rows].sum()
+        found = {"entropy": float(entropies[rows].sum() / total)}
         if masks_truncated:
-            masked = lengths[rows & ~ended].sum() / lengths[rows].sum()
-            metrics["completions/masked_ratio" + suffix] = float(masked)
-        metrics["entropy" + suffix] = float(entropies[rows].sum() / lengths[rows].sum())
-    metrics["num_tokens"] = float(lengths.sum())
+            found["completions/masked_ratio"] = float(lengths[rows & ~ended].sum() / total)
+        return found
+
+    metrics = overall | of(np.ones_like(ended))
+    for task, own in by_task.items():
+        own = own | of(tasks == names.index(task))
+        metrics |= {f"{name}/{task}": value for name, value in own.items()}
     return metrics
 
 
@@ -181,45 +181,6 @@ class Stopwatch:
         """Return the seconds of every part, and of all since the stopwatch was made."""
         parts = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         return {**parts, "step_time": time.monotonic() - self._started}
-
-
-def _group_deviations(rewards: Floats, groups: Labels) -> Floats:
-    """Return the standard deviation of each rollout's group; NaN where it has no reward."""
-    deviations = np.full_like(rewards, np.nan)
-    for group in np.unique(groups):
-        rows = groups == group
-        values = _present(rewards[rows])
-        if len(values):
-            deviations[rows] = values.std()
-    return deviations
-
-
-def _spread_of(name: str, suffix: str, values: Floats) -> dict[str, float]:
-    values = _present(values)
-    if not len(values):
-        return {}
-    return {
-        f"{name}/mean{suffix}": float(values.mean()),
-        f"{name}/std{suffix}": float(values.std()),
-    }
-
-
-def _mean(values: npt.NDArray[Any]) -> float:
-    values = _present(values.astype(np.float64))
-    return float(values.mean()) if len(values) else math.nan
-
-
-def _present(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    present: npt.NDArray[Any] = values[~np.isnan(values)]
-    return present
-
-
-def _parts(tasks: Labels, names: Sequence[str]) -> Iterator[tuple[str, Flags]]:
-    yield "", np.ones_like(tasks, dtype=bool)
-    for number, name in enumerate(names):
-        rows = tasks == number
-        if rows.any():
-            yield f"/{name}", rows
 
 
 def _named(
