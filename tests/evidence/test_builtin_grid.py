@@ -1,0 +1,64 @@
+"""The built-in run over variants and seeds, by the command that users call."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from g2rpo_trainer.config import load_config
+
+COMMAND = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/builtin.py")]
+TINY = (
+    "optimization.steps=2",
+    "data.eval_items=2",
+    "data.eval_generations=1",
+    "data.tasks=[ocr, maths]",
+    "output.plots=false",
+)
+
+
+def test_every_variant_is_a_configuration():
+    listed = subprocess.run([*COMMAND, "--list"], check=True, capture_output=True, text=True)
+    variants = dict(line.split(": ") for line in listed.stdout.splitlines())
+    assert len(variants) > 30
+    configs = {name: load_config(settings=of.split()) for name, of in variants.items()}
+    assert configs["match-all"].estimator.task_stage == "match-all"
+    # Apart from the library's default, every variant is another run.
+    assert len({config.model_dump_json() for config in configs.values()}) == len(variants)
+
+
+def test_unknown_variant_is_refused():
+    found = subprocess.run([*COMMAND, "guassian"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "no variant guassian; --list shows all" in found.stderr
+
+
+@pytest.mark.slow
+def test_runs_are_paired_by_seed_kept_and_continued(tmp_path):
+    runs, page = tmp_path / "runs", tmp_path / "page.md"
+    command = [*COMMAND, "gaussian", "mean by task", "--seeds", "0", "1"]
+    command += [part for setting in TINY for part in ("--set", setting)]
+    command += ["--runs", str(runs), "--output", str(page)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(list(runs.iterdir())) == 4
+    text = page.read_text()
+    first = next(runs.glob("gaussian-*-0"))
+    summary = json.loads((first / "summary.json").read_text())
+    assert f"| gaussian | 0 | {summary['after']['ocr']:.3f} |" in text
+    rewards = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert len(rewards) == 2
+
+    # What is finished is read; what is not goes on from its checkpoint.
+    other = next(runs.glob("mean-by-task-*-1"))
+    times = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
+    (other / "summary.json").unlink()
+    subprocess.run(command, check=True, capture_output=True)
+    after = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
+    assert {path for path in times if times[path] != after[path]} == {other / "summary.json"}
+    assert _without_seconds(page.read_text()) == _without_seconds(text)
+
+
+def _without_seconds(page):
+    return [line.rsplit("|", 2)[0] for line in page.splitlines()]
