@@ -115,11 +115,6 @@ def test_this_check_can_fail():
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_readme_runs(code):
-    exec(compile(code, "README.md", "exec"), {})
-
-
 def test_readme_links_to_files_that_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
