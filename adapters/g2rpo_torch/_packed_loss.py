@@ -44,6 +44,8 @@ class PackedLoss:
         weighs_tasks = rest["task_weights"] is not None or options.resolved().aggregation == "task"
         #: Arguments for slices: their metrics are not used, and those by task would take time.
         self._rest_of_slice = rest if weighs_tasks else rest | {"num_tasks": None}
+        #: Terms and metrics of the batch, once a chunk of all tokens has been evaluated.
+        self.found: tuple[LossTerms, dict[str, Tensor]] | None = None
         self.has_entropy = rest["entropy_low"] is not None or rest["entropy_high"] is not None
 
     def packed(self, values: Tensor) -> Tensor:
@@ -105,7 +107,13 @@ class PackedLoss:
         values = torch.stack([logprobs, entropy]).detach()
         with torch.enable_grad():
             values.requires_grad_()
-            terms, _ = self._chunk_loss(values, self._places[chunk])
+            places = self._places[chunk]
+            if len(places) == len(self._places):
+                full = self._unpacked(values)
+                terms, metrics = self._loss(full, self._mask, self._inputs, self._rest)
+                self.found = LossTerms(*(term.detach() for term in terms)), _detached(metrics)
+            else:
+                terms, _ = self._chunk_loss(values, places)
             (gradient,) = torch.autograd.grad(terms.total, values)
         by_entropy = gradient[1] if self.has_entropy else None
         return terms.total.detach(), OutputGrads(gradient[0], by_entropy)
@@ -137,3 +145,7 @@ class PackedLoss:
         if self.has_entropy:
             given["entropies"] = values[1]
         return g2rpo_loss(values[0], old, advantages, mask, options=self._options, **given, **rest)
+
+
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -79,7 +79,9 @@ def fused_g2rpo_loss(
     bias, low_rank, temperature, softcap : optional
         As in :func:`g2rpo_torch.logprobs_and_entropy`.
     chunk_tokens : int, optional
-        Number of tokens of a chunk; by default its logits take 256 MiB.
+        Number of tokens of a chunk; by default its logits take 256 MiB on a CPU, and 1.25 GiB on a
+        GPU, whose matrix products want more rows. The loss is evaluated once for each chunk, and
+        once more if there are several.
     recompute_logits : bool, optional
         Compute the logits twice and keep none: four products instead of three, and the memory of
         :func:`g2rpo_torch.logprobs_and_entropy`.
@@ -165,7 +167,10 @@ def fused_g2rpo_loss(
         "totals": totals,
     }
     loss = PackedLoss(mask.bool(), inputs, replace(options or LossOptions(), **keywords), rest)
-    loss.check()
+    chunks = loss.chunks(chunk_tokens or chunk_capacity(weight.shape[0], hidden.device))
+    if chunks is not None and len(chunks) > 1:
+        # A chunk of all tokens is checked by its own evaluation.
+        loss.check()
     packed, labels = loss.packed(hidden), loss.packed(labels)
     check_label_values(labels, weight.shape[0])
     leaves = (packed, weight, adapter, bias)
@@ -174,7 +179,6 @@ def fused_g2rpo_loss(
     options_of_head = (temperature, softcap, _NO_IGNORED_LABEL)
     softmax_inputs = (*leaves, labels, options_of_head, None, head.backend)
     needs = Needs(*(x is not None and x.requires_grad for x in leaves))
-    chunks = loss.chunks(chunk_tokens or chunk_capacity(weight.shape[0]))
     if chunks is None or recompute_logits or not (any(needs) and torch.is_grad_enabled()):
         terms, metrics = loss.whole(*linear_softmax(*softmax_inputs))
         return LossTerms(terms.total, *(term.detach() for term in terms[1:])), metrics
@@ -186,7 +190,7 @@ def fused_g2rpo_loss(
             loss = loss.with_totals(entropy)
     total, logprobs, entropy, *_ = _FusedLoss.apply(*leaves, labels, head[3:], loss, chunks, needs)
     with torch.no_grad():
-        terms, metrics = loss.whole(logprobs, entropy)
+        terms, metrics = loss.found or loss.whole(logprobs, entropy)
     return terms._replace(total=total), metrics
 
 

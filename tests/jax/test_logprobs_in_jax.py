@@ -189,3 +189,22 @@ def test_gradients_that_are_not_required_are_not_computed():
     assert products(gradient(argnums=1)) == 3
     compiled = jax.jit(gradient(argnums=0))
     assert products(compiled) == 3
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_products_have_the_precision_that_is_asked_for(precision):
+    """The comparisons of these tests ask for the highest."""
+    arrays = jnp.ones((3, 4)), jnp.ones((5, 4)), jnp.zeros(3, int)
+
+    def total(hidden, weight, labels):
+        return sum(map(jnp.sum, logprobs_and_entropy(hidden, weight, labels)))
+
+    with jax.default_matmul_precision(precision):
+        text = str(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(*arrays))
+    products = text.count("dot_general[")
+    assert products >= 3
+    assert text.count("precision=(Precision.HIGHEST") == (products if precision == "highest" else 0)
+
+
+def test_the_tests_ask_for_the_highest_precision():
+    assert jax.config.jax_default_matmul_precision == "highest"

@@ -257,5 +257,6 @@ if __name__ == "__main__":
         "losses": check_losses,
         "logprobs": check_logprobs,
     }
+    jax.config.update("jax_default_matmul_precision", "highest")
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         checks[sys.argv[1]](*sys.argv[2:])

@@ -17,9 +17,9 @@ from g2rpo_trainer import evaluate, train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.loading import load_run_policy
-from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, chat_of
+from g2rpo_trainer.prompts.chat import chat_of
 from g2rpo_trainer.prompts.encoding import encode_prompts
-from g2rpo_trainer.record import Record
+from g2rpo_trainer.record import FORMAT_INSTRUCTION, Record
 from g2rpo_trainer.sampling import sample
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save

@@ -1,6 +1,7 @@
 """Responses from a separate engine, whose log-probabilities differ from the policy's on purpose."""
 
 import copy
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -517,3 +518,39 @@ def test_an_engine_of_a_policy_that_was_made_in_memory(random_policy, tmp_path):
     policy = make_policy(random_policy.model, random_policy.processor)
     save_whole(policy, tmp_path)
     assert load_policy(str(tmp_path), device="cpu", model=Model()).eos_ids == policy.eos_ids
+
+
+def test_memory_is_given_back_before_vllm_wakes(policy, prompts, records, tiny_run, monkeypatch):
+    """It allocates outside of PyTorch, which keeps the memory of gradients that are gone."""
+    fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    config = tiny_run()
+    engine = VLLMEngine(engine_arguments(config, "folder", sleeps=True, ranks=1))
+    llm, sampler = engine._llm, VLLMSampler(engine, config)
+    llm.reads = lambda prompt: prompt["prompt_token_ids"]
+    zero_grad = policy.model.zero_grad
+    monkeypatch.setattr(
+        policy.model,
+        "zero_grad",
+        lambda set_to_none: [llm.calls.append("forget gradients"), zero_grad(set_to_none)],
+    )
+    monkeypatch.setattr(gc, "collect", lambda: llm.calls.append("collect"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: llm.calls.append("empty"))
+    for weight in policy.model.parameters():
+        weight.grad = torch.ones_like(weight)
+    text_only = [replace(record, images=()) for record in records]
+    sampler(policy, encode_prompts(policy, text_only), text_only, config.rollout)
+    assert all(weight.grad is None for weight in policy.model.parameters())
+    kept = [call for call in llm.calls if "reset" not in call]
+    gives_back = ["collect", "empty"]
+    assert kept == [
+        "sleep 1",
+        "forget gradients",
+        *gives_back,
+        "wake weights",
+        "reload_weights",
+        *gives_back,
+        "wake kv_cache",
+        "generate",
+        "sleep 1",
+    ]

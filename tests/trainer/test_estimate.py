@@ -29,7 +29,7 @@ from g2rpo_trainer.model.adapting import peft_fault, vision_tower
 from g2rpo_trainer.model.loading import load_policy, meta_model
 from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
 from g2rpo_trainer.model_shape import model_shape
-from g2rpo_trainer.optimizer import make_optimizer
+from g2rpo_trainer.optimizer import MasterAdamW, make_optimizer
 from g2rpo_trainer.policy.build import build_tokenizer
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.step_time import GPUS, step_seconds, update_operations
@@ -103,29 +103,21 @@ def test_tied_weights_count_once():
     assert model_shape(tied).root_bytes == 4 * (embedding + TEXT["hidden_size"])
 
 
+@pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_peak_of_a_step_of_adamw_is_the_counted_one(dtype):
-    weights = [torch.nn.Parameter(torch.ones(4096, dtype=dtype)) for _ in range(8)]
-    optimizer = make_step_of(weights)
-    with LiveBytes() as counted:
-        optimizer.step()
-    entries = 8 * 4096
-    estimated = estimates.ADAMW.step if dtype == torch.bfloat16 else min(4, estimates.ADAMW.step)
-    # A little more for what is smaller than a weight.
-    assert estimated * entries <= counted.peak <= estimated * entries + 64 * 1024
-
-
-def make_step_of(weights):
-    """Return an optimiser that has stepped once, as AdamW goes through weights on CUDA."""
-    from g2rpo_trainer.optimizer import MasterAdamW
-
-    optimizer = MasterAdamW(weights, foreach=True)
+def test_the_peak_of_a_step_of_adamw_is_within_the_estimate(dtype, count):
+    weights = [torch.nn.Parameter(torch.ones(8 * 4096 // count, dtype=dtype)) for _ in range(count)]
+    optimizer = MasterAdamW(weights)
     for _ in range(2):
         for weight in weights:
-            weight.grad = torch.ones_like(weight)
-        if not optimizer.state:
+            weight.sum().backward()
+        with LiveBytes() as counted:
             optimizer.step()
-    return optimizer
+    # A step on a CPU; `test_optimizer.py` counts one that goes through a bucket at once.
+    estimated = estimates.BUCKET_WEIGHT * 8 * 4096
+    assert counted.peak <= estimated + 64 * 1024
+    if count == 1:
+        assert counted.peak >= estimated
 
 
 # KV cache.
@@ -401,25 +393,12 @@ def test_decoding_reads_all_weights_for_each_token():
 
 # Known models.
 
-MENDED = estimates.WeightBytes(gradient=4, state=12, step=0)
-TODAY = estimates.WeightBytes(gradient=2, state=12, step=8)
 
-
-@pytest.mark.parametrize(
-    ("size", "adamw", "fits"),
-    [
-        ("2.5B", TODAY, True),
-        ("4B", TODAY, False),
-        ("4B", MENDED, True),
-        ("8B", MENDED, False),
-    ],
-)
-def test_full_training_on_one_gpu_of_80_gb(size, adamw, fits, monkeypatch):
-    monkeypatch.setattr(estimates, "ADAMW", adamw)
-    found = estimate_memory(run_of(size), shape=shape_of(size))
+@pytest.mark.parametrize(("size", "fits"), [("2.5B", True), ("4B", True), ("8B", False)])
+def test_full_training_on_one_gpu_of_80_gb(size, fits):
+    found = estimate_memory(run_of(size), shape=shape_of(size), gpu_free=H100.free)
     assert (found.peak <= 0.9 * H100.free) == fits
-    each = sum(adamw) + 2
-    at_least = each * found.shape.parameters
+    at_least = 18 * found.shape.parameters
     assert at_least <= sum(found.phases["step"].values()) <= 1.01 * at_least
 
 
@@ -557,7 +536,7 @@ def test_weights_and_optimizer_that_do_not_fit_are_an_error_with_remedies(folder
             "vLLM",
             "a lower rollout.vllm",
         ),
-        ({}, 40, "optimiser", "adapters (model.lora.rank: 16)"),
+        ({}, 32, "optimiser", "adapters (model.lora.rank: 16)"),
     ],
 )
 def test_a_warning_names_the_largest_part_and_what_makes_it_smaller(
@@ -572,7 +551,7 @@ def test_a_warning_names_the_largest_part_and_what_makes_it_smaller(
 
 def test_the_rows_and_tokens_that_are_said_to_fit_do(folder):
     name = folder("1.7B")
-    found = fit_of(run_of(name, **{"rollout.batch_size": None}), on(60))
+    found = fit_of(run_of(name, **{"rollout.batch_size": 512}), on(60))
     assert found.verdict == "too large"
     assert found.rows % 8 == 0
     for rows, fits in ((found.rows, True), (found.rows + 16, False)):

@@ -18,8 +18,9 @@ from g2rpo_trainer.errors import RunError, memory_advice
 from g2rpo_trainer.model import loading
 from g2rpo_trainer.model.adapting import count_parameters, vision_tower
 from g2rpo_trainer.model.loading import load_policy, load_run_policy
-from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, chat_of, conversation
+from g2rpo_trainer.prompts.chat import chat_of, conversation
 from g2rpo_trainer.prompts.encoding import Prompt, encode_prompts, join_prompts
+from g2rpo_trainer.record import FORMAT_INSTRUCTION
 
 from .one_update import learn_once
 from .tiny_models import (
@@ -364,3 +365,23 @@ def test_special_tokens_are_never_sampled(folders, caplog):
     tokenizer = build_tokenizer("llama")
     text = "<think>1 + 1 = 2</think><answer>2 × ½</answer>"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_vision_tower_has_attention_of_its_own(folders, family):
+    model = load(folders(family), vision_attention="eager").model
+    assert model.config.vision_config._attn_implementation == "eager"
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    both = load(folders(family), vision_attention="sdpa", attention="eager").model
+    assert both.config.vision_config._attn_implementation == "sdpa"
+    assert both.config.get_text_config()._attn_implementation == "eager"
+
+
+def test_attention_of_a_vision_tower_that_is_not_there_is_refused(folders):
+    with pytest.raises(RunError, match=r"model.vision_attention is 'sdpa', but .* has no vision"):
+        load(folders("llama"), vision_attention="sdpa")
+
+
+def test_flash_attention_of_a_vision_tower_that_is_missing_is_named(folders):
+    with pytest.raises(RunError, match=r"model.vision_attention is 'flash_attention_2', which"):
+        load(folders("llava"), vision_attention="flash_attention_2")

@@ -84,7 +84,7 @@ class Noted:
         row = {"task": "sorting", "prompt": "3 1 2", "response": "1 2 3"}
         return StepResult({"reward": self.steps / 10}, [row])
 
-    def evaluate(self, policy, config, source, scorer, *, advance, on_samples, ranks):
+    def evaluate(self, policy, config, source, scorer, sampler, *, advance, on_samples, ranks):
         self.note(f"evaluate after {self.steps}")
         advance(1)
         value = float(self.steps)

@@ -21,6 +21,7 @@ from g2rpo_trainer.optimizer import (
     trained_parameters,
 )
 
+from .counted import Operations
 from .one_update import learn_once
 
 OPTIONS = Optimization(learning_rate=1e-3, weight_decay=0.1)
@@ -172,3 +173,43 @@ def test_every_group_of_parameters_gets_the_learning_rate():
     optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
     set_learning_rate(optimizer, Optimization(learning_rate=0.3, warmup_steps=2), 0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1])
+
+
+def test_gradients_of_micro_batches_add_up_in_float32():
+    """In bfloat16 the 1 is lost next to 256."""
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    MasterAdamW([weight])
+    for share in (256.0, 1.0, -256.0):
+        (share * weight.sum()).backward()
+    assert weight.grad.dtype == torch.float32
+    assert weight.grad.tolist() == [1.0, 1.0]
+
+
+def test_a_step_takes_eighteen_bytes_a_weight():
+    """Bytes beside the weights: master, gradient, two moments, and two tensors of a bucket."""
+    entries, layers, bucket = 1 << 14, 16, 1 << 15
+    weights = [torch.nn.Parameter(torch.ones(entries, dtype=torch.bfloat16)) for _ in range(layers)]
+    total = entries * layers
+    with Operations() as counted:
+        optimizer = MasterAdamW(weights, bucket=bucket, foreach=True)
+        for _ in range(2):
+            sum(weight.float().pow(2).sum() for weight in weights).backward()
+            # Activations of this loss are not the optimiser's.
+            counted.peak = 0
+            optimizer.step()
+            optimizer.zero_grad()
+    assert counted.calls["aten::_foreach_sqrt"] == 2 * total // bucket
+    assert 16 * total <= counted.peak <= 16 * total + 2 * 4 * bucket
+
+
+def test_buckets_change_nothing():
+    states = []
+    for bucket in (1, 42, 10**9):
+        policy = make_policy(torch.float32)
+        weights = [weight for _, weight in trained_parameters(policy)]
+        optimizer = MasterAdamW(weights, lr=1e-3, bucket=bucket)
+        take_steps(policy, optimizer, 3)
+        states.append(weights_of(policy))
+    counts = [len(MasterAdamW(weights, bucket=size).param_groups) for size in (1, 42, 10**9)]
+    assert counts == [4, 2, 1]
+    assert all(all(map(torch.equal, states[0], other)) for other in states)

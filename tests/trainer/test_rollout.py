@@ -8,10 +8,11 @@ import torch
 
 import g2rpo
 from g2rpo_trainer import stopping
+from g2rpo_trainer.draws import draw
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.prompts.batching import select_rows
 from g2rpo_trainer.prompts.encoding import encode_prompts
-from g2rpo_trainer.sampling import draw, sample
+from g2rpo_trainer.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +300,26 @@ def test_logits_without_a_value_do_not_end_a_run(random_policy, prompts):
         finally:
             weight.copy_(before)
     assert found.logprobs[found.mask].isnan().all()
+
+
+def test_only_responses_that_may_be_complete_are_decoded(random_policy, prompts, monkeypatch):
+    """Those whose last token has the last character of the stop text in it."""
+    decoded, tokenizer = [], random_policy.tokenizer
+    real = type(tokenizer).batch_decode
+
+    def counted(self, rows, **options):
+        decoded.extend(rows)
+        return real(self, rows, **options)
+
+    free = drawn(random_policy, prompts)
+    monkeypatch.setattr(type(tokenizer), "batch_decode", counted)
+    found = drawn(random_policy, prompts, stop="no such text>")
+    assert found.texts == free.texts
+    texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    # Spaces, and bytes of a character, may be another text beside others.
+    endings = [token for token, text in texts.items() if {">", "\ufffd"} & set(text) or text == " "]
+    may_end = int(torch.isin(free.tokens[free.mask], torch.tensor(endings)).sum())
+    # Tokens are decoded once each, as lists, to learn whether they may end a text.
+    tails = [row for row in decoded if isinstance(row, torch.Tensor)]
+    assert len(decoded) - len(tails) == len(free.tokens.unique())
+    assert len(tails) <= may_end < int(free.mask.sum()) / 2

@@ -78,7 +78,9 @@ def estimated(size, rank, gpus, tokens, rows):
         },
     )
     shape = shape_of(size, rank)
-    return config, estimate_memory(config, shape=shape, ranks=gpus, is_sharded=gpus > 1)
+    return config, estimate_memory(
+        config, shape=shape, ranks=gpus, is_sharded=gpus > 1, gpu_free=H100.free
+    )
 
 
 @pytest.mark.skipif(peft_fault() is not None, reason=str(peft_fault()))

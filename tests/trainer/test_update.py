@@ -132,3 +132,15 @@ def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, ti
     torch.testing.assert_close(entropies, batch.entropies, rtol=0, atol=2e-5)
     referred = with_reference(batch, random_policy, config)
     assert torch.equal(referred.ref_logprobs, logprobs)
+
+
+def test_the_first_parameter_without_a_finite_gradient_is_named(policy, batch, tiny_run):
+    """Before clipping, which would make all gradients NaN."""
+    config = tiny_run("optimization.max_skipped_steps=0")
+    named = dict(policy.model.named_parameters())
+    names = [name for name in named if "layers.1" in name and "language_model" in name]
+    for name in names[2:4]:
+        named[name].register_hook(lambda gradient: gradient * torch.nan)
+    optimizer = make_optimizer(policy, config.optimization)
+    with pytest.raises(RunError, match=rf"not finite \(nan\), .* first that of {names[2]};"):
+        update_policy(policy, optimizer, batch, config, Progress())

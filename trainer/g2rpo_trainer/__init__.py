@@ -11,8 +11,9 @@ The modules, in the order in which data passes through a run:
   (``model_shape.py``); ``device_fit.py``: whether it fits; ``step_time.py``: seconds of a step.
 - ``prompts/``: records to texts (``chat``), model inputs (``encoding``) and batches (``batching``).
 - ``rollouts.py``: prompts, responses and rewards of a step. Responses come from the policy
-  (``sampling.py``, with the prompts prefilled by ``prefill.py`` and the ends found by
-  ``stopping.py``) or from vLLM (``vllm.py``, ``vllm_weights.py``).
+  (``sampling.py``, with the prompts prefilled by ``prefill.py``, the tokens drawn by ``draws.py``,
+  fixed buffers on a GPU by ``decoding.py``, and the ends found by ``stopping.py``) or from vLLM
+  (``vllm.py``, ``vllm_weights.py``).
 - ``scoring.py``: responses to rewards, in worker processes.
 - ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
   weights and task weights.

@@ -27,11 +27,23 @@ _ELSEWHERE = (
 
 
 class DeviceMemory(NamedTuple):
-    """Memory of a device in bytes, and its name."""
+    """Memory of a device in bytes.
+
+    Attributes
+    ----------
+    name : str
+    free, total : int
+    is_gpu : bool
+        Whether it is a CUDA device.
+    dtype : str
+        What ``model.dtype: auto`` is on it.
+    """
 
     name: str
     free: int
     total: int
+    is_gpu: bool = True
+    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,15 @@ def fit_of(
     RunError
         If the model's configuration cannot be read.
     """
+    if config.model.dtype == "auto":
+        model = config.model.model_copy(update={"dtype": memory.dtype})
+        config = config.model_copy(update={"model": model})
     estimate = estimate_memory(
-        config, ranks=ranks, is_sharded=is_sharded, device_total=memory.total
+        config,
+        ranks=ranks,
+        is_sharded=is_sharded,
+        device_total=memory.total,
+        gpu_free=memory.free if memory.is_gpu else None,
     )
     room = round(_NEAR * memory.free)
     each = config.rollout.num_generations
@@ -170,22 +189,28 @@ def device_memory(name: str) -> DeviceMemory:
     import psutil
     import torch
 
+    from .device import dtype_on
     from .model.loading import resolve_device
 
     device = resolve_device(name)
+    dtype = dtype_on("auto", device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return DeviceMemory(f"{device} ({torch.cuda.get_device_name(device)})", free, total)
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+        return DeviceMemory(name, free, total, is_gpu=True, dtype=dtype)
     memory = psutil.virtual_memory()
     processes = Launch.read().local_size
-    return DeviceMemory(f"the {device}", memory.available // processes, memory.total // processes)
+    free, total = memory.available // processes, memory.total // processes
+    return DeviceMemory(f"the {device}", free, total, is_gpu=False, dtype=dtype)
 
 
 def _most(parts: dict[str, int], growing: tuple[str, ...], count: int, room: int) -> int:
     """Return how many rows or tokens fit into so much room."""
     grows = sum(parts.get(name, 0) for name in growing)
     fixed = sum(parts.values()) - grows
-    return max(0, (room - fixed) * count // max(1, grows))
+    if not grows:  # vLLM samples within its share
+        return count if fixed <= room else 0
+    return max(0, (room - fixed) * count // grows)
 
 
 def _largest(estimate: Estimate) -> str:
@@ -202,13 +227,13 @@ def _remedies(
     if first in _BY_ROWS and rows and rows < work.rows:
         yield f"rollout.batch_size: {rows}"
     if first in _BY_TOKENS:
-        if not model.gradient_checkpointing:
+        if not estimate.checkpointing:
             yield "model.gradient_checkpointing: true"
         if work.prompt + work.completion <= tokens < work.tokens:
             yield f"optimization.micro_batch_tokens: {tokens}"
     if first == "vLLM":
         yield "a lower rollout.vllm_memory"
-    if model.dtype == "float32":
+    if estimate.shape.item > 2:
         yield "model.dtype: bfloat16"
     if "reference" in estimate.phases["loss"]:
         yield "optimization.beta: 0, without a reference policy"

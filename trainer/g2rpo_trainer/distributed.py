@@ -25,8 +25,10 @@ from g2rpo_torch import gather_rollouts
 from .errors import RunError, SharedError
 from .launch import Launch
 
-# The others wait while the main rank writes a checkpoint or plots, however long that takes.
+# The others wait while the main rank writes a checkpoint or plots, however long that takes. They
+# wait on the CPU: on a GPU a collective that takes as long has lost a rank.
 _TIMEOUT = timedelta(hours=6)
+_GPU_TIMEOUT = timedelta(minutes=15)
 # Gradients are reduced in buckets of this many entries, to avoid a second copy of all of them.
 _BUCKET = 2**25
 _JOINS = {"max": np.maximum, "min": np.minimum}
@@ -205,8 +207,9 @@ class Ranks:
         with_grad = [weight for weight, has in zip(weights, flags.any(0), strict=True) if has]
         for weight in with_grad:
             if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        for bucket in _buckets(with_grad):
+                # No dtype stands for gradients of 16-bit weights that add up in float32.
+                weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype or torch.float32)
+        for bucket in buckets(with_grad, _BUCKET):
             # 16-bit gradients are summed in float32, as within a process.
             flat = torch.cat([weight.grad.flatten().float() for weight in bucket])  # type: ignore[union-attr]
             dist.all_reduce(flat)
@@ -252,13 +255,15 @@ def join_ranks() -> Iterator[Ranks]:
     if launch.size == 1:
         yield Ranks()
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        # CPU tensors need gloo, too.
-        backend = "cpu:gloo,cuda:nccl"
+    has_gpus = torch.cuda.is_available()
+    if has_gpus:
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
-    dist.init_process_group(backend, timeout=_TIMEOUT)
+    # CPU tensors need gloo, too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=_TIMEOUT)
     try:
+        if has_gpus:
+            world: Any = dist.group.WORLD
+            world._get_backend(torch.device("cuda"))._set_default_timeout(_GPU_TIMEOUT)
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         # An inference engine may have destroyed it already.
@@ -266,12 +271,15 @@ def join_ranks() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _buckets(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Yield runs of consecutive weights of one device that fit a bucket, or single larger ones."""
+def buckets(weights: Sequence[torch.nn.Parameter], size: int) -> Iterator[list[torch.nn.Parameter]]:
+    """Yield runs of consecutive weights of one device that fit a bucket, or single larger ones.
+
+    ``size`` is the number of entries of a bucket.
+    """
     bucket: list[torch.nn.Parameter] = []
     entries = 0
     for weight in weights:
-        is_full = entries + weight.numel() > _BUCKET
+        is_full = entries + weight.numel() > size
         if bucket and (is_full or weight.device != bucket[0].device):
             yield bucket
             bucket, entries = [], 0

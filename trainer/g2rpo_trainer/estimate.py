@@ -11,14 +11,16 @@ activations, one layer at work) and AdamW's step (gradients, and what it holds f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from g2rpo._shown import error_text
 
 from .config import Model, TrainConfig
 from .errors import RunError
+from .model.adapting import wants_checkpointing
 from .model.loading import meta_model
 from .model_shape import ModelShape, Stack, model_shape
+from .optimizer import BUCKET
 from .packing import responses_per_row
 
 
@@ -31,7 +33,7 @@ class WeightBytes(NamedTuple):
     state : int
         Float32 master and two moments.
     step : int
-        What AdamW holds while it steps.
+        What AdamW holds while it steps, beside the temporary tensors of a bucket on a CPU.
     """
 
     gradient: int
@@ -39,25 +41,33 @@ class WeightBytes(NamedTuple):
     step: int
 
 
-ADAMW = WeightBytes(gradient=2, state=12, step=8)
-"""Those of :class:`g2rpo_trainer.optimizer.MasterAdamW`: 24 bytes with the weight itself, at their
-peak.
+ADAMW = WeightBytes(gradient=4, state=12, step=0)
+"""Those of :class:`g2rpo_trainer.optimizer.MasterAdamW`: 18 bytes with the weight itself.
 
-In its step there are a float32 copy of each gradient, and a full square root of the second moments,
-which AdamW holds where it goes through all weights at once, as on CUDA. A float32 weight needs no
-master and no copy.
+Gradients are float32, and the fused kernel of a GPU has no temporary tensors. A float32 weight
+needs no master.
 """
 
 ASSUMED_PROMPT = 1024
 """Tokens of a prompt where ``rollout.max_prompt_length`` is null."""
 
+# Bytes of AdamW's temporary tensors for each weight of a bucket, on a CPU.
+BUCKET_WEIGHT = 8
 # Of float32 logits of a chunk of tokens, the most that the head without logits holds.
-_HEAD_CHUNK = 1 << 28
+_HEAD_CHUNK, _HEAD_CHUNK_GPU, _GPU_TILES = 1 << 28, 5 << 28, 1 << 27
+# Responses whose KV cache vLLM holds at a time, bytes of what it computes with, and its largest
+# share beside a policy.
+_VLLM_ROWS, _VLLM_WORKSPACE, _VLLM_LARGEST_SHARE = 256, 3 << 30, 0.6
+# Its share of a CPU's memory if ``rollout.vllm_memory`` is null.
+VLLM_SHARE = 0.3
 # With fewer entries, or a head that is no linear layer, the update has full logits.
 _LARGE_VOCABULARY = 2048
 # Bytes for each entry of the vocabulary and row of a sampled token: logits as they are, scaled and
 # masked, log-probabilities, probabilities, their float64 sums, the parts of the entropy.
-_SAMPLING = 36
+SAMPLED_LOGIT = 36
+# Of the memory that weights and optimiser leave free on a GPU, the share for rows of a rollout. The
+# rest is for prompts that are prefilled, whose keys and values are copied.
+ROWS_SHARE = 0.6
 # Bytes for each entry of the vocabulary and token in an update with full logits.
 _UPDATE_LOGITS = 24
 
@@ -104,11 +114,14 @@ class Estimate:
     work : Workload
     phases : dict of str to dict of str to int
         Phase -> part -> bytes: ``rollout``, ``loss``, ``backward``, ``step``.
+    checkpointing : bool
+        Whether layers are computed twice in the update.
     """
 
     shape: ModelShape
     work: Workload
     phases: dict[str, dict[str, int]]
+    checkpointing: bool = False
 
     @property
     def peak_phase(self) -> str:
@@ -133,6 +146,7 @@ def estimate_memory(
     ranks: int = 1,
     is_sharded: bool = False,
     device_total: int = 0,
+    gpu_free: int | None = None,
     shape: ModelShape | None = None,
 ) -> Estimate:
     """Estimate the memory of a run on each of its devices.
@@ -148,8 +162,12 @@ def estimate_memory(
         Whether the ranks divide the model (FSDP), or each has all of it.
     device_total : int
         Memory of a device in bytes, of which vLLM takes its share.
+    gpu_free : int, optional
+        Free bytes of a GPU, by which a run chooses what the configuration leaves open; None for a
+        CPU.
     shape : ModelShape, optional
-        Sizes of the model, if they are known already.
+        Sizes of the model, if they are known already. ``model.gradient_checkpointing: auto`` is
+        then true on a GPU.
 
     Raises
     ------
@@ -163,9 +181,18 @@ def estimate_memory(
     >>> estimate.phases["loss"]["weights"] == 4 * estimate.shape.parameters
     True
     """
-    shape = shape or _shape(config.model)
-    work = workload(config, shape, ranks)
-    parts = ranks if is_sharded else 1
+    is_gpu, parts = gpu_free is not None, ranks if is_sharded else 1
+    checkpointing = config.model.gradient_checkpointing
+    if shape is None:
+        empty, shape = _empty_model(config.model, is_gpu=is_gpu)
+        if checkpointing == "auto":
+            tokens = config.optimization.micro_batch_tokens
+            # Weights are on the device before they are divided only if they are not.
+            there = 0 if is_sharded else shape.weight_bytes
+            room = None if gpu_free is None else gpu_free - there
+            checkpointing = wants_checkpointing(empty, tokens, room, parts)
+    elif checkpointing == "auto":
+        checkpointing = is_gpu
     wide = shape.trained - shape.narrow
     common = {
         "weights": shape.weight_bytes // parts,
@@ -174,13 +201,18 @@ def estimate_memory(
     gradients = (ADAMW.gradient * shape.narrow + 4 * wide) // parts
     if config.optimization.beta and not config.model.lora.rank:
         common["reference"] = shape.weight_bytes // parts
-    kept, working = activation_bytes(shape, work, config.model.gradient_checkpointing)
+    limit = None
+    if gpu_free is not None and not is_sharded and not config.model.deterministic:
+        limit = _fitting_rows(config, shape, gpu_free - sum(common.values()))
+    work = workload(config, shape, ranks, limit)
+    kept, working = activation_bytes(shape, work, checkpointing)
     update = {**common, "gradients": gradients, "activations": kept}
-    # A float32 weight takes the square root alone, where a 16-bit one takes a copy as well.
-    adamw = (ADAMW.step * shape.narrow + min(4, ADAMW.step) * wide) // parts
+    adamw = ADAMW.step * shape.trained // parts
+    if not is_gpu:
+        adamw += BUCKET_WEIGHT * min(BUCKET, shape.trained // parts)
     phases = {
-        "rollout": {**common, **_rollout_parts(config, shape, work, device_total)},
-        "loss": {**update, "output layer": head_bytes(shape, work)},
+        "rollout": {**common, **_rollout_parts(config, shape, work, device_total, is_gpu)},
+        "loss": {**update, "output layer": head_bytes(shape, work, is_gpu=is_gpu)},
         "backward": {**update, "layer at work": working},
         "step": {**common, "gradients": gradients, "AdamW": adamw},
     }
@@ -190,34 +222,52 @@ def estimate_memory(
             phases[phase]["gathered weights"] = gathered
         # Whole gradients of the root unit, and what is reduced of them in float32.
         phases["backward"]["gathered weights"] += shape.root_trained * (shape.item + 4)
-    return Estimate(shape, work, phases)
+    return Estimate(shape, work, phases, checkpointing)
 
 
-def _shape(model: Model) -> ModelShape:
+def _empty_model(model: Model, *, is_gpu: bool) -> tuple[Any, ModelShape]:
+    """Return the model of a run without its weights, and its sizes."""
+    if model.dtype == "auto" and is_gpu:
+        model = model.model_copy(update={"dtype": "bfloat16"})
     empty = meta_model(model)
     try:
-        return model_shape(empty)
+        return empty, model_shape(empty)
     except Exception as error:  # of an architecture without such parts
         kind = type(empty).__name__
         raise RunError(f"{kind} has no layers that are known here ({error_text(error)})") from error
 
 
-def workload(config: TrainConfig, shape: ModelShape, ranks: int = 1) -> Workload:
+def _fitting_rows(config: TrainConfig, shape: ModelShape, free: int) -> int:
+    """Return how many rows a run samples at once on a GPU if ``rollout.batch_size`` is null."""
+    tokens = _prompt_tokens(config, shape) + config.rollout.max_completion_length
+    each = kv_cache_bytes(shape, 1, tokens) + SAMPLED_LOGIT * shape.vocabulary
+    return max(1, int(ROWS_SHARE * free) // each)
+
+
+def _prompt_tokens(config: TrainConfig, shape: ModelShape) -> int:
+    completion = config.rollout.max_completion_length
+    room = max(1, (shape.context or ASSUMED_PROMPT + completion) - completion)
+    return config.rollout.max_prompt_length or min(ASSUMED_PROMPT, room)
+
+
+def workload(
+    config: TrainConfig, shape: ModelShape, ranks: int = 1, limit: int | None = None
+) -> Workload:
     """Return the rows and tokens of each of so many ranks.
 
     Responses are counted at their limit. Prompts have ``rollout.max_prompt_length`` tokens; if that
-    is null, :data:`ASSUMED_PROMPT`, or what the response leaves of the model's context.
+    is null, :data:`ASSUMED_PROMPT`, or what the response leaves of the model's context. At most
+    ``limit`` rows are sampled at once if ``rollout.batch_size`` is null.
     """
     rollout, data = config.rollout, config.data
     completion, each = rollout.max_completion_length, rollout.num_generations
-    room = max(1, (shape.context or ASSUMED_PROMPT + completion) - completion)
-    prompt = rollout.max_prompt_length or min(ASSUMED_PROMPT, room)
+    prompt = _prompt_tokens(config, shape)
     sampled = -(-rollout.prompts_per_step // ranks) * each
-    limit = rollout.batch_size
+    limit = rollout.batch_size or limit
     at_once = sampled if limit is None else min(sampled, max(1, limit // each) * each)
     evaluated = data.eval_batch_size * data.eval_generations
     evaluated = evaluated if limit is None else min(evaluated, max(limit, data.eval_generations))
-    by_policy = evaluated if rollout.engine == "vllm" else max(at_once, evaluated)
+    rows = max(at_once, evaluated)
     shares = rollout.shared_prompts != "off"
     packed = responses_per_row(prompt, completion, each, shape.text.hidden) if shares else 1
     row = prompt + packed * completion
@@ -227,8 +277,8 @@ def workload(config: TrainConfig, shape: ModelShape, ranks: int = 1) -> Workload
     return Workload(
         prompt=prompt,
         completion=completion,
-        rows=by_policy,
-        prefilled=-(-by_policy // each) if shares else by_policy,
+        rows=rows,
+        prefilled=-(-rows // each) if shares else rows,
         sampled=sampled,
         sampled_at_once=at_once,
         tokens=tokens,
@@ -278,38 +328,64 @@ def layer_bytes(stack: Stack, item: int, row: int, *, is_eager: bool = False) ->
     return norms + attention + mlp
 
 
-def head_bytes(shape: ModelShape, work: Workload) -> int:
+def head_bytes(shape: ModelShape, work: Workload, *, is_gpu: bool = False) -> int:
     """Return the bytes from the last hidden states to the loss and back."""
     hidden = shape.text.hidden * (shape.item + 4) * work.predicted
     if shape.vocabulary < _LARGE_VOCABULARY:
         return hidden + _UPDATE_LOGITS * shape.vocabulary * work.predicted
-    # The logits of a chunk, and two tiles of half its size together.
-    chunk = 3 * min(_HEAD_CHUNK, 4 * shape.vocabulary * work.predicted) // 2
+    # The logits of a chunk, and two tiles, together at most half of it.
+    most = _HEAD_CHUNK_GPU if is_gpu else _HEAD_CHUNK
+    chunk = min(most, 4 * shape.vocabulary * work.predicted)
+    chunk += min(_GPU_TILES, chunk // 2) if is_gpu else chunk // 2
     # A 16-bit weight has its gradient summed in float32.
     is_summed = shape.is_head_trained and shape.item < 4
     return hidden + chunk + (4 * shape.vocabulary * shape.text.hidden if is_summed else 0)
 
 
 def _rollout_parts(
-    config: TrainConfig, shape: ModelShape, work: Workload, device_total: int
+    config: TrainConfig, shape: ModelShape, work: Workload, device_total: int, is_gpu: bool
 ) -> dict[str, int]:
+    if config.rollout.engine == "vllm":
+        share = config.rollout.vllm_memory
+        if share is None and is_gpu:
+            row = kv_cache_bytes(shape, 1, work.prompt + work.completion)
+            share = vllm_share(shape.weight_bytes, row, work.sampled, device_total)
+        return {"vLLM": round((share or VLLM_SHARE) * device_total)}
     stack, item = shape.text, shape.item
     passing = (4 + 3 * item) * stack.hidden + 3 * item * stack.inner
     cache = kv_cache_bytes(shape, work.rows, work.prompt + work.completion)
-    logits = _SAMPLING * shape.vocabulary * work.rows
+    logits = SAMPLED_LOGIT * shape.vocabulary * work.rows
     # It is over before the cache is full and the first token is sampled.
     prefill = work.prefilled * work.prompt * passing
     prefill += kv_cache_bytes(shape, work.prefilled, work.prompt)
-    parts = {
+    return {
         "KV cache": cache,
         "sampled logits": logits,
         "more in prefill": max(0, prefill - cache - logits),
     }
-    if config.rollout.engine == "vllm":
-        share = round(config.rollout.vllm_memory * device_total)
-        # vLLM sleeps while the policy itself samples for an evaluation.
-        return {"vLLM": share} if share > sum(parts.values()) else parts
-    return parts
+
+
+def vllm_share(weights: int, row: int, rows: int, total: int) -> float:
+    """Return the share of a GPU's memory that vLLM needs.
+
+    Parameters
+    ----------
+    weights : int
+        Bytes of the weights, of which vLLM has a whole copy.
+    row : int
+        Bytes of the KV cache of a row.
+    rows : int
+        Responses of a rollout; the KV cache of more than 256 is not held at a time.
+    total : int
+        Bytes of the GPU.
+
+    Examples
+    --------
+    >>> vllm_share(4 << 30, 64 << 20, 256, 80 << 30)
+    0.287
+    """
+    needed = weights + min(rows, _VLLM_ROWS) * row + _VLLM_WORKSPACE
+    return round(min(max(needed / max(1, total), 0.05), _VLLM_LARGEST_SHARE), 3)
 
 
 def _vision_bytes(stack: Stack, item: int, work: Workload, checkpointing: bool) -> float:

@@ -18,13 +18,15 @@ from g2rpo_trainer.record import Record
 from g2rpo_trainer.report.display import Display
 from g2rpo_trainer.scoring import Rewards, Scorer
 
+from .device import run_kernels
 from .distributed import Ranks, join_ranks
 from .model.loading import load_run_policy
 from .model.policy_model import Policy
 from .prompts.chat import whole_responses
 from .prompts.encoding import Prompt, join_prompts
-from .sampling import sample
+from .sampling import Sampler, sample_with_policy
 from .shortcuts import choose_shortcuts
+from .vllm import open_sampler
 
 # The same in every evaluation, so that models compare.
 _SAMPLING_SEED = 260_408_539
@@ -64,18 +66,23 @@ def evaluate(
     source = open_run(config, source)
     data = config.data
     display = display or Display(0, source.tasks)
-    with join_ranks() as ranks, Scorer(config, source) as scorer:
+    kernels = run_kernels(config.model)
+    with join_ranks() as ranks, kernels, Scorer(config, source) as scorer:
         policy = load_run_policy(config, model, ranks=ranks)
         if data.eval_generations > 1:  # a single response shares its prompt with none
             policy = choose_shortcuts(
                 policy, config.rollout.shared_prompts, seed=config.seed, ranks=ranks
             )
-        with display.phase("held-out items", len(source.tasks) * data.eval_items) as advance:
+        named = config.model.model_copy(update={"name": model})
+        engine = open_sampler(config.model_copy(update={"model": named}), policy, ranks)
+        count = len(source.tasks) * data.eval_items
+        with engine as sampler, display.phase("held-out items", count) as advance:
             evaluation = evaluate_policy(
                 policy,
                 config,
                 source,
                 scorer,
+                sampler,
                 advance=advance,
                 on_samples=on_samples,
                 ranks=ranks,
@@ -88,6 +95,7 @@ def evaluate_policy(
     config: TrainConfig,
     source: Source,
     scorer: Scorer,
+    sampler: Sampler = sample_with_policy,
     *,
     advance: Callable[[int], None] = lambda items: None,
     on_samples: Callable[[list[Sample]], None] | None = None,
@@ -105,6 +113,8 @@ def evaluate_policy(
         Source of the held-out items.
     scorer : Scorer
         Scores the responses.
+    sampler : Sampler
+        Samples the responses; that of the run.
     advance : callable
         Called with the number of items done since its last call.
     on_samples : callable, optional
@@ -118,13 +128,20 @@ def evaluate_policy(
     """
     with _own_random_numbers(policy.device):
         answers = {
-            task: _answers(policy, config, source, scorer, task, ranks) for task in source.tasks
+            task: _answers(policy, config, source, scorer, sampler, task, ranks)
+            for task in source.tasks
         }
         return evaluated(answers, advance, on_samples if ranks.is_main else None)
 
 
 def _answers(
-    policy: Policy, config: TrainConfig, source: Source, scorer: Scorer, task: str, ranks: Ranks
+    policy: Policy,
+    config: TrainConfig,
+    source: Source,
+    scorer: Scorer,
+    sampler: Sampler,
+    task: str,
+    ranks: Ranks,
 ) -> Iterator[Answers]:
     """Yield the answers to the held-out items of a task, batch by batch."""
     # Each rank has as many at once as a single one would have.
@@ -143,13 +160,14 @@ def _answers(
             batch = list(islice(items, size))
         if not batch:
             return
-        yield _answered(policy, config, scorer, batch, first, ranks)
+        yield _answered(policy, config, scorer, sampler, batch, first, ranks)
 
 
 def _answered(
     policy: Policy,
     config: TrainConfig,
     scorer: Scorer,
+    sampler: Sampler,
     items: list[Prompt],
     first: int,
     ranks: Ranks,
@@ -161,17 +179,10 @@ def _answered(
     with ranks.raise_on_all_ranks():
         prompts = join_prompts(asked)
     temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
-    completions = sample(
-        policy,
-        prompts,
-        num_generations=data.eval_generations,
-        max_completion_length=rollout.max_completion_length,
-        temperature=max(temperature, _GREEDY),
-        limits=[rollout.limit_of(prompt.record.task) for prompt in asked],
-        stop=rollout.stop,
-        batch_size=rollout.batch_size,
-        share=share,
-    )
+    sampling = {"num_generations": data.eval_generations, "temperature": max(temperature, _GREEDY)}
+    options = rollout.model_copy(update=sampling)
+    records = [prompt.record for prompt in asked]
+    completions = sampler(policy, prompts, records, options, share, with_values=False)
     own = asked[: len(share.own)]
     whole = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
     with ranks.raise_on_all_ranks():

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 import g2rpo
 from g2rpo_torch import fused_g2rpo_loss, linear_head, logprobs_and_entropy
 
+from .model.head import float32_logits
 from .model.policy_model import Policy
 from .packing import (
     accepts_positions,
@@ -28,6 +30,7 @@ from .packing import (
     row_masks,
     split_groups,
     text_positions,
+    with_padding,
 )
 from .prompts.batching import Inputs, extend_rows, select_rows
 from .sharding import call_unsharded
@@ -160,20 +163,23 @@ def plain_predictions(
 ) -> FromLogits | FromHidden:
     """Return the same with a copy of the prompt for each response, for any architecture."""
     repeated, prompt_length = select_rows(prompts, groups), prompts["input_ids"].shape[1]
-    inputs = as_response_types(policy.model, extend_rows(repeated, tokens), prompt_length)
-    inputs["attention_mask"] = torch.cat([repeated["attention_mask"], mask.long()], dim=1)
+    columns = policy.padding(prompt_length + tokens.shape[1])
+    wide_tokens, wide_mask = (pad(table, (0, columns)) for table in (tokens, mask))
+    inputs = as_response_types(policy.model, extend_rows(repeated, wide_tokens), prompt_length)
+    inputs["attention_mask"] = torch.cat([repeated["attention_mask"], wide_mask.long()], dim=1)
     # Positions of images are computed by the model itself from the whole row.
     if accepts_positions(policy.model) and not has_image_positions(policy.model, inputs):
         inputs["position_ids"] = text_positions(inputs["attention_mask"])
-    num_last = tokens.shape[1] + 1
+    num_last = wide_tokens.shape[1] + 1
     if policy.shortcuts.without_logits:
         rows, places = (torch.arange(size, device=tokens.device) for size in tokens.shape)
         labels = tokens.masked_fill(~mask, -100)
         hidden = last_hidden_states(policy, inputs, num_last)[rows[:, None], places]
         return predictions_from_hidden(policy, hidden, labels, temperature=temperature)
+    with float32_logits(policy.model):
+        output = policy.model(**inputs, use_cache=False, logits_to_keep=num_last)
     # The last logits predict nothing.
-    output = policy.model(**inputs, use_cache=False, logits_to_keep=num_last)
-    logits = policy.masked_logits(output.logits[:, :-1], temperature)
+    logits = policy.masked_logits(output.logits[:, : tokens.shape[1]], temperature)
     # Padding may be a banned token: replaced by one with a finite logit.
     safe_tokens = torch.where(mask, tokens, policy.harmless_id)
     logprobs = logits.log_softmax(-1).gather(-1, safe_tokens[..., None])[..., 0]
@@ -192,6 +198,7 @@ def packed_predictions(
     """Return the same with all responses of a prompt in one row behind it."""
     prompt_length = prompts["input_ids"].shape[1]
     packing = pack(tokens, mask, groups, len(prompts["input_ids"]))
+    packing = with_padding(packing, policy.padding(prompt_length + packing.tokens.shape[1]))
     positions = prompt_positions(policy.model, prompts)
     behind = next_positions(prompts, positions)[:, None] + packing.offsets
     inputs: dict[str, Any] = extend_rows(prompts, packing.tokens)
@@ -205,7 +212,8 @@ def packed_predictions(
         hidden = last_hidden_states(policy, inputs, num_last)[places]
         labels = tokens.masked_fill(~mask, -100)
         return predictions_from_hidden(policy, hidden, labels, temperature=temperature)
-    logits = policy.model(**inputs, use_cache=False, logits_to_keep=num_last).logits
+    with float32_logits(policy.model):
+        logits = policy.model(**inputs, use_cache=False, logits_to_keep=num_last).logits
     logits = policy.masked_logits(logits, temperature)
     # Padding may be a banned token: replaced by one with a finite logit.
     labels = torch.where(mask, tokens, policy.harmless_id)

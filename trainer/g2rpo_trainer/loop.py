@@ -33,9 +33,10 @@ from g2rpo_trainer.report.trackers import Trackers, require_trackers
 from g2rpo_trainer.run_folder import RunFolder
 from g2rpo_trainer.scoring import Scorer
 
+from .device import dtype_on, run_kernels
 from .distributed import Ranks, join_ranks
 from .model.adapting import trained_share
-from .model.loading import load_run_policy
+from .model.loading import load_run_policy, resolve_device
 from .model.policy_model import Policy, Shortcuts
 from .optimizer import make_optimizer
 from .shortcuts import choose_shortcuts
@@ -80,7 +81,7 @@ def train(
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
     """
-    with join_ranks() as ranks, ExitStack() as at_end:
+    with join_ranks() as ranks, run_kernels(config.model), ExitStack() as at_end:
         run = _Run(config, source, ranks, at_end, resume=resume, display=display)
         echo = _ECHO if ranks.size > 1 else 0.0
         with StopRequest(echo) as run.stop, resumable(run.folder, lambda: run.progress.step):
@@ -262,6 +263,7 @@ class _Run:
                 self.config,
                 self.source,
                 self.scorer,
+                self.sampler,
                 advance=report,
                 on_samples=kept.add if keep else None,
                 ranks=self.ranks,
@@ -303,7 +305,11 @@ class _Run:
         if self.policy.has_adapter:
             with self.folder.writing("the merged model"):
                 newest = self.folder.checkpoints()[-1].path
-                export_merged(newest, self.folder.path / "final", self.config.model)
+                model = self.config.model
+                # The merged model has the dtype of the run, though it is made on the CPU.
+                dtype = dtype_on(model.dtype, resolve_device(model.device))
+                model = model.model_copy(update={"dtype": dtype})
+                export_merged(newest, self.folder.path / "final", model)
         self.folder.write_summary(summary)
         if self.config.output.plots:
             with self.folder.writing("plots"):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from .prompts.batching import Inputs
 
@@ -156,6 +157,15 @@ def pack(tokens: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor, prompts
     return Packing(packed[0], packed[1], packed[2], sources)
 
 
+def with_padding(packing: Packing, columns: int) -> Packing:
+    """Return the rows with more columns of padding at their ends."""
+    return packing._replace(
+        tokens=pad(packing.tokens, (0, columns)),
+        segments=pad(packing.segments, (0, columns), value=PADDING),
+        offsets=pad(packing.offsets, (0, columns)),
+    )
+
+
 def _is_earlier(groups: torch.Tensor) -> torch.Tensor:
     """Return where response j stands before response i of the same group, (N, N) bool."""
     return (groups[:, None] == groups).tril(-1)
@@ -244,8 +254,7 @@ def row_masks(
     for kind, own in own_prompt_masks(model, prompts).items():
         corner = masks[kind][:, :length, :length]
         corner.copy_(torch.where(is_token, own, corner))
-    ready = {kind: _in_format(model, mask[:, None]) for kind, mask in masks.items()}
-    return ready if len(ready) > 1 else ready.popitem()[1]
+    return in_format(model, {kind: mask[:, None] for kind, mask in masks.items()})
 
 
 def as_response_types(model: Any, inputs: Inputs, prompt_length: int) -> Inputs:
@@ -270,7 +279,16 @@ def _as_bool(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask == 0
 
 
-def _in_format(model: Any, allowed: torch.Tensor) -> torch.Tensor:
+def in_format(model: Any, masks: dict[str, torch.Tensor]) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Return attention masks, bool (…, queries, keys) by the kind of layers, as a model takes them.
+
+    One mask if the model has a single kind. Bool for SDPA, additive for eager attention.
+    """
+    ready = {kind: _of_attention(model, mask) for kind, mask in masks.items()}
+    return ready if len(ready) > 1 else ready.popitem()[1]
+
+
+def _of_attention(model: Any, allowed: torch.Tensor) -> torch.Tensor:
     if model.config.get_text_config()._attn_implementation == "sdpa":
         return allowed
     lowest = torch.finfo(model.dtype).min
@@ -335,6 +353,18 @@ def next_positions(prompts: Inputs, positions: torch.Tensor) -> torch.Tensor:
 def accepts_positions(model: Any) -> bool:
     """Tell whether a model takes ``position_ids``."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def packing_obstacle(model: Any) -> str | None:
+    """Return why a model cannot take packed rows as far as its configuration tells, or None."""
+    attention = model.config.get_text_config()._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"attention {attention!r} takes no mask of its own; 'sdpa' and 'eager' do"
+    if unknown := layer_kinds(model) - {"full_attention", "sliding_attention"}:
+        return f"the model has layers of {', '.join(sorted(unknown))}"
+    if not accepts_positions(model):
+        return "the model takes no position_ids"
+    return None
 
 
 def _has_grids(prompts: Inputs) -> bool:

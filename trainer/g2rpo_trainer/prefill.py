@@ -49,13 +49,7 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
     TypeError
         If the model's cache cannot be repeated, or the tokens of a prompt attend to the last one.
     """
-    _refuse_sight_of_the_last_token(policy, prompts)
-    positions = prompt_positions(policy.model, prompts)
-    inputs = _without_last_token(prompts)
-    if accepts_positions(policy.model):
-        inputs["position_ids"] = positions[..., :-1]
-    name = cache_name(policy.model.forward)
-    cache = getattr(policy.model(**inputs, use_cache=True, logits_to_keep=1), name)
+    cache, positions = prefill(policy, prompts)
     repeat_cache(cache, num_generations)
     expanded = {
         name: prompts[name].repeat_interleave(num_generations, dim=0)
@@ -66,7 +60,32 @@ def expanded_prompts(policy: Policy, prompts: Inputs, num_generations: int) -> d
         # images from what the model remembers of the batch before.
         axes = positions.expand(3, -1, -1)
         expanded["position_ids"] = axes.repeat_interleave(num_generations, dim=1)
-    return {**expanded, name: cache}
+    return {**expanded, cache_name(policy.model.forward): cache}
+
+
+@torch.no_grad()
+def prefill(policy: Policy, prompts: Inputs) -> tuple[Any, torch.Tensor]:
+    """Run all but the last token of each prompt through the model, with its images.
+
+    Returns
+    -------
+    cache : transformers.Cache
+        Their keys and values.
+    positions : Tensor (P, L) or (3, P, L), int64
+        Positions of all tokens.
+
+    Raises
+    ------
+    TypeError
+        If the tokens of a prompt attend to the last one.
+    """
+    _refuse_sight_of_the_last_token(policy, prompts)
+    positions = prompt_positions(policy.model, prompts)
+    inputs = _without_last_token(prompts)
+    if accepts_positions(policy.model):
+        inputs["position_ids"] = positions[..., :-1]
+    name = cache_name(policy.model.forward)
+    return getattr(policy.model(**inputs, use_cache=True, logits_to_keep=1), name), positions
 
 
 def _without_last_token(prompts: Inputs) -> Inputs:
@@ -99,17 +118,22 @@ def repeat_cache(cache: Any, repeats: int) -> None:
     TypeError
         If the cache holds anything but keys and values of all tokens or of a window of them.
     """
+    require_keys_and_values(cache)
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.get_seq_length():
+            cache.layers[number] = _RoomyLayer(layer, repeats)
+        else:
+            layer.batch_repeat_interleave(repeats)
+
+
+def require_keys_and_values(cache: Any) -> None:
+    """Raise `TypeError` if a cache holds anything but keys and values of tokens."""
     # Recurrent states and fixed buffers look like caches, but cannot be repeated or continued the
     # same way.
     kinds = {type(layer) for layer in cache.layers} if isinstance(cache, DynamicCache) else set()
     if not kinds or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds or {type(cache)}))
         raise TypeError(f"the model's cache is a {names}, which cannot be expanded")
-    for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer and layer.get_seq_length():
-            cache.layers[number] = _RoomyLayer(layer, repeats)
-        else:
-            layer.batch_repeat_interleave(repeats)
 
 
 class _RoomyLayer(DynamicLayer):

@@ -1,14 +1,12 @@
 """Sample responses with the policy itself, and record the distribution of every token.
 
-The steps: the prompts of the records are prefilled once (:mod:`.prefill`), ``generate`` decodes,
-:class:`Draws` draws each token and records its log-probability and entropy, and
+The steps: the prompts of the records are prefilled once (:mod:`.prefill`). ``generate`` decodes,
+or on a GPU :func:`~g2rpo_trainer.decoding.decode`. :class:`~g2rpo_trainer.draws.Draws` draws each
+token and records its log-probability and entropy, and
 :class:`~g2rpo_trainer.stopping.ResponseEnds` ends each response.
 
 The logits of generation already hold the old log-probabilities of the surrogate and the exact
 entropies, so no further forward pass is spent on either.
-
-There is no top-k and no top-p: responses would come from another distribution than the one that
-the surrogate compares with.
 """
 
 from __future__ import annotations
@@ -22,21 +20,28 @@ import torch
 from torch.nn.functional import pad
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteriaList,
 )
 
-import g2rpo
 from g2rpo_trainer.config import Rollout
 from g2rpo_trainer.record import Record
 
+from .decoding import Prefilled, decode, prefilled
+from .device import free_memory
 from .distributed import Share
+from .draws import Draws, wide_dtype
+from .estimate import ROWS_SHARE, SAMPLED_LOGIT
+from .model.head import float32_logits
 from .model.policy_model import Policy
+from .packing import packing_obstacle
 from .prefill import expanded_prompts
-from .prompts.batching import Inputs, select_rows, trim_padding
-from .sharding import is_sharded
+from .prompts.batching import Inputs, pad_left, select_rows, trim_padding
+from .sharding import gathered, is_sharded
 from .stopping import ResponseEnds, response_texts
+
+Rows = dict[str, Any] | Prefilled
+"""N rows to sample responses to: inputs of ``generate``, or prompts in buffers of a fixed size."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,13 @@ class Sampler(Protocol):
         options: Rollout,
         share: Share | None = None,
         /,
+        *,
+        with_values: bool = True,
     ) -> Completions:
         """Return responses to the P prompts of records, those of one prompt next to each other.
 
-        With several processes each samples its share, as in :func:`sample`.
+        With several processes each samples its share, as in :func:`sample`. Log-probabilities and
+        entropies may be 0 if they take passes of their own and are not wanted (``with_values``).
         """
 
 
@@ -115,6 +123,7 @@ class _Decoding(NamedTuple):
     uniforms: torch.Tensor  # (N, T) float64
     temperature: float
     stop: str | None = None
+    in_lockstep: bool = False  # ranks run the same number of forward passes
 
 
 @torch.no_grad()
@@ -149,7 +158,8 @@ def sample(
     stop : str, optional
         The token that completes this text is the last of its response.
     batch_size : int, optional
-        Most rows of one call of ``generate``, in whole prompts; by default all at once.
+        Most rows that are decoded together, in whole prompts; by default all at once, or on a GPU
+        as many as its free memory holds.
     share : Share, optional
         This rank's part of a batch that several ranks divide; the prompts are those of
         ``share.padded``. They get the random numbers that they would have on a single rank.
@@ -178,14 +188,18 @@ def sample(
     if limits is not None:
         longest = longest.minimum(torch.tensor(limits))
     longest = longest.to(policy.device)[:, None].expand(-1, num_generations)
+    if batch_size is None:
+        width = prompts["input_ids"].shape[1] + max_completion_length
+        batch_size = fitting_rows(policy, width)
     each = count if batch_size is None else max(1, batch_size // num_generations)
     parts = []
-    for start in range(0, count, each):
-        rows = slice(start, start + each)
-        some = trim_padding(select_rows(prompts, rows))
-        drawn = uniforms[rows].flatten(0, 1)
-        decoding = _Decoding(longest[rows].flatten(), drawn, temperature, stop)
-        parts.append(_sample(policy, _repeated(policy, some, num_generations), decoding))
+    with gathered(policy.model) as is_free:
+        for start in range(0, count, each):
+            rows = slice(start, start + each)
+            some = trim_padding(select_rows(prompts, rows))
+            drawn = uniforms[rows].flatten(0, 1)
+            decoding = _Decoding(longest[rows].flatten(), drawn, temperature, stop, not is_free)
+            parts.append(_sample(policy, _rows(policy, some, num_generations, decoding), decoding))
     completions = concatenated(parts)
     if share is None or share.own == share.padded:
         return completions
@@ -198,6 +212,8 @@ def sample_with_policy(
     records: Sequence[Record],
     options: Rollout,
     share: Share | None = None,
+    *,
+    with_values: bool = True,
 ) -> Completions:
     """Sample responses to the prompts of P records by the options of the section ``rollout``."""
     return sample(
@@ -211,6 +227,29 @@ def sample_with_policy(
         batch_size=options.batch_size,
         share=share,
     )
+
+
+def fitting_rows(policy: Policy, width: int) -> int | None:
+    """Return how many rows of so many tokens a GPU can decode at a time; None for no bound.
+
+    A sharded policy has none: its ranks decode the same numbers of rows. Nor has a deterministic
+    run, which must not depend on what else is on the GPU.
+    """
+    free = free_memory(policy.device)
+    is_fixed = is_sharded(policy.model) or torch.are_deterministic_algorithms_enabled()
+    if free is None or is_fixed:
+        return None
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    each = (width + policy.padding(width)) * kv_bytes(policy.model) + SAMPLED_LOGIT * vocabulary
+    return max(1, int(ROWS_SHARE * free) // each)
+
+
+def kv_bytes(model: Any) -> int:
+    """Return the bytes of the keys and values of a token."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 
 def concatenated(parts: Sequence[Completions]) -> Completions:
@@ -234,31 +273,52 @@ def concatenated(parts: Sequence[Completions]) -> Completions:
     )
 
 
-def _repeated(policy: Policy, prompts: Inputs, num_generations: int) -> dict[str, Any]:
-    """Return the inputs of ``num_generations`` rows for each prompt."""
-    count, prompt_length = prompts["input_ids"].shape
-    can_share = num_generations > 1 and prompt_length > 1
-    if can_share and policy.shortcuts.shared_rollouts:
+def prepared_rows(
+    policy: Policy,
+    prompts: Inputs,
+    num_generations: int,
+    max_new_tokens: int,
+    *,
+    in_lockstep: bool = False,
+) -> Rows:
+    """Prefill P prompts once, and return ``num_generations`` rows for each.
+
+    Raises
+    ------
+    TypeError
+        As :func:`~g2rpo_trainer.prefill.expanded_prompts`.
+    """
+    is_static = policy.pad_to_multiple_of > 1 and packing_obstacle(policy.model) is None
+    if not is_static or in_lockstep:
         return expanded_prompts(policy, prompts, num_generations)
+    columns = policy.padding(prompts["input_ids"].shape[1] - 1)
+    aligned = pad_left(prompts, columns, policy.tokenizer.pad_token_id)
+    return prefilled(policy, aligned, num_generations, max_new_tokens)
+
+
+def _rows(policy: Policy, prompts: Inputs, num_generations: int, decoding: _Decoding) -> Rows:
+    """Return ``num_generations`` rows for each prompt, prefilled if the policy allows it."""
+    count, prompt_length = prompts["input_ids"].shape
+    is_worth_it = num_generations > 1 or policy.pad_to_multiple_of > 1
+    if is_worth_it and prompt_length > 1 and policy.shortcuts.shared_rollouts:
+        longest, lockstep = int(decoding.limits.max()), decoding.in_lockstep
+        return prepared_rows(policy, prompts, num_generations, longest, in_lockstep=lockstep)
     rows = torch.arange(count, device=policy.device).repeat_interleave(num_generations)
     return select_rows(prompts, rows)
 
 
-def _sample(policy: Policy, inputs: dict[str, Any], decoding: _Decoding) -> Completions:
-    """Sample one response to each of N rows; the prompts may be prefilled."""
-    prompt_length = inputs["input_ids"].shape[1]
+def _sample(policy: Policy, rows: Rows, decoding: _Decoding) -> Completions:
+    """Sample one response to each of N rows."""
     draws = Draws(policy, decoding.uniforms, decoding.temperature)
-    ends = ResponseEnds(policy, prompt_length, decoding.limits, decoding.stop)
-    with _plain_decoding(policy, max_new_tokens=int(decoding.limits.max())) as settings:
-        generated = policy.model.generate(
-            **inputs,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([draws]),
-            stopping_criteria=StoppingCriteriaList([ends]),
-            # Ranks of a sharded model run the same number of forward passes.
-            synced_gpus=is_sharded(policy.model),
-        )
-    tokens = generated[:, prompt_length:]
+    with float32_logits(policy.model):
+        if isinstance(rows, Prefilled):
+            ends = ResponseEnds(policy, 0, decoding.limits, decoding.stop)
+            longest = int(decoding.limits.max())
+            tokens = decode(policy, rows, draws.tokens, ends.all_complete, longest)
+        else:
+            prompt_length = rows["input_ids"].shape[1]
+            ends = ResponseEnds(policy, prompt_length, decoding.limits, decoding.stop)
+            tokens = _generated(policy, rows, draws, ends, decoding)[:, prompt_length:]
     lengths, ended = ends.of(tokens)
     # Some devices notice a few tokens late that all responses are complete.
     tokens = tokens[:, : int(lengths.max())]
@@ -267,7 +327,7 @@ def _sample(policy: Policy, inputs: dict[str, Any], decoding: _Decoding) -> Comp
     texts = response_texts(policy, [row[:length] for row, length in sampled])
     logprobs, entropies = (values[:, : tokens.shape[1]] for values in draws.values())
     return Completions(
-        tokens=tokens,
+        tokens=torch.where(mask, tokens, policy.tokenizer.pad_token_id),
         mask=mask,
         logprobs=torch.where(mask, logprobs, 0.0),
         entropies=torch.where(mask, entropies, 0.0),
@@ -276,16 +336,31 @@ def _sample(policy: Policy, inputs: dict[str, Any], decoding: _Decoding) -> Comp
     )
 
 
+def _generated(
+    policy: Policy, inputs: dict[str, Any], draws: Draws, ends: ResponseEnds, decoding: _Decoding
+) -> torch.Tensor:
+    """Return the tokens (N, L + T) of rows and their responses, decoded by ``generate``."""
+    with _plain_decoding(policy, max_new_tokens=int(decoding.limits.max())) as settings:
+        generated: torch.Tensor = policy.model.generate(
+            **inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([draws]),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            synced_gpus=decoding.in_lockstep,
+        )
+    return generated
+
+
 @torch.no_grad()
-def sample_endless(policy: Policy, inputs: dict[str, Any], uniforms: torch.Tensor) -> Completions:
-    """Sample T tokens to each of N rows, whose prompts are encoded already or not.
+def sample_endless(policy: Policy, rows: Rows, uniforms: torch.Tensor) -> Completions:
+    """Sample T tokens to each of N rows, prefilled or not.
 
     No token ends a response here. ``uniforms`` (N, T) from 0 to 1 draw the tokens.
     """
     limits = torch.full((len(uniforms),), uniforms.shape[1], device=policy.device)
     no_token = policy.model.config.get_text_config().vocab_size
     endless = replace(policy, eos_ids=(no_token,), closing_text=None)
-    return _sample(endless, inputs, _Decoding(limits, uniforms.to(policy.device), 1.0))
+    return _sample(endless, rows, _Decoding(limits, uniforms.to(policy.device), 1.0))
 
 
 @contextmanager
@@ -308,72 +383,3 @@ def _plain_decoding(policy: Policy, *, max_new_tokens: int) -> Iterator[Generati
         yield settings
     finally:
         policy.model.generation_config = own
-
-
-class Draws(LogitsProcessor):
-    """Draw the tokens, and record their log-probabilities and entropies.
-
-    ``generate`` then decodes greedily: the score of the token drawn is 1, that of all others 0.
-
-    Parameters
-    ----------
-    policy : Policy
-        Policy that is sampled.
-    uniforms : Tensor (N, T)
-        Random numbers from 0 to below 1, one for each token.
-    temperature : float
-        Sampling temperature.
-    """
-
-    def __init__(self, policy: Policy, uniforms: torch.Tensor, temperature: float) -> None:
-        self._policy, self._uniforms, self._temperature = policy, uniforms, temperature
-        self._logprobs: list[torch.Tensor] = []
-        self._entropies: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores (N, V), uint8: 1 at the token of each row, else 0."""
-        logits = self._policy.masked_logits(scores, self._temperature)
-        logprobs = logits.log_softmax(-1)
-        # Some devices take one step more than there are tokens, and forget it.
-        place = min(len(self._logprobs), self._uniforms.shape[1] - 1)
-        tokens = draw(logprobs, self._uniforms[:, place])[:, None]
-        self._logprobs.append(logprobs.gather(-1, tokens)[:, 0])
-        self._entropies.append(g2rpo.entropy_from_logits(logits))
-        # The highest of bytes is found in half the time of the highest logit.
-        return torch.zeros_like(logits, dtype=torch.uint8).scatter_(-1, tokens, 1)
-
-    def values(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities and entropies of all tokens drawn, (N, T)."""
-        return torch.stack(self._logprobs, dim=1), torch.stack(self._entropies, dim=1)
-
-
-def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draw a token of each row by inversion: the first at which the summed probability passes u.
-
-    Parameters
-    ----------
-    logprobs : Tensor (N, V)
-        Log-probabilities in nats; −inf for a token that is never drawn.
-    uniforms : Tensor (N,)
-        From 0 to below 1.
-
-    Returns
-    -------
-    Tensor (N,), int64
-
-    Examples
-    --------
-    >>> logprobs = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(3, 4)
-    >>> draw(logprobs, torch.tensor([0.1, 0.25, 0.8]))
-    tensor([0, 2, 3])
-    """
-    # Summed in double precision, because the rare tokens of 150,000 are lost next to 1 in float32.
-    cumulative = logprobs.exp().cumsum(-1, dtype=wide_dtype(logprobs.device))
-    passed = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, passed, right=True)[:, 0]
-    return tokens.clamp(max=logprobs.shape[-1] - 1)
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest floating dtype that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -10,7 +10,8 @@ Forward and backward passes contain collectives, so all ranks must run the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from g2rpo_torch import gather_rollouts
 
 from .config import Model
+from .device import free_memory
 from .distributed import Ranks
 from .errors import SharedError
 from .launch import Launch
@@ -99,6 +101,49 @@ def call_unsharded(model: Any, function: Callable[..., Any], **inputs: Any) -> A
     return function(**inputs)
 
 
+@contextmanager
+def gathered(model: Any) -> Iterator[bool]:
+    """Gather the weights of a sharded model once for all forward passes inside the context.
+
+    Only if all ranks have room for them; a collective. The first forward pass gathers the weights.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Sharded or not.
+
+    Yields
+    ------
+    bool
+        Whether forward passes behind the first have no collectives, so that ranks may run different
+        numbers of them.
+    """
+    if not is_sharded(model):
+        yield True
+        return
+    (flags,), _ = gather_rollouts(torch.tensor([[_fits_whole(model)]]))
+    if not flags.all():
+        yield False
+        return
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield True
+    finally:
+        for unit in units:
+            # As FSDP2 has it by default: the root stays gathered for the backward pass.
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()
+
+
+def _fits_whole(model: Any) -> bool:
+    """Tell whether this rank can gather all weights and has as much left for a KV cache."""
+    free = free_memory(model.device)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return free is None or 2 * size <= free
+
+
 def reshard(model: Any) -> None:
     """Release the gathered weights; each rank keeps its shard."""
     if is_sharded(model):
@@ -113,6 +158,7 @@ def with_zero_gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
     """
     if not is_sharded(model):
         return loss
+    _keep_reduced_gradients(model)
     text = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part]
     always = {id(weight) for part in text for weight in part.parameters()}
     weights = [w for w in model.parameters() if w.requires_grad and id(w) not in always]
@@ -128,6 +174,23 @@ def with_zero_gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
     # Weights that are not finite are found by the norm of the gradient.
     entries = torch.stack([weight.flatten()[0] for weight in lacking]).nan_to_num(0.0, 0.0, 0.0)
     return loss + 0.0 * entries.sum()
+
+
+def _keep_reduced_gradients(model: Any) -> None:
+    """Let FSDP2 keep the float32 sums over the ranks, where weights take gradients of any dtype.
+
+    By itself it rounds them to the dtype of the weights, and has no option for it.
+    """
+    for unit in model.modules():
+        if not isinstance(unit, FSDPModule):
+            continue
+        state: Any = unit._get_fsdp_state()
+        # One group a unit until torch 2.12.
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        for group in groups:
+            weights = [part.sharded_param for part in group.fsdp_params]
+            if all(weight.grad_dtype is None for weight in weights if weight.requires_grad):
+                group._orig_dtype = torch.float32
 
 
 def _leaves(loss: torch.Tensor) -> set[int]:
@@ -176,6 +239,26 @@ def _full_adapter(model: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
 def full_tensor(value: torch.Tensor) -> torch.Tensor:
     """Gather a sharded tensor; a collective. Other tensors are returned unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_tensor(value: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a sharded tensor. Other tensors are returned unchanged."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def as_float32(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32; of a sharded one only this rank's part is converted."""
+    if not isinstance(value, DTensor):
+        return value.float()
+    # FSDP2 describes gradients by the dtype of the weight, whatever they are.
+    return DTensor.from_local(
+        value.to_local().float(),
+        value.device_mesh,
+        value.placements,
+        run_check=False,
+        shape=value.shape,
+        stride=value.stride(),
+    )
 
 
 def shard_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,10 @@ numbers of its own, so it takes none from the run, and every rank runs the same 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -20,13 +21,11 @@ from g2rpo._shown import typed_error_text
 from .distributed import Ranks
 from .logprobs import FromHidden, packed_predictions, plain_predictions
 from .model.policy_model import Policy, Shortcuts
-from .packing import accepts_positions, layer_kinds
-from .prefill import expanded_prompts
+from .packing import packing_obstacle
 from .prompts.batching import Inputs, select_rows
 from .prompts.encoding import encode_prompts
 from .record import Record
-from .sampling import Completions, sample_endless
-from .sharding import full_tensor
+from .sampling import Completions, prepared_rows, sample_endless
 
 _logger = logging.getLogger(__name__)
 
@@ -47,9 +46,8 @@ _RESPONSES, _TOKENS = 16, 16
 # summation, in 16 bits through all layers.
 _PASSES = {torch.float32: 1e-3, torch.float64: 1e-3}
 _PASSES_16_BIT = 5e-2
-# Between two heads on the same hidden states; float32 may mean TF32.
+# Between two heads on the same hidden states, both with float32 logits; float32 may mean TF32.
 _HEAD = 1e-3
-_HEAD_16_BIT = 1e-2
 
 _PLAIN_WAY = {
     "shared_rollouts": "prompts are not shared in the rollouts, each response computes its own",
@@ -136,18 +134,6 @@ def _known_obstacles(policy: Policy, shared_prompts: str) -> dict[str, str]:
     return reasons
 
 
-def packing_obstacle(model: Any) -> str | None:
-    """Return why a model cannot take packed rows as far as its configuration tells, or None."""
-    attention = model.config.get_text_config()._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        return f"attention {attention!r} takes no mask of its own; 'sdpa' and 'eager' do"
-    if unknown := layer_kinds(model) - {"full_attention", "sliding_attention"}:
-        return f"the model has layers of {', '.join(sorted(unknown))}"
-    if not accepts_positions(model):
-        return "the model takes no position_ids"
-    return None
-
-
 @torch.no_grad()
 def _check(
     policy: Policy, wanted: Sequence[str], seed: int, prompts: Inputs | None
@@ -157,7 +143,8 @@ def _check(
     groups = torch.zeros(_RESPONSES, dtype=torch.int64, device=policy.device)
     samples, obstacle = _samples(policy, prompt, seed, shares="shared_rollouts" in wanted)
     rows = (prompt, groups, samples.tokens, samples.mask)
-    plain = plain_predictions(policy, *rows).values()[0]
+    with _head_inputs(policy) as hidden:
+        plain = plain_predictions(policy, *rows).values()[0]
     passes = _PASSES.get(policy.model.dtype, _PASSES_16_BIT)
 
     def shared_rollouts() -> str | None:
@@ -169,11 +156,13 @@ def _check(
 
     def without_logits() -> str | None:
         quick = replace(policy, shortcuts=Shortcuts(without_logits=True))
-        # The same rows, hence the same hidden states: only the heads differ.
         found = plain_predictions(quick, *rows)
         assert isinstance(found, FromHidden)
-        ours = found.values()[0]
-        return _disagreement(ours, plain, _head_tolerance(found, policy.model.dtype))
+        # From the hidden states of the plain pass, so that only the heads differ.
+        same = replace(found, hidden=hidden[-1][:, : samples.tokens.shape[1]])
+        return _disagreement(same.values()[0], plain, _HEAD) or _disagreement(
+            found.values()[0], plain, passes
+        )
 
     found: dict[str, str | None] = {}
     for check in (shared_rollouts, packed_rows, without_logits):
@@ -208,21 +197,27 @@ def _samples(
     obstacle = None
     if shares:
         try:
-            expanded = expanded_prompts(policy, prompt, _RESPONSES)
-            return sample_endless(policy, expanded, uniforms), None
+            rows = prepared_rows(policy, prompt, _RESPONSES, shape[1])
+            return sample_endless(policy, rows, uniforms), None
         except Exception as error:
             obstacle = typed_error_text(error)
     repeated = select_rows(prompt, torch.zeros(_RESPONSES, dtype=torch.int64))
     return sample_endless(policy, repeated, uniforms), obstacle
 
 
-def _head_tolerance(found: FromHidden, dtype: torch.dtype) -> float:
-    if torch.finfo(dtype).bits >= 32:
-        return _HEAD
-    # Logits are rounded to 16 bits by up to half an epsilon of their size.
-    rows = full_tensor(found.weight)[found.labels].float()
-    size = float((found.hidden.float() * rows).sum(-1).abs().mean())
-    return max(_HEAD_16_BIT, size * torch.finfo(dtype).eps / 2)
+@contextmanager
+def _head_inputs(policy: Policy) -> Iterator[list[torch.Tensor]]:
+    """Yield a list that gets the hidden states of each call of the output layer."""
+    seen: list[torch.Tensor] = []
+    head = policy.model.get_output_embeddings()
+    if head is None:
+        yield seen
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _disagreement(ours: torch.Tensor, plain: torch.Tensor, tolerance: float) -> str | None:

@@ -123,7 +123,7 @@ def update_operations(config: TrainConfig, estimate: Estimate) -> float:
     head = _head(estimate) * work.sampled * work.completion
     frozen = config.model.lora.rank > 0
     passes = 2 if frozen else 3
-    passes += bool(config.model.gradient_checkpointing)
+    passes += estimate.checkpointing
     # Another pass each for the reference, and for the policy's view of what vLLM has sampled.
     more = (config.optimization.beta > 0) + (config.rollout.engine == "vllm")
     return (passes + more) * body + (3 + more) * head

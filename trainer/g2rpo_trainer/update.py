@@ -24,7 +24,7 @@ from .optimizer import trained_parameters
 from .progress import Progress
 from .prompts.encoding import encode_prompts
 from .record import Record
-from .sharding import full_tensor, is_sharded, with_zero_gradients
+from .sharding import full_tensor, is_sharded, local_tensor, with_zero_gradients
 from .token_weights import without_off_policy
 
 Metrics = dict[str, float]
@@ -192,11 +192,17 @@ def _step(
     options = config.optimization
     totals = mini_batch_totals(batch, config, ranks)
     reports = accumulate_gradients(policy, batch, totals, config, entropy_weights, ranks)
-    weights = [weight for _, weight in trained_parameters(policy)]
-    norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
+    trained = trained_parameters(policy)
+    weights = [weight for _, weight in trained]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    total_norm = torch.nn.utils.get_total_norm(gradients)
+    norm = float(full_tensor(total_norm))
+    # Before the gradients are clipped: by a norm of NaN all of them would be NaN.
+    broken = None if norm < torch.inf else _first_not_finite(trained, ranks)
     with ranks.raise_on_all_ranks():
-        is_usable = _is_usable(norm, config, progress)
+        is_usable = _is_usable(norm, broken, config, progress)
     if is_usable:
+        torch.nn.utils.clip_grads_with_norm_(weights, options.max_grad_norm, total_norm)
         optimizer.step()
     optimizer.zero_grad()
     reported = {**ranks.reduce_by_name(reports.to_json()), "grad_norm": norm}
@@ -354,7 +360,20 @@ def _dummy(policy: Policy, like: Batch) -> Batch:
     return Batch(**{"length_advantages": None, **columns})
 
 
-def _is_usable(norm: float, config: TrainConfig, progress: Progress) -> bool:
+def _first_not_finite(
+    trained: Sequence[tuple[str, torch.nn.Parameter]], ranks: Ranks
+) -> str | None:
+    """Return the name of the first parameter with a gradient that is not finite; a collective."""
+    found = len(trained)
+    for number, (_, weight) in enumerate(trained):
+        if weight.grad is not None and not local_tensor(weight.grad).isfinite().all():
+            found = number
+            break
+    first = min(ranks.gather_objects(found))
+    return trained[first][0] if first < len(trained) else None
+
+
+def _is_usable(norm: float, broken: str | None, config: TrainConfig, progress: Progress) -> bool:
     """Tell whether a gradient of this norm changes the weights; count those that do not."""
     if norm < torch.inf:  # which NaN is not either
         progress.skipped_in_a_row = 0
@@ -363,11 +382,12 @@ def _is_usable(norm: float, config: TrainConfig, progress: Progress) -> bool:
     progress.skipped_in_a_row += 1
     limit = config.optimization.max_skipped_steps
     if progress.skipped_in_a_row > limit:
+        place = f"first that of {broken}" if broken else "its norm is too large for float32"
         raise RunError(
             f"step {progress.step + 1}: the gradient is not finite ({norm}), "
             f"{progress.skipped_in_a_row} times in a row (optimization.max_skipped_steps is "
-            f"{limit}); the weights are as the last finite gradient left them. In a new run lower "
-            "optimization.learning_rate or optimization.max_grad_norm, or with model.dtype "
-            "bfloat16 try float32"
+            f"{limit}), {place}; the weights are as the last finite gradient left them. In a new "
+            "run lower optimization.learning_rate or optimization.max_grad_norm, with model.dtype "
+            "bfloat16 try float32, and on a GPU model.attention: eager"
         )
     return False

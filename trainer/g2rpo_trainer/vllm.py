@@ -24,13 +24,15 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
 from .batch import Batch
+from .device import dtype_on, release_memory
 from .distributed import Ranks, Share
+from .estimate import VLLM_SHARE, vllm_share
 from .model.adapting import base_of, is_adapter
 from .model.loading import BUILTIN
 from .model.policy_model import Policy
 from .prompts.batching import Inputs
 from .prompts.chat import chat_of
-from .sampling import Completions, Sampler, sample_with_policy
+from .sampling import Completions, Sampler, kv_bytes, sample_with_policy
 from .stopping import response_texts, stop_texts
 from .update import batch_values
 from .vllm_weights import require_handover, save_whole, weights_of
@@ -108,15 +110,20 @@ def open_sampler(
     require_handover(policy)
     with _folder_for_vllm(config, policy) as folder:
         # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
-        engine = VLLMEngine(
-            engine_arguments(
-                config,
-                folder,
-                # There is nothing to give back on the CPU.
-                sleeps=policy.device.type == "cuda",
-                ranks=ranks.size,
-            )
+        arguments = engine_arguments(
+            config,
+            folder,
+            # There is nothing to give back on the CPU.
+            sleeps=policy.device.type == "cuda",
+            ranks=ranks.size,
         )
+        arguments["dtype"] = dtype_on(config.model.dtype, policy.device)
+        if config.rollout.vllm_memory is None and policy.device.type == "cuda":
+            total = torch.cuda.mem_get_info(policy.device)[1]
+            responses = config.rollout.prompts_per_step * config.rollout.num_generations
+            rows = -(-responses // ranks.size)
+            arguments["gpu_memory_utilization"] = memory_share(policy, config.rollout, rows, total)
+        engine = VLLMEngine(arguments)
     try:
         yield VLLMSampler(engine, config, ranks)
     finally:
@@ -152,8 +159,11 @@ class VLLMSampler:
         records: Sequence[Record],
         options: Rollout,
         share: Share | None = None,
+        *,
+        with_values: bool = True,
     ) -> Completions:
         """Return responses with the log-probabilities of both the policy and vLLM."""
+        policy.model.zero_grad(set_to_none=True)
         self._hand_over_weights(policy)
         seeds = torch.randint(2**31, (len(records) if share is None else share.total,))
         if share is not None:
@@ -161,7 +171,7 @@ class VLLMSampler:
         with self._ranks.raise_on_all_ranks():
             requests = make_requests(policy, prompts, records, options, seeds.tolist())
             answers = self._engine.generate(requests)
-        completions = self._evaluated(policy, prompts, answers)
+        completions = self._evaluated(policy, prompts, answers, with_values)
         if share is None or share.own == share.padded:
             return completions
         own = len(share.own) * options.num_generations
@@ -182,7 +192,11 @@ class VLLMSampler:
         self._loaded = version
 
     def _evaluated(
-        self, policy: Policy, prompts: Inputs, answers: list[list[Sampled]]
+        self,
+        policy: Policy,
+        prompts: Inputs,
+        answers: list[list[Sampled]],
+        with_values: bool,
     ) -> Completions:
         responses = [response for group in answers for response in group]
         longest = max(1, *(len(response.tokens) for response in responses))
@@ -198,9 +212,11 @@ class VLLMSampler:
         sizes = torch.tensor([len(group) for group in answers], device=policy.device)
         groups = torch.arange(len(answers), device=policy.device).repeat_interleave(sizes)
         nothing = torch.zeros_like(sampled)
-        columns = (tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
-        batch = Batch(prompts, groups, *columns, task_names=())
-        logprobs, entropies = batch_values(batch, policy, self._config, self._ranks)
+        logprobs = entropies = nothing
+        if with_values:
+            columns = (tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
+            batch = Batch(prompts, groups, *columns, task_names=())
+            logprobs, entropies = batch_values(batch, policy, self._config, self._ranks)
         return Completions(
             tokens=tokens,
             mask=mask,
@@ -282,6 +298,8 @@ class VLLMEngine:
     def _wake(self, *parts: str) -> None:
         for part in parts:
             if part in self._asleep:
+                # vLLM wakes outside of PyTorch's allocator, which keeps what the update has freed.
+                release_memory()
                 self._llm.wake_up(tags=[part])
                 self._asleep.remove(part)
 
@@ -307,7 +325,7 @@ def engine_arguments(
         "model": model,
         "dtype": config.model.dtype,
         "trust_remote_code": config.model.trust_remote_code,
-        "gpu_memory_utilization": rollout.vllm_memory,
+        "gpu_memory_utilization": rollout.vllm_memory or VLLM_SHARE,
         "max_model_len": None if longest is None else longest + rollout.max_completion_length,
         "enable_sleep_mode": sleeps,
         # vLLM's own defaults, not those of the model's folder.
@@ -318,6 +336,26 @@ def engine_arguments(
         # Each process of a launcher has an engine to itself, and keeps to its own GPU.
         "distributed_executor_backend": "external_launcher" if ranks > 1 else "uni",
     }
+
+
+def memory_share(policy: Policy, options: Rollout, rows: int, total: int) -> float:
+    """Return the share of a GPU's memory that vLLM needs.
+
+    Parameters
+    ----------
+    policy : Policy
+        Its model, of which vLLM has a whole copy.
+    options : Rollout
+        Lengths of prompts and responses.
+    rows : int
+        Responses of a rollout; the KV cache of more than 256 is not held at a time.
+    total : int
+        Bytes of the GPU.
+    """
+    weights = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
+    longest = options.max_prompt_length or policy.max_prompt_length or 1024
+    row = (longest + options.max_completion_length) * kv_bytes(policy.model)
+    return vllm_share(weights, row, rows, total)
 
 
 def make_requests(

@@ -60,9 +60,10 @@ def _device(value: str, config: TrainConfig) -> Fate:
 
 
 def _dtype(value: str, config: TrainConfig) -> Fate:
-    options = {"bf16": value == "bfloat16", "model_init_kwargs.dtype": "float32"}
+    is_narrow = value == "bfloat16" or (value == "auto" and config.model.device != "cpu")
+    options = {"bf16": is_narrow, "model_init_kwargs.dtype": "float32"}
     note = ": computed in bfloat16 over float32 weights, which are the masters"
-    return carried(options, note if value == "bfloat16" else "")
+    return carried(options, note if is_narrow else "")
 
 
 def _importance(value: str, config: TrainConfig) -> Fate:
@@ -216,7 +217,13 @@ _TABLE: dict[str, Rule] = {
         "TRL leaves it to the model, too",
     ),
     "model.sharding": lost_unless("auto", _LAUNCH, "TRL does as `accelerate launch` was told, too"),
-    "model.gradient_checkpointing": option("gradient_checkpointing"),
+    "model.vision_attention": lost_unless(
+        "auto", "TRL loads all parts of a model with one implementation", "is the model's"
+    ),
+    "model.deterministic": option("full_determinism"),
+    "model.gradient_checkpointing": option(
+        "gradient_checkpointing", to=lambda value, _: bool(value)
+    ),
     "model.freeze_vision": when(lambda c: c.model.freeze_vision, held("train.py"), "is off"),
     "model.lora.rank": _LORA,
     "model.lora.alpha": _LORA,
@@ -243,7 +250,13 @@ _TABLE: dict[str, Rule] = {
         None, "TRL samples all responses of a step at once", "all are sampled at once"
     ),
     "rollout.engine": uses_vllm(option("use_vllm", to=lambda *_: True, note=", colocated")),
-    "rollout.vllm_memory": uses_vllm(option("vllm_gpu_memory_utilization")),
+    "rollout.vllm_memory": uses_vllm(
+        when(
+            lambda c: c.rollout.vllm_memory is not None,
+            option("vllm_gpu_memory_utilization"),
+            "TRL's own default is taken",
+        )
+    ),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
     "rollout.vllm_importance_sampling_clip_min": uses_vllm(
         option("vllm_importance_sampling_clip_min")

@@ -227,14 +227,22 @@ _TABLE: dict[str, Rule] = {
         lost("verl trains on GPUs; name them by CUDA_VISIBLE_DEVICES"),
         "verl finds its GPUs",
     ),
-    "model.dtype": lost_unless("bfloat16", _DTYPE, _DTYPE),
+    "model.dtype": when(lambda c: c.model.dtype == "float32", lost(_DTYPE), _DTYPE),
     "model.attention": when(
         lambda c: c.model.attention != "auto",
         option(f"{_MODEL}.override_config.attn_implementation"),
         "verl chooses",
     ),
     "model.sharding": when(lambda c: c.model.sharding == "none", lost(_SHARDED), _SHARDED),
-    "model.gradient_checkpointing": option(f"{_MODEL}.enable_gradient_checkpointing"),
+    "model.vision_attention": lost_unless(
+        "auto", "verl loads all parts of a model with one implementation", "verl chooses"
+    ),
+    "model.deterministic": option(
+        f"{_ACTOR}.fsdp_config.full_determinism", f"{_ROLLOUT}.full_determinism"
+    ),
+    "model.gradient_checkpointing": option(
+        f"{_MODEL}.enable_gradient_checkpointing", to=lambda value, _: bool(value)
+    ),
     "model.freeze_vision": option(f"{_ACTOR}.freeze_vision_tower"),
     "model.lora.rank": _adapters(option(f"{_MODEL}.lora_rank")),
     "model.lora.alpha": _adapters(
@@ -255,7 +263,13 @@ _TABLE: dict[str, Rule] = {
     "rollout.max_completion_length": option("data.max_response_length"),
     "rollout.batch_size": spare("verl's engine makes its own batches"),
     "rollout.engine": _engine,
-    "rollout.vllm_memory": uses_vllm(option(f"{_ROLLOUT}.gpu_memory_utilization")),
+    "rollout.vllm_memory": uses_vllm(
+        when(
+            lambda c: c.rollout.vllm_memory is not None,
+            option(f"{_ROLLOUT}.gpu_memory_utilization"),
+            "verl's own default is taken",
+        )
+    ),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
     "rollout.vllm_importance_sampling_clip_min": uses_vllm(_importance_bound),
     "rollout.vllm_importance_sampling_clip_max": uses_vllm(_importance_bound),

@@ -70,13 +70,18 @@ class Rollout(Section):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="responses sampled at once, in whole prompts; null is all [rollouts]",
+        description="responses sampled at once, in whole prompts; null is all, or on a GPU as many "
+        "as its free memory holds [rollouts]",
     )
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers", description="engine that samples the training responses"
     )
-    vllm_memory: float = Field(
-        default=0.3, gt=0, lt=1, description="share of a GPU's memory that vLLM takes"
+    vllm_memory: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of a GPU's memory that vLLM takes; null is what the model and the "
+        "responses of a step need",
     )
     vllm_importance_sampling_mode: Annotated[ImportanceMode, BeforeValidator(off_is_text)] = Field(
         default="sequence_mask",

@@ -54,20 +54,30 @@ class Model(Section):
         default="auto",
         description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, … or `mps`",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="floating dtype of the weights; the optimiser keeps bfloat16 ones in float32",
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="floating dtype of the weights; the optimiser keeps bfloat16 ones in float32; "
+        "`auto` is bfloat16 on a GPU that computes in it, else float32",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         default="auto", description="attention implementation; `auto` leaves it to the model"
+    )
+    vision_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto", description="the same of the vision tower; `auto` is that of the model"
     )
     sharding: Literal["auto", "none", "fsdp"] = Field(
         default="auto",
         description="of several processes each has the whole model (`none`) or a part of it "
         "(`fsdp`); `auto` as `accelerate launch` was told",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute layers twice in the update in place of keeping them"
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="compute layers twice in the update in place of keeping them; `auto` where "
+        "they would take more than half of a GPU's free memory",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU only kernels that repeat themselves to the bit, which are slower",
     )
     freeze_vision: bool = Field(default=False, description="leave the vision tower as it is")
     lora: Lora = Lora()

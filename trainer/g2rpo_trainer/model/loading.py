@@ -17,6 +17,7 @@ from g2rpo_trainer.errors import RunError, memory_advice, ran_out_of_memory
 from g2rpo_trainer.launch import Launch
 from g2rpo_trainer.policy import policy_path
 
+from ..device import dtype_on, free_memory
 from ..distributed import Ranks
 from ..sharding import shard, wants_sharding
 from .adapting import (
@@ -26,6 +27,7 @@ from .adapting import (
     enable_gradient_checkpointing,
     freeze_vision,
     is_adapter,
+    wants_checkpointing,
 )
 from .chat_template import missing_opening
 from .policy_model import GENERATION_SETTINGS, Policy, make_policy
@@ -79,6 +81,7 @@ def load_run_policy(
         model=config.model,
         max_prompt_length=rollout.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
+        micro_batch_tokens=config.optimization.micro_batch_tokens,
         ranks=ranks,
     )
     with ranks.raise_on_all_ranks():
@@ -96,6 +99,7 @@ def load_policy(
     model: Model = Model(),
     max_prompt_length: int | None = None,
     max_completion_length: int = 0,
+    micro_batch_tokens: int = 0,
     ranks: Ranks = Ranks(),
 ) -> Policy:
     """Load a policy from the package, a folder or the hub.
@@ -113,6 +117,8 @@ def load_policy(
         Longest prompt in tokens; by default the model's context without the response.
     max_completion_length : int
         Longest response in tokens.
+    micro_batch_tokens : int
+        Tokens of a pass of the update, by which gradient checkpointing is chosen.
     ranks : Ranks
         Ranks that load the policy together.
 
@@ -129,6 +135,7 @@ def load_policy(
     """
     source = _source(name, model)
     device = torch.device(device)
+    model = model.model_copy(update={"dtype": dtype_on(model.dtype, device)})
     is_sharded = wants_sharding(model, ranks.size)
     remedies = ("model.dtype: bfloat16", "a smaller model")
     with ranks.raise_on_all_ranks(), memory_advice("loading the model", *remedies):
@@ -137,7 +144,12 @@ def load_policy(
         freeze_vision(loaded, model)
         # A sharded model may be too large for any of the devices.
         loaded = (loaded if is_sharded else loaded.to(device)).eval()
-        if model.gradient_checkpointing:
+        chosen = model.gradient_checkpointing
+        if chosen == "auto":
+            parts = ranks.size if is_sharded else 1
+            free = free_memory(device)
+            chosen = wants_checkpointing(loaded, micro_batch_tokens, free, parts)
+        if chosen:
             enable_gradient_checkpointing(loaded)
         longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)
     ranks.require_same_weights(loaded)
@@ -180,9 +192,11 @@ def read_parts(name: str, model: Model) -> tuple[Any, Any]:
         if isinstance(error, RunError) or ran_out_of_memory(error):
             raise
         reason = error_text(error)
-        if model.attention != "auto" and "attention" in reason.lower():
+        keys = ("vision_attention", "attention")
+        key = next((key for key in keys if getattr(model, key) != "auto"), None)
+        if key is not None and "attention" in reason.lower():
             raise RunError(
-                f"model.attention is {model.attention!r}, which {name!r} cannot be loaded with; "
+                f"model.{key} is {getattr(model, key)!r}, which {name!r} cannot be loaded with; "
                 f"name another, or leave it out ({reason})"
             ) from error
         raise RunError(
@@ -291,9 +305,9 @@ def meta_model(model: Model) -> Any:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             built = _auto_class(config).from_config(
                 config,
-                dtype=getattr(torch, model.dtype),
+                dtype=_dtype(model),
                 trust_remote_code=model.trust_remote_code,
-                **_attention(model),
+                **_attention(config, model),
             )
             attach_empty_adapter(built, model, source.adapter)
     except Exception as error:
@@ -349,15 +363,32 @@ def _read_config(source: _Source, model: Model) -> tuple[Any, dict[str, Any]]:
     return config, where
 
 
-def _attention(model: Model) -> dict[str, Any]:
-    return {} if model.attention == "auto" else {"attn_implementation": model.attention}
+def _attention(config: Any, model: Model) -> dict[str, Any]:
+    """Return the argument that names a model's attention, and that of its vision tower."""
+    if model.vision_attention == "auto":
+        return {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    if not hasattr(config, "vision_config"):
+        raise RunError(
+            f"model.vision_attention is {model.vision_attention!r}, but a {config.model_type} has "
+            "no vision tower; leave it out"
+        )
+    parts = {"vision_config": model.vision_attention}
+    if model.attention != "auto":
+        parts |= dict.fromkeys(("", "text_config"), model.attention)
+    return {"attn_implementation": parts}
+
+
+def _dtype(model: Model) -> torch.dtype:
+    """Return the dtype of the weights; ``auto`` here is that of the CPU."""
+    dtype: torch.dtype = getattr(torch, dtype_on(model.dtype, torch.device("cpu")))
+    return dtype
 
 
 def _load_model(source: _Source, model: Model) -> Any:
     config, where = _read_config(source, model)
     # The configuration of a GGUF is not read again: its header takes seconds.
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "config": config}
-    options |= _attention(model)
+    options: dict[str, Any] = {"dtype": _dtype(model), "config": config}
+    options |= _attention(config, model)
     loaded = _auto_class(config).from_pretrained(source.weights, **where, **options)
     # A generation loop that comes with the model may draw from another distribution.
     vars(loaded).pop("generate", None)

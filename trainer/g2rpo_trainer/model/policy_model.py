@@ -27,6 +27,8 @@ from .chat_template import (
 )
 
 GENERATION_SETTINGS = "generation_config.json"
+# Row lengths on CUDA, where kernels want aligned rows and are planned for each new shape.
+_ALIGNED = 64
 # Names under which configurations, processors and tokenizers keep the tokens of images, videos and
 # sound, as texts and as numbers.
 _MEDIA_TEXT = re.compile(r"(.*(image|img|video|audio|vision|media)|[be]o[ia]_).*token")
@@ -89,6 +91,9 @@ class Policy:
     generation_settings : str or None
         Text of the model's own ``generation_config.json``, for the folders that are saved. Nothing
         of it reaches the sampling, but for the tokens that end a response.
+    pad_to_multiple_of : int
+        Rows and KV caches are padded to a multiple of so many tokens, 64 on CUDA. More than 1 also
+        decodes in buffers of a fixed size (:mod:`g2rpo_trainer.decoding`).
     """
 
     model: Any
@@ -100,6 +105,7 @@ class Policy:
     max_prompt_length: int | None = None
     closing_text: str | None = None
     generation_settings: str | None = None
+    pad_to_multiple_of: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +139,10 @@ class Policy:
     def has_adapter(self) -> bool:
         """Whether a low-rank adapter is trained in place of the weights."""
         return bool(getattr(self.model, "_hf_peft_config_loaded", False))
+
+    def padding(self, length: int) -> int:
+        """Return the tokens of padding for a row of so many tokens."""
+        return -length % self.pad_to_multiple_of
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -208,6 +218,7 @@ def make_policy(
         name=name,
         max_prompt_length=max_prompt_length,
         closing_text=closing.text,
+        pad_to_multiple_of=_ALIGNED if model.device.type == "cuda" else 1,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import torch
+from torch.nn.functional import pad
 
 Inputs = dict[str, torch.Tensor]
 
@@ -128,6 +129,26 @@ def trim_padding(inputs: Inputs) -> Inputs:
     if start == 0:
         return inputs
     text = {name: inputs[name][:, start:] for name in _TEXT if name in inputs}
+    counts = inputs.rows_each if isinstance(inputs, Prompts) else {}
+    return Prompts({**inputs, **text}, counts)
+
+
+def pad_left(inputs: Inputs, columns: int, pad_token_id: int) -> Inputs:
+    """Return the inputs with more columns of padding on the left.
+
+    Examples
+    --------
+    >>> ids = torch.tensor([[5, 6]])
+    >>> pad_left({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1, 0)
+    {'input_ids': tensor([[0, 5, 6]]), 'attention_mask': tensor([[0, 1, 1]])}
+    """
+    if columns == 0:
+        return inputs
+    text = {
+        name: pad(inputs[name], (columns, 0), value=pad_token_id if name == "input_ids" else 0)
+        for name in _TEXT
+        if name in inputs
+    }
     counts = inputs.rows_each if isinstance(inputs, Prompts) else {}
     return Prompts({**inputs, **text}, counts)
 

@@ -1,0 +1,94 @@
+"""Memory, dtype and kernels of the device of a run."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from g2rpo_trainer.config import Model
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be allocated on a GPU; None for other devices."""
+    if device.type != "cuda":
+        return None
+    unused, _ = torch.cuda.mem_get_info(device)
+    return unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def release_memory() -> None:
+    """Give memory that PyTorch keeps for later back to the GPU, for allocators beside PyTorch."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def dtype_on(name: str, device: torch.device) -> str:
+    """Return the dtype that ``model.dtype`` means on a device, as PyTorch calls it.
+
+    Examples
+    --------
+    >>> dtype_on("auto", torch.device("cpu")), dtype_on("bfloat16", torch.device("cpu"))
+    ('float32', 'bfloat16')
+    """
+    if name != "auto":
+        return name
+    is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if is_fast else "float32"
+
+
+@contextmanager
+def attention_without_cudnn() -> Iterator[None]:
+    """Keep PyTorch from computing attention by cuDNN inside the context.
+
+    With masks cuDNN can return gradients that are NaN, and NaN for rows without any key. It also
+    plans anew for each shape, which takes longer than computing one. Other kernels take its place.
+
+    Examples
+    --------
+    >>> before = torch.backends.cuda.cudnn_sdp_enabled()
+    >>> with attention_without_cudnn():
+    ...     torch.backends.cuda.cudnn_sdp_enabled()
+    False
+    >>> torch.backends.cuda.cudnn_sdp_enabled() == before
+    True
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
+    """Let PyTorch use only kernels that repeat themselves to the bit inside the context.
+
+    Must be entered before the first product on a GPU. An operation without such a kernel raises an
+    error that names it.
+    """
+    if not wanted:
+        yield
+        return
+    variable, before = "CUBLAS_WORKSPACE_CONFIG", torch.are_deterministic_algorithms_enabled()
+    # cuBLAS repeats itself only in a workspace of a fixed size.
+    given = os.environ.get(variable)
+    os.environ.setdefault(variable, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        if given is None:
+            del os.environ[variable]
+
+
+@contextmanager
+def run_kernels(model: Model) -> Iterator[None]:
+    """Choose the kernels of a run inside the context, by section ``model`` of its configuration."""
+    with attention_without_cudnn(), deterministic_kernels(model.deterministic):
+        yield
