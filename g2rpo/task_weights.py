@@ -108,7 +108,8 @@ def adapt_task_weights(
         Bounds of a weight, around 1.
     present : array, optional
         bool, shape (num_tasks,): tasks with a measured norm. A task that is absent, or with a norm
-        or weight of 0, NaN, infinity or less than 0, keeps its weight and enters no mean.
+        or weight of 0, NaN, infinity or less than 0, keeps its weight and enters no mean; so does a
+        task with a norm below a millionth of the largest, which is rounding of a gradient of 0.
 
     Returns
     -------
@@ -147,6 +148,8 @@ def adapt_task_weights(
     wide = widen(xp, weights)
     norms = xp.astype(norms, wide.dtype)
     updated = (norms > 0) & (norms < xp.inf) & (wide > 0) & (wide < xp.inf)
+    # Identical responses with unequal rewards, say, have advantages whose gradients cancel.
+    updated = updated & (norms > 1e-6 * xp.max(xp.where(updated, norms, 0.0)))
     if present is not None:
         require_shape("present", present, norms.shape)
         updated = updated & xp.astype(present, xp.bool)

@@ -50,6 +50,11 @@ def test_tasks_without_a_norm_keep_their_weight(library):
     assert np.array_equal(same, library.numpy(weights))
 
 
+def test_a_norm_that_is_rounding_is_no_measurement(library):
+    weights = library.call(adapt_task_weights, np.asarray([1.0, 4.0, 5e-20]), np.ones(3))
+    np.testing.assert_allclose(weights, [2**0.5, 0.5**0.5, 1.0], rtol=1e-6)
+
+
 def test_norms_that_are_proportional_to_weights_become_equal():
     bare, weights = np.asarray([1.0, 2.0, 5.0, 0.5]), np.ones(4)
     spread = []
