@@ -161,7 +161,7 @@ def trl(folder: Path, setting: Setting) -> Measured:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION
+    from g2rpo_trainer.record import FORMAT_INSTRUCTION
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:

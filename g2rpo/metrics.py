@@ -61,6 +61,11 @@ def rollout_metrics(
     by_task : dict of str to dict
         Name of a task -> the same of its rollouts, without ``num_tokens``.
 
+    Raises
+    ------
+    ValueError
+        If a task has no name.
+
     Examples
     --------
     >>> import numpy as np
@@ -95,8 +100,15 @@ def rollout_metrics(
         return found
 
     overall = of(slice(None)) | {"num_tokens": float(sizes.sum())}
-    numbers = None if tasks is None else to_numpy(tasks)
-    rows_of = {} if numbers is None else {name: numbers == k for k, name in enumerate(names)}
+    if tasks is None or not len(names):
+        return overall, {}
+    numbers = to_numpy(tasks)
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(names)):
+        raise ValueError(
+            f"tasks must be indices of the {len(names)} names, got {numbers.min()} to "
+            f"{numbers.max()}"
+        )
+    rows_of = {name: numbers == k for k, name in enumerate(names)}
     return overall, {name: of(rows) for name, rows in rows_of.items() if rows.any()}
 
 

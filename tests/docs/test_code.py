@@ -142,8 +142,13 @@ def folder(tmp_path, monkeypatch):
     INVARIANTS.update(known)
 
 
+# They train; SKILL.md, which does all that a user does, stays among the quick tests.
+SLOW = {"docs/first-run.md", "docs/your-data.md"}
+CASES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in WITH_CODE]
+
+
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize("name", CASES)
 def test_code_of_a_page_runs(name):
     for example in examples(WITH_CODE[name]):
         with suppress(SkipTest):  # the page says why

@@ -10,7 +10,7 @@ import pytest
 from g2rpo_trainer import train
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
-from g2rpo_trainer.prompts.chat import FORMAT_INSTRUCTION, conversation
+from g2rpo_trainer.record import FORMAT_INSTRUCTION, conversation
 from g2rpo_trainer.tasks import TASKS
 
 
