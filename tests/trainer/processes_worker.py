@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
+from g2rpo_trainer.device import dtype_on
 from g2rpo_trainer.distributed import join_ranks
 from g2rpo_trainer.equity import gradient_norms
 from g2rpo_trainer.errors import RunError
@@ -106,7 +107,7 @@ def prepared(case, config, sharded, ranks):
     family, _, prompts = CASES[case]
     processor = tiny_models.build_processor(family)
     model = tiny_models.build_model(family, getattr(processor, "tokenizer", processor))
-    model = model.to(getattr(torch, config.model.dtype))
+    model = model.to(getattr(torch, dtype_on(config.model.dtype, torch.device("cpu"))))
     adapting.attach_adapter(model, config.model, None)
     policy = make_policy(model.eval(), processor)
     batch = own_part(whole_batch(policy, tiny_models.make_records(family)[:prompts]), ranks)
