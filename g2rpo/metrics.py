@@ -112,6 +112,17 @@ def rollout_metrics(
     return overall, {name: of(rows) for name, rows in rows_of.items() if rows.any()}
 
 
+def suffixed(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return metrics by task under one name each, the metric's with the task as a suffix.
+
+    Examples
+    --------
+    >>> suffixed({"ocr": {"reward": 0.5}})
+    {'reward/ocr': 0.5}
+    """
+    return {f"{name}/{task}": value for task, own in by_task.items() for name, value in own.items()}
+
+
 def _deviations(values: Values, groups: Values) -> Values:
     """Return the standard deviation of each rollout's group; NaN where it has no reward."""
     found = np.full_like(values, np.nan)

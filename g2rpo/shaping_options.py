@@ -122,7 +122,7 @@ class ShapingOptions:
     task_weights_rate, task_weights_low, task_weights_high : float
         ``rate``, ``low`` and ``high`` of :func:`g2rpo.adapt_task_weights`.
     keys : mapping of str to str, optional
-        What a configuration calls these options, for the texts of errors. Not kept.
+        Names of these options in a configuration, for the texts of errors. Not kept.
 
     Raises
     ------
@@ -309,7 +309,7 @@ def length_targets(
     max_completion_length : int, optional
         Longest response in tokens, from which the two kinds follow; without it they are refused.
     key : str, optional
-        What errors call the mapping.
+        Name of the mapping in errors.
 
     Raises
     ------

@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from g2rpo import LossOptions, batch_totals, g2rpo_loss, rollout_metrics
+from g2rpo.metrics import suffixed
 from g2rpo.shaping import total_rewards
 from g2rpo_torch import reduce_totals
 
@@ -161,6 +162,7 @@ class G2RPOTrainer(GRPOTrainer):
         judges = self._is_training and self._window > 1 and self._shaping.options.shapes_entropy
         if judges and np.isnan(self._entropies[rollouts.tasks]).any():
             output["sampled_entropies"] = self._sampled_entropies(output)
+        self._passes = []  # the update looks at its own
         self._log_rollouts(rollouts, advantages)
         return output
 
@@ -232,7 +234,7 @@ class G2RPOTrainer(GRPOTrainer):
         logged["frac_reward_zero_std"].pop()
         ours = ("frac_reward_zero_std", "rewards/length/mean", "rewards/length/std")
         metrics = {name: value for name, value in overall.items() if name in ours}
-        metrics |= {f"{n}/{t}": value for t, own in by_task.items() for n, value in own.items()}
+        metrics |= suffixed(by_task)
         for name, value in metrics.items():
             if not math.isnan(value):
                 logged[name].append(value)

@@ -9,7 +9,7 @@ _KEY = "g2rpo"
 
 
 class Stateful(Protocol):
-    """What remembers something from step to step."""
+    """An object with state that lives from step to step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON holds it; empty if there is none."""
@@ -26,7 +26,7 @@ def keep_state(cluster: Any, part: Stateful) -> None:
     Parameters
     ----------
     cluster : tunix.rl.rl_cluster.RLCluster
-        Whose actor may have been restored when it was built.
+        Cluster; its actor may have been restored when it was built.
     part : Stateful
         Such as an estimator.
 

@@ -14,7 +14,7 @@ from g2rpo import BatchTotals
 
 @flax.struct.dataclass(frozen=True)
 class Slices:
-    """What a micro-batch must know of its mini-batch, in one copy for each rollout.
+    """Totals of the mini-batch that a micro-batch needs, in one copy for each rollout.
 
     tunix cuts and shards every array of an example along its first axis, so each of the rows holds
     all of it.
@@ -60,7 +60,7 @@ class G2RPOExample(TrainExample):
     entropy_weights : jax.Array or None
         Weight of each task's entropy term, (B, num_tasks), the same in all rows.
     slices : Slices or None
-        Where the mini-batch has several micro-batches.
+        Totals of a mini-batch with several micro-batches.
     """
 
     tasks: jax.Array | None = None

@@ -25,7 +25,7 @@ def task_codes(labels: Any, tasks: Sequence[str], column: str = "task") -> Codes
         The names, in the order of their numbers; empty if the batch's own names are to be
         numbered, in sorted order.
     column : str
-        What errors call the labels.
+        Name of the labels in errors.
 
     Returns
     -------

@@ -22,7 +22,7 @@ class _Kept(threading.local):
 
 
 class _KeepsComponents(SequenceRewardManager):
-    """What both managers add to tunix's."""
+    """Keeps the components of the rewards, for both managers."""
 
     def __init__(self, reward_fns: Any, algo_config: Any, **options: Any) -> None:
         super().__init__(reward_fns, algo_config, **options)

@@ -20,7 +20,7 @@ def observe_rollouts(cluster: Any) -> None:
     Parameters
     ----------
     cluster : tunix.rl.rl_cluster.RLCluster
-        Whose ``generate`` is replaced; doing it twice changes nothing.
+        Rollout; its ``generate`` is replaced, and replacing it twice changes nothing.
     """
     generate = cluster.generate
     if getattr(generate, "observes_rollouts", False):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import g2rpo
+from g2rpo.metrics import suffixed
 
 from .shaping import Rollouts
 
@@ -38,5 +39,5 @@ def rollout_metrics(
         names=names,
         components=components,
     )
-    metrics = overall | {f"{n}/{t}": v for t, own in by_task.items() for n, v in own.items()}
+    metrics = overall | suffixed(by_task)
     return {name: value for name, value in metrics.items() if not math.isnan(value)}

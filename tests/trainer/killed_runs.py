@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = {
-    "rollout": ("sampling.py", "prefill.py", "prompts.py", "rollouts.py"),
+    "rollout": ("sampling.py", "prefill.py", "encoding.py", "batching.py", "rollouts.py"),
     "scoring": ("scoring.py", "advantages.py", "metrics.py"),
     "update": ("update.py", "batch.py", "logprobs.py", "packing.py", "optimizer.py", "equity.py"),
     "checkpoint": ("checkpoint.py",),
@@ -33,8 +33,11 @@ _STAGE_OF = {name: stage for stage, names in STAGES.items() for name in names}
 def main() -> None:
     import torch
 
-    import g2rpo_trainer  # noqa: F401  (what children shall not import again)
+    import g2rpo_trainer  # what children shall not import again
 
+    files = {path.name for path in Path(g2rpo_trainer.__file__).parent.rglob("*.py")}
+    if moved := _STAGE_OF.keys() - files:
+        raise FileNotFoundError(f"STAGES must name modules of the trainer, got {sorted(moved)}")
     torch.set_num_threads(1)  # no pool of threads, which a fork would lose
     for line in sys.stdin:
         print(json.dumps(obey(json.loads(line))), flush=True)

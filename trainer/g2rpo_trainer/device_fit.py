@@ -36,7 +36,7 @@ class DeviceMemory(NamedTuple):
     is_gpu : bool
         Whether it is a CUDA device.
     dtype : str
-        What ``model.dtype: auto`` is on it.
+        Meaning of ``model.dtype: auto`` on it.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Fit:
     tokens : int
         Largest ``optimization.micro_batch_tokens`` that fits.
     remedies : tuple of str
-        What takes less memory in the phase that takes most, the best first.
+        Changes that take less memory in the phase that takes most, the best first.
     """
 
     estimate: Estimate

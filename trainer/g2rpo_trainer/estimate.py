@@ -33,7 +33,7 @@ class WeightBytes(NamedTuple):
     state : int
         Float32 master and two moments.
     step : int
-        What AdamW holds while it steps, beside the temporary tensors of a bucket on a CPU.
+        Bytes that AdamW holds while it steps, beside the temporary tensors of a bucket on a CPU.
     """
 
     gradient: int
@@ -240,8 +240,12 @@ def _empty_model(model: Model, *, is_gpu: bool) -> tuple[Any, ModelShape]:
 def _fitting_rows(config: TrainConfig, shape: ModelShape, free: int) -> int:
     """Return how many rows a run samples at once on a GPU if ``rollout.batch_size`` is null."""
     tokens = _prompt_tokens(config, shape) + config.rollout.max_completion_length
-    each = kv_cache_bytes(shape, 1, tokens) + SAMPLED_LOGIT * shape.vocabulary
-    return max(1, int(ROWS_SHARE * free) // each)
+    return rows_that_fit(kv_cache_bytes(shape, 1, tokens), shape.vocabulary, free)
+
+
+def rows_that_fit(row: int, vocabulary: int, free: int) -> int:
+    """Return how many rows a GPU samples at once: of so many bytes of KV cache each, at least 1."""
+    return max(1, int(ROWS_SHARE * free) // (row + SAMPLED_LOGIT * vocabulary))
 
 
 def _prompt_tokens(config: TrainConfig, shape: ModelShape) -> int:

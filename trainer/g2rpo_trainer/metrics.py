@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import g2rpo
 from g2rpo.diagnostics import equity
+from g2rpo.metrics import suffixed
 from g2rpo_trainer.scoring import Floats, Rewards
 
 Labels = npt.NDArray[np.integer[Any]]
@@ -81,11 +82,8 @@ def rollout_metrics(
             found["completions/masked_ratio"] = float(lengths[rows & ~ended].sum() / total)
         return found
 
-    metrics = overall | of(np.ones_like(ended))
-    for task, own in by_task.items():
-        own = own | of(tasks == names.index(task))
-        metrics |= {f"{name}/{task}": value for name, value in own.items()}
-    return metrics
+    more = {task: own | of(tasks == names.index(task)) for task, own in by_task.items()}
+    return overall | of(np.ones_like(ended)) | suffixed(more)
 
 
 def equity_metrics(norms: Mapping[str, float]) -> dict[str, float]:

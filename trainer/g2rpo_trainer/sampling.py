@@ -31,7 +31,7 @@ from .decoding import Prefilled, decode, prefilled
 from .device import free_memory
 from .distributed import Share
 from .draws import Draws, wide_dtype
-from .estimate import ROWS_SHARE, SAMPLED_LOGIT
+from .estimate import rows_that_fit
 from .model.head import float32_logits
 from .model.policy_model import Policy
 from .packing import packing_obstacle
@@ -240,8 +240,8 @@ def fitting_rows(policy: Policy, width: int) -> int | None:
     if free is None or is_fixed:
         return None
     vocabulary = policy.model.config.get_text_config().vocab_size
-    each = (width + policy.padding(width)) * kv_bytes(policy.model) + SAMPLED_LOGIT * vocabulary
-    return max(1, int(ROWS_SHARE * free) // each)
+    row = (width + policy.padding(width)) * kv_bytes(policy.model)
+    return rows_that_fit(row, vocabulary, free)
 
 
 def kv_bytes(model: Any) -> int:

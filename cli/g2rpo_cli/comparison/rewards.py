@@ -36,7 +36,7 @@ class RewardTable:
     task_names, reward_names : tuple of str
         Name of every task and of every component.
     source : str
-        Where the rewards come from, for titles.
+        Origin of the rewards, for titles.
     rows : Rows, optional
         Rows of the file, for :func:`write_advantages`.
     lengths : numpy.ndarray, optional

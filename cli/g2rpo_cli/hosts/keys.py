@@ -28,14 +28,14 @@ __all__ = [
 
 
 class Fate(NamedTuple):
-    """What becomes of a key with its value.
+    """Outcome of a key with its value.
 
     Attributes
     ----------
     status : {"carried", "not needed", "not carried"}
         Nothing is lost unless it is not carried.
     text : str
-        Where it went, or the reason.
+        Its new place, or the reason.
     options : mapping
         Dotted option of the host -> value.
     """

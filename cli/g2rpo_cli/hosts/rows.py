@@ -23,7 +23,7 @@ _PLACES = ("<image>", "<video>", "<audio>")
 
 
 class Host(NamedTuple):
-    """What a trainer expects of its data set.
+    """Requirements of a trainer on its data set.
 
     Attributes
     ----------

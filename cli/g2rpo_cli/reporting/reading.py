@@ -63,7 +63,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Run:
-    """What a report shows of a run.
+    """Content of a report about a run.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Run:
     environments : list of dict
         Versions and devices, each with the ``step`` after which it began.
     notes : list of str
-        What is missing or was left out, for the reader.
+        Sentences on what is missing or was left out, for the reader.
     """
 
     path: Path

@@ -217,7 +217,7 @@ class Source:
 
     @property
     def parts(self) -> frozenset[str]:
-        """What any record has: ``images``, ``videos``, ``text`` alone, ``answers`` (several)."""
+        """Parts of any record: ``images``, ``videos``, ``text`` alone, ``answers`` (several)."""
         return frozenset[str]().union(*(stream.parts for stream in self._streams))
 
     def summary(self) -> Summary:

@@ -49,7 +49,7 @@ class Stream(ABC):
     reward_kind : str
         Shape of the reward, or the problem types, for people.
     parts : frozenset of str
-        What there is in any record: ``images``, ``videos``, ``text`` without either, ``answers``
+        Parts of any record: ``images``, ``videos``, ``text`` without either, ``answers``
         (several right ones).
     training_size, held_out_size : int or None
         Numbers of records; None if they are drawn without end.

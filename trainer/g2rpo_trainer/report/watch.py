@@ -77,7 +77,7 @@ class TaskWarning(NamedTuple):
     task, kind : str
         Name of the task, and of the check.
     text, advice : str
-        What is wrong, in numbers, and what to try.
+        The finding, in numbers, and what to try.
     step : int
         Step at which it was found last.
     """
