@@ -7,8 +7,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-
-__all__ = ["markdown_table", "measured_on"]
+from pathlib import Path
 
 
 def measured_on(device: str = "cpu", packages: Iterable[str] = ()) -> str:
@@ -27,6 +26,21 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; the first column is text, the others are figures."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
+
+
+def earlier_rows(output: Path | None, conditions: str) -> list[list[str]]:
+    """Return the cells of the table in a report of the same conditions; [] without one."""
+    text = output.read_text(encoding="utf-8") if output and output.exists() else ""
+    lines = text.splitlines() if conditions in text else []
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+
+
+def publish(text: str, output: Path | None) -> None:
+    """Print a report, and write it if there is a file for it."""
+    print(text)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
 
 
 def _version(name: str) -> str:

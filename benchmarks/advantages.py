@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
-from _report import markdown_table, measured_on
+from _report import markdown_table, measured_on, publish
 
 RESPONSES, TASKS = 8, 6
+LIBRARIES = ("NumPy", "PyTorch", "JAX")
 SECONDS, LEAST, MOST = 1.0, 5, 1000  # of turns a pair
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Run = Callable[[], Any]
+Contender = Callable[[Batch, str], Run]
 
 
 class Pair(NamedTuple):
@@ -43,7 +45,7 @@ class Pair(NamedTuple):
 def pairs(small: int, large: int, shuffled: bool) -> list[Pair]:
     """Return all comparisons at the two sizes."""
     found = []
-    for library in ("NumPy", "PyTorch", "JAX"):
+    for library in LIBRARIES:
         labels, rows, sort = f"labels, {library}", f"groups of 8, {library}", f"argsort, {library}"
         found += [
             Pair(small, labels, "loop over groups, PyTorch", 0.1),
@@ -82,10 +84,7 @@ def main() -> None:
         rows.append(row_of(pair, json.loads(done.stdout.splitlines()[-1])))
         print(" | ".join(rows[-1]), file=sys.stderr)
     text = report(rows, arguments)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(text, arguments.output)
 
 
 def measure(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -162,54 +161,25 @@ def _status(field: str) -> int:
     raise LookupError(field)
 
 
-def numpy_ours(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on NumPy."""
-    import g2rpo
+def gaussian(library: str, *, by_size: bool = False) -> Contender:
+    """Gaussian advantages, with labels of groups or with their size; JAX compiles beforehand."""
 
-    return lambda: g2rpo.gaussian_advantages(*batch)
+    def contender(batch: Batch, device: str) -> Run:
+        import g2rpo
 
+        rewards, labels, tasks = _arrays(batch, library, device)
+        if library == "JAX":
+            import jax
 
-def torch_ours(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on PyTorch."""
-    import g2rpo
+            if by_size:
+                function = jax.jit(lambda r, t: g2rpo.gaussian_advantages(r, RESPONSES, t))
+                return _compiled(function, rewards, tasks)
+            return _compiled(jax.jit(g2rpo.gaussian_advantages), rewards, labels, tasks)
+        groups = RESPONSES if by_size else labels
+        place = device if library == "PyTorch" else "cpu"
+        return _synchronised(lambda: g2rpo.gaussian_advantages(rewards, groups, tasks), place)
 
-    arrays = _tensors(batch, device)
-    return _synchronised(lambda: g2rpo.gaussian_advantages(*arrays), device)
-
-
-def jax_ours(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on JAX, compiled beforehand."""
-    jax, arrays = _jax(batch)
-    import g2rpo
-
-    compiled = jax.jit(g2rpo.gaussian_advantages).lower(*arrays).compile()
-    return lambda: compiled(*arrays).block_until_ready()
-
-
-def numpy_rows(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on NumPy, groups given as the number of consecutive rollouts."""
-    import g2rpo
-
-    rewards, _, tasks = batch
-    return lambda: g2rpo.gaussian_advantages(rewards, RESPONSES, tasks)
-
-
-def torch_rows(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on PyTorch, groups given as the number of consecutive rollouts."""
-    import g2rpo
-
-    rewards, _, tasks = _tensors(batch, device)
-    return _synchronised(lambda: g2rpo.gaussian_advantages(rewards, RESPONSES, tasks), device)
-
-
-def jax_rows(batch: Batch, device: str) -> Run:
-    """Gaussian advantages on JAX, groups given as the number of consecutive rollouts."""
-    jax, (rewards, _, tasks) = _jax(batch)
-    import g2rpo
-
-    function = jax.jit(lambda r, t: g2rpo.gaussian_advantages(r, RESPONSES, t))
-    compiled = function.lower(rewards, tasks).compile()
-    return lambda: compiled(rewards, tasks).block_until_ready()
+    return contender
 
 
 def torch_loop(batch: Batch, device: str) -> Run:
@@ -282,42 +252,50 @@ def trl_reshape(batch: Batch, device: str) -> Run:
     return _synchronised(advantages, device)
 
 
-def numpy_sort(batch: Batch, device: str) -> Run:
-    """One stable argsort of the rewards on NumPy."""
-    return lambda: np.argsort(batch[0], kind="stable")
+def sort(library: str) -> Contender:
+    """One stable argsort of the rewards; JAX compiles beforehand."""
+
+    def contender(batch: Batch, device: str) -> Run:
+        rewards = _arrays(batch, library, device)[0]
+        if library == "JAX":
+            import jax
+
+            return _compiled(jax.jit(lambda x: jax.numpy.argsort(x, stable=True)), rewards)
+        if library == "NumPy":
+            return lambda: np.argsort(rewards, kind="stable")
+        import torch
+
+        return _synchronised(lambda: torch.argsort(rewards, stable=True), device)
+
+    return contender
 
 
-def torch_sort(batch: Batch, device: str) -> Run:
-    """One stable argsort of the rewards on PyTorch."""
-    import torch
-
-    rewards = _tensors(batch, device)[0]
-    return _synchronised(lambda: torch.argsort(rewards, stable=True), device)
-
-
-def jax_sort(batch: Batch, device: str) -> Run:
-    """One stable argsort of the rewards on JAX, compiled."""
-    jax, arrays = _jax(batch)
-    compiled = jax.jit(lambda x: jax.numpy.argsort(x, stable=True)).lower(arrays[0]).compile()
-    return lambda: compiled(arrays[0]).block_until_ready()
-
-
-CONTENDERS: dict[str, Callable[[Batch, str], Run]] = {
-    "labels, NumPy": numpy_ours,
-    "labels, PyTorch": torch_ours,
-    "labels, JAX": jax_ours,
-    "groups of 8, NumPy": numpy_rows,
-    "groups of 8, PyTorch": torch_rows,
-    "groups of 8, JAX": jax_rows,
+CONTENDERS: dict[str, Contender] = {
+    **{f"labels, {library}": gaussian(library) for library in LIBRARIES},
+    **{f"groups of 8, {library}": gaussian(library, by_size=True) for library in LIBRARIES},
     "loop over groups, PyTorch": torch_loop,
     "verl GRPO, 256 tokens": verl_trainer,
     "verl GRPO, 1 token": verl_names,
     "verl GRPO, 1 token, numbered": verl_numbers,
     "TRL GRPO, reshape": trl_reshape,
-    "argsort, NumPy": numpy_sort,
-    "argsort, PyTorch": torch_sort,
-    "argsort, JAX": jax_sort,
+    **{f"argsort, {library}": sort(library) for library in LIBRARIES},
 }
+
+
+def _arrays(batch: Batch, library: str, device: str) -> tuple[Any, ...]:
+    if library == "NumPy":
+        return batch
+    if library == "PyTorch":
+        return _tensors(batch, device)
+    import jax
+
+    jax.config.update("jax_enable_x64", batch[0].dtype == np.float64)
+    return tuple(map(jax.numpy.asarray, batch))
+
+
+def _compiled(function: Any, *arrays: Any) -> Run:
+    compiled = function.lower(*arrays).compile()
+    return lambda: compiled(*arrays).block_until_ready()
 
 
 def _tensors(batch: Batch, device: str) -> tuple[Any, ...]:
@@ -336,13 +314,6 @@ def _synchronised(function: Run, device: str) -> Run:
         torch.cuda.synchronize()
 
     return run
-
-
-def _jax(batch: Batch) -> tuple[Any, tuple[Any, ...]]:
-    import jax
-
-    jax.config.update("jax_enable_x64", batch[0].dtype == np.float64)
-    return jax, tuple(map(jax.numpy.asarray, batch))
 
 
 HEADER = ["rollouts", "ours", "ms", "MB", "beside", "ms", "MB", "ratio", "aim", ""]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from _logprobs_worker import CONTENDERS, ON_A_GPU, Setting, needed_bytes
-from _report import markdown_table, measured_on
+from _report import markdown_table, measured_on, publish
 
 PACKAGES = ("torch", "trl", "liger-kernel", "verl")
 BASE = "trl"
@@ -63,9 +63,7 @@ def main() -> None:
                     with arguments.results.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(result) + "\n")
     text = report(results, arguments.device)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(text, arguments.output)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

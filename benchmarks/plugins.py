@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _report import markdown_table, measured_on
+from _report import markdown_table, measured_on, publish
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -46,9 +46,7 @@ def main() -> None:
         f"{options.layers} layers; {options.pairs} pairs of runs of {options.steps} steps."
     )
     text = "\n\n".join(["# Plug-ins", conditions, markdown_table(HEADER, rows)]) + "\n"
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    publish(text, options.output)
 
 
 def _options() -> argparse.Namespace:

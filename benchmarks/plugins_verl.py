@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import markdown_table, measured_on
+from _report import markdown_table, measured_on, publish
 from tensordict import TensorDict
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -52,10 +52,7 @@ def main() -> None:
             run(data, name, options, arguments.tokens)
             seconds[name].append(time.perf_counter() - started)
     text = report(seconds, arguments)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    publish(text, arguments.output)
 
 
 def make_batch(size: int, tokens: int) -> DataProto:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from _report import markdown_table, measured_on
+from _report import earlier_rows, markdown_table, measured_on, publish
 
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model.policy_model import Policy, Shortcuts, make_policy
@@ -75,9 +75,7 @@ def main() -> None:
                     rows.append(_measure(policy, model, part, prompt, response, options.repeats))
                     print(" ".join(rows[-1].cells()), flush=True)
     text = _report(rows, options)
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    publish(text, options.output)
 
 
 def _options() -> argparse.Namespace:
@@ -228,7 +226,8 @@ def _report(rows: list[Row], options: argparse.Namespace) -> str:
         f"tokens to one prompt of P tokens; {options.dtype}, hidden size {options.hidden}, "
         f"{options.layers} layers, vocabulary {VOCABULARY}; the fastest of {options.repeats}."
     )
-    table = {tuple(cells[:4]): cells for cells in _earlier(options.output, conditions)}
+    earlier = earlier_rows(options.output, conditions)
+    table = {tuple(cells[:4]): cells for cells in earlier if cells[0] in BUILDERS}
     table |= {tuple(row.cells()[:4]): row.cells() for row in rows}
     order = [[model, part] for model in BUILDERS for part in PARTS]
     cells = sorted(table.values(), key=lambda c: (order.index(c[:2]), int(c[2]), int(c[3])))
@@ -239,13 +238,6 @@ def _report(rows: list[Row], options: argparse.Namespace) -> str:
         "`limit` is the ratio of the tokens that the language model computes, n(P + R) to P + nR.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _earlier(output: Path | None, conditions: str) -> list[list[str]]:
-    text = output.read_text(encoding="utf-8") if output and output.exists() else ""
-    lines = text.splitlines() if conditions in text else []
-    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return [each for each in cells if each[0] in BUILDERS]
 
 
 if __name__ == "__main__":

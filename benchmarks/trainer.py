@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _report import markdown_table, measured_on
+from _report import earlier_rows, markdown_table, measured_on, publish
 from _trainer_worker import CONTENDERS, GENERATIONS, VOCABULARY, Setting
 
 PACKAGES = ["torch", "transformers", "trl"]
@@ -45,9 +45,7 @@ def main() -> None:
         blocks += _rows(setting, results)
         print("\n".join(" ".join(row) for row in blocks[-len(CONTENDERS) :]), flush=True)
     text = _report(blocks, options)
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    publish(text, options.output)
 
 
 def _options() -> argparse.Namespace:
@@ -98,18 +96,13 @@ def _report(rows: list[list[str]], options: argparse.Namespace) -> str:
         f"{options.hidden}, {options.layers} layers, vocabulary {VOCABULARY}; the median of "
         f"{options.steps - 1} steps after the first."
     )
-    table = {tuple(cells[:3]): cells for cells in _earlier(options.output, conditions)}
+    earlier = earlier_rows(options.output, conditions)
+    known = [each for each in earlier if len(each) == len(HEADER) and each[2] in CONTENDERS]
+    table = {tuple(cells[:3]): cells for cells in known}
     table |= {tuple(cells[:3]): cells for cells in rows}
     names = list(CONTENDERS)
     cells = sorted(table.values(), key=lambda c: (int(c[0]), int(c[1]), names.index(c[2])))
     return "\n\n".join(["# Training steps", conditions, markdown_table(HEADER, cells)]) + "\n"
-
-
-def _earlier(output: Path | None, conditions: str) -> list[list[str]]:
-    text = output.read_text(encoding="utf-8") if output and output.exists() else ""
-    lines = text.splitlines() if conditions in text else []
-    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return [each for each in cells if len(each) == len(HEADER) and each[2] in CONTENDERS]
 
 
 if __name__ == "__main__":

@@ -32,16 +32,7 @@ def missing_modules(*modules: str) -> list[str]:
 def require(user: str, *modules: str, extra: str, error: type[Exception] = ImportError) -> None:
     """Raise an error with the command to run if any of the modules is not installed.
 
-    Parameters
-    ----------
-    user : str
-        The package, option or file that needs the modules.
-    *modules : str
-        Top-level modules.
-    extra : str
-        The extra of g2rpo that installs them.
-    error : type of Exception
-        Raised with the text.
+    `user` is the package, option or file that needs them, `extra` what installs them.
 
     Examples
     --------

@@ -194,10 +194,31 @@ def _summed(rewards: Array, component_weights: Any) -> Array:
     return xp.astype(total, result)
 
 
-def _built_in_on_sums(name: str, function: Estimator, **fixed: Any) -> None:
-    """Register an estimator of rewards (N,): components are added first, tasks are ignored."""
+def _with_options_of(function: Callable[..., Any], *without: str) -> Callable[[E], E]:
+    """Show the options of the function to which an estimator hands its ``**options``."""
+
+    def decorate(estimator: E) -> E:
+        own = inspect.signature(estimator)
+        hidden = {*without, *own.parameters}
+        handed = inspect.signature(function).parameters.values()
+        shown = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        shown += [p for p in handed if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
+        estimator.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        return estimator
+
+    return decorate
+
+
+def _built_in_on_sums(
+    name: str, function: Estimator, *, without: tuple[str, ...] = (), **fixed: Any
+) -> None:
+    """Register an estimator of rewards (N,): components are added first, tasks are ignored.
+
+    ``without`` are options that it does not show: without effect, or another estimator's.
+    """
 
     @_built_in(name)
+    @_with_options_of(function, *fixed, *without)
     def estimator(
         rewards: Array,
         groups: Groups,
@@ -211,17 +232,12 @@ def _built_in_on_sums(name: str, function: Estimator, **fixed: Any) -> None:
 
 _built_in_on_sums("grpo", grpo_advantages)
 _built_in_on_sums("grpo-batch", grpo_advantages, scale="batch")
-_built_in_on_sums("dr-grpo", grpo_advantages, scale="none")
-
-
-@_built_in("rloo")
-def _rloo(
-    rewards: Array, groups: Groups, tasks: Array | None = None, *, component_weights: Any = None
-) -> Array:
-    return rloo_advantages(_summed(rewards, component_weights), groups)
+_built_in_on_sums("dr-grpo", grpo_advantages, scale="none", without=("epsilon",))
+_built_in_on_sums("rloo", rloo_advantages)
 
 
 @_built_in("gdpo")
+@_with_options_of(gdpo_advantages)
 def _gdpo(
     rewards: Array,
     groups: Groups,
@@ -234,6 +250,7 @@ def _gdpo(
 
 
 @_built_in("ema-grpo")
+@_with_options_of(ema_grpo_advantages)
 def _ema_grpo(
     rewards: Array,
     groups: Groups,
@@ -255,7 +272,7 @@ def _ema_grpo(
     return ema_grpo_advantages(rewards, groups, renumber(xp, tasks), state, **options)[0]
 
 
-_built_in_on_sums("reinforce++", reinforce_plus_plus_advantages)
+_built_in_on_sums("reinforce++", reinforce_plus_plus_advantages, without=("group_baseline",))
 _built_in_on_sums("reinforce++-baseline", reinforce_plus_plus_advantages, group_baseline=True)
 
 

@@ -11,11 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from g2rpo._checks import namespace_of, require_labels, require_shape
+from g2rpo._checks import require_shape
 from g2rpo._components import weighted_rewards, weights_if_components
 from g2rpo._libraries import to_numpy
+from g2rpo._step_arrays import (
+    Doubles,
+    Flags,
+    Floats,
+    Labels,
+    floats,
+    labels_of_tasks,
+    right_responses,
+    where_present,
+    with_component,
+)
 from g2rpo._typing import Array, Groups
 from g2rpo.advantages import (
     ESTIMATORS,
@@ -30,11 +40,6 @@ from g2rpo.entropy import adapt_entropy_weights
 from g2rpo.length import length_reward
 from g2rpo.shaping_options import LengthCalibration, ShapingOptions
 from g2rpo.task_weights import adapt_task_weights, weigh_tasks
-
-Floats = npt.NDArray[np.floating[Any]]
-Doubles = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ class Shaping:
         ValueError
             If ``lengths`` or ``accuracy`` is missing, a task label has no task, or shapes differ.
         """
-        options, rewards = self.options, _floats(rewards)
+        options, rewards = self.options, floats(rewards)
         if lengths is None and options.uses_lengths:
             raise ValueError(
                 "lengths must be given, in tokens: length shaping or the estimator "
@@ -191,15 +196,15 @@ class Shaping:
         for name, array in by_name.items():
             if array is not None:
                 require_shape(name, array, (len(rewards),))
-        labels = self._labels(tasks, len(rewards))
+        labels = labels_of_tasks(tasks, len(rewards), options.tasks)
         groups = groups if isinstance(groups, int | np.integer) else to_numpy(groups)
         tokens: Any = None if lengths is None else to_numpy(lengths)
         there = np.ones(len(rewards), bool) if absent is None else ~to_numpy(absent)
-        rewards = _where(there, rewards)
+        rewards = where_present(there, rewards)
         length, reward = None, None
         if options.shapes_length:
             known = there if accuracy is None else to_numpy(accuracy)
-            right = _where(there, known.astype(np.float64))
+            right = where_present(there, known.astype(np.float64))
             reward = self._length_reward(tokens, right, labels, there, rewards.dtype)
             if update and options.length_calibration is not None:
                 self._calibrate(tokens, right, labels, options.length_calibration)
@@ -309,19 +314,6 @@ class Shaping:
             if name in state:
                 setattr(self, name, np.asarray(state[name], np.float64))
 
-    def _labels(self, tasks: Array | None, size: int) -> Labels:
-        if tasks is None:
-            return np.zeros(size, np.int64)
-        labels: Labels = to_numpy(tasks)
-        require_labels(namespace_of(tasks=labels), "tasks", labels, size)
-        outside = (labels < 0) | (labels >= len(self.options.tasks))
-        if outside.any():
-            raise ValueError(
-                f"tasks must be in 0 .. {len(self.options.tasks) - 1}, the places of "
-                f"{', '.join(self.options.tasks)}, got {labels[outside][0]}"
-            )
-        return labels
-
     def _length_reward(
         self, lengths: Labels, accuracy: Doubles, tasks: Labels, there: Flags, dtype: Any
     ) -> Floats:
@@ -340,18 +332,10 @@ class Shaping:
     def _calibrate(
         self, lengths: Labels, accuracy: Doubles, tasks: Labels, calibration: LengthCalibration
     ) -> None:
-        right = accuracy > 0
-        for task in np.unique(tasks):
-            # With graded rewards nearly every response has some accuracy: those below their task's
-            # mean do not count.
-            members = tasks == task
-            given = accuracy[members & ~np.isnan(accuracy)]
-            if given.size:
-                right &= ~members | (accuracy >= given.mean())
         self.length_thresholds = calibrate_lengths(
             self.length_thresholds,
             lengths.astype(np.float64),
-            right,
+            right_responses(accuracy, tasks),
             tasks,
             **calibration.keywords,
         )
@@ -366,8 +350,11 @@ class Shaping:
         tasks: Labels,
         update: bool,
     ) -> Floats:
-        rewards, weights = self._components(rewards, in_reward)
-        keywords = dict(self.options.estimator_options)
+        options = self.options
+        rewards, weights = with_component(
+            rewards, options.reward_weights, in_reward, options.length_weight
+        )
+        keywords = dict(options.estimator_options)
         advantages: Floats
         if self._ema is not None:
             total = total_rewards(rewards, weights)
@@ -387,25 +374,6 @@ class Shaping:
         advantages = estimator(rewards, groups, tasks, **keywords)
         return advantages
 
-    def _components(
-        self, rewards: Floats, in_reward: Floats | None
-    ) -> tuple[Floats, list[float] | None]:
-        """Return rewards (N, K) with the weights of the components, or rewards (N,) and None."""
-        weights = [1.0]
-        if rewards.ndim == 2:
-            given = self.options.reward_weights
-            weights = [1.0] * rewards.shape[1] if given is None else list(given)
-        if in_reward is not None:
-            # Components, not their sum: equal sums that differ by a rounding are to be ties.
-            columns = rewards[:, None] if rewards.ndim == 1 else rewards
-            # A reward that is absent stays so.
-            rewarded: Any = (~np.isnan(columns)).any(axis=1)
-            rewards = np.column_stack([columns, _where(rewarded, in_reward)])
-            weights = [*weights, self.options.length_weight]
-        if weights == [1.0]:
-            return rewards.reshape(len(rewards)), None
-        return rewards, weights
-
 
 def total_rewards(rewards: Floats, weights: Sequence[float] | None = None) -> Floats:
     """Return the weighted sums (N,) of rewards (N, K); NaN where all components are absent.
@@ -420,17 +388,6 @@ def total_rewards(rewards: Floats, weights: Sequence[float] | None = None) -> Fl
         return rewards
     total: Floats = weighted_rewards(np, rewards, of_components)[0]
     return total
-
-
-def _floats(values: Array) -> Any:
-    array = to_numpy(values)
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
-
-
-def _where(there: Flags, values: Any) -> Any:
-    """Return the values (N,) or (N, K), NaN where a rollout is not there."""
-    rows = there.reshape(-1, *[1] * (values.ndim - 1))
-    return np.where(rows, values, np.asarray(np.nan, values.dtype))
 
 
 def _parts(state: Mapping[str, Any]) -> str:

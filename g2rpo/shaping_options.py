@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class LengthCalibration:
-    """How length targets follow the lengths of right responses.
+    """Options by which length targets follow the lengths of right responses.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class LengthCalibration:
 
 @dataclass(frozen=True)
 class ShapingOptions:
-    """How rewards and lengths become advantages, and what adapts from step to step.
+    """Options of the advantages of rewards and lengths, and of what adapts from step to step.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 import os
 import signal
@@ -68,3 +68,21 @@ def error_without() -> Callable[[str, str], str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     return run
+
+
+@pytest.fixture
+def g2rpo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the command ``g2rpo``: exit code, stdout, stderr."""
+    from g2rpo_cli.main import main
+
+    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["g2rpo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command

@@ -1,4 +1,4 @@
-"""What is in the distribution, and what importing it costs."""
+"""Contents of the distribution, and the cost of importing it."""
 
 import re
 import subprocess

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-__all__ = ["load_trainer", "need", "reported"]
-
 _USAGE, _FAILURE = 2, 1
 
 # So much of an error of other libraries fits a screen [characters].
@@ -28,7 +26,9 @@ def reported(*, is_before_start: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_exit(error):
+        import typer
+
+        if isinstance(error, typer.Exit | typer.Abort):  # by which Typer ends commands
             raise
         is_debugging = os.environ.get("G2RPO_DEBUG") == "1"
         if is_debugging:
@@ -67,13 +67,6 @@ def load_trainer(command: str) -> Any:
     """Import the reference trainer, or exit with the command to install what it lacks."""
     need(command, "torch", "transformers", "safetensors", extra="torch")
     return import_module("g2rpo_trainer")
-
-
-def _is_exit(error: Exception) -> bool:
-    # Typer ends commands by exceptions of its own, which are no errors.
-    import typer
-
-    return isinstance(error, typer.Exit | typer.Abort)
 
 
 def _print_error(text: str) -> None:

@@ -12,18 +12,6 @@ if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
     from g2rpo_trainer.data import Source
 
-__all__ = [
-    "Data",
-    "Device",
-    "Rewards",
-    "Settings",
-    "Tasks",
-    "given",
-    "reward_functions",
-    "search_working_folder",
-    "unused_rewards",
-]
-
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", "-t", help="Name of a task; repeat it for several. Default: all."),

@@ -14,18 +14,6 @@ import typer
 if TYPE_CHECKING:
     from g2rpo_trainer.layout import PlainTable
 
-__all__ = [
-    "Json",
-    "bar",
-    "number_text",
-    "print_json",
-    "print_table",
-    "refuse_output",
-    "replaced_file",
-    "waiting",
-    "write_json",
-]
-
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
@@ -48,9 +36,8 @@ def bar(items: Iterable[T], total: int, description: str) -> Iterable[T]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        return items
-    return track(items, description, total=total, console=console, transient=True)
+    hidden = not console.is_terminal
+    return track(items, description, total=total, console=console, transient=True, disable=hidden)
 
 
 def print_table(table: "PlainTable", title: str = "", *, to_stderr: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 import warnings
 
-__all__ = ["hide_foreign_bars"]
-
 
 def hide_foreign_bars() -> None:
     """Hide Transformers' bars for every file, and a warning that no user can act on."""

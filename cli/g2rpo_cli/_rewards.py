@@ -9,8 +9,6 @@ from g2rpo_cli._output import waiting
 if TYPE_CHECKING:
     from g2rpo_cli.comparison import RewardTable
 
-__all__ = ["Decoupled", "Group", "Length", "Reward", "Task", "Weight", "checked_weights", "read"]
-
 Reward = Annotated[
     list[str] | None,
     typer.Option(

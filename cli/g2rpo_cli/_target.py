@@ -11,24 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_target"]
-
 
 def load_target(target: str, settings: Sequence[str] = ()) -> Callable[..., Any]:
     """Return the advantage function called ``target``, with its options bound.
 
-    Parameters
-    ----------
-    target : str
-        ``module:function`` (the working folder is searched as well), ``path/to/file.py:function``,
-        or a name of ``g2rpo.ESTIMATORS``.
-    settings : sequence of str, optional
-        ``KEY=VALUE``; the value is read as YAML.
-
-    Raises
-    ------
-    RunError
-        If there is no such function, or its file does not run.
+    It is ``module:function`` (the working folder is searched as well),
+    ``path/to/file.py:function``, or a name of ``g2rpo.ESTIMATORS``; settings are ``KEY=VALUE``.
+    Raises RunError if there is none, or its file does not run.
     """
     function = _find(target)
     if not settings:

@@ -32,8 +32,6 @@ from g2rpo_cli._rewards import (
 if TYPE_CHECKING:
     from g2rpo_cli.comparison import Comparison
 
-__all__ = ["advantages"]
-
 
 def advantages(
     file: Annotated[

@@ -21,8 +21,6 @@ from g2rpo_cli import (
 )
 from g2rpo_cli import eval as eval_
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="g2rpo",
     no_args_is_help=True,

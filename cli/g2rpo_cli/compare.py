@@ -29,8 +29,6 @@ from g2rpo_cli._rewards import (
 if TYPE_CHECKING:
     from g2rpo_cli.comparison import Comparison, TaskReport, TaskRewards
 
-__all__ = ["compare"]
-
 
 def compare(
     file: Annotated[

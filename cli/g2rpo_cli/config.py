@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
     from g2rpo_trainer.device_fit import Fit
 
-__all__ = ["config"]
-
 
 def config(
     file: Annotated[str, typer.Argument(metavar="FILE|PRESET", help="YAML file, or preset.")],

@@ -13,8 +13,6 @@ from g2rpo_cli._output import Json, bar, print_json
 if TYPE_CHECKING:
     from g2rpo_trainer.record import Record
 
-__all__ = ["app"]
-
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -27,11 +25,6 @@ _Source = Annotated[
 
 # So much of a question and of an answer fits a line [characters].
 _LONGEST = 60
-
-
-@app.callback()
-def describe() -> None:
-    """Look at data before training on it, or convert them for other trainers."""
 
 
 @app.command()

@@ -25,8 +25,6 @@ from g2rpo_cli._quiet import hide_foreign_bars
 if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     model: Annotated[

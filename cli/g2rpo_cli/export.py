@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from g2rpo_cli.hosts.keys import Export, Settled
     from g2rpo_trainer.config import TrainConfig
 
-__all__ = ["export"]
-
 
 def export(
     trainer: Annotated[str, typer.Argument(help="`trl` or `verl`.")],

@@ -12,8 +12,6 @@ import typer
 
 from g2rpo_cli._errors import need, reported
 
-__all__ = ["info"]
-
 # Beside the requirements of the extras: what a run or a bug report depends on.
 _SHOWN = ("numpy", "torch", "transformers", "peft", "accelerate", "trl", "verl", "vllm", "jax")
 

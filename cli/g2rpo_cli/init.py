@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from g2rpo_cli._errors import need, reported
-
-__all__ = ["init"]
+from g2rpo_cli._output import replaced_file
 
 
 def init(
@@ -45,10 +44,7 @@ def init(
         if output.exists() and not force:
             raise RunError(f"{output} exists; name another file by -o, or replace it by --force")
         text = config_template(preset)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{output}: cannot be written ({error.strerror})") from None
+        with replaced_file(output) as file:
+            file.write(text.encode())
     path = shlex.quote(str(output))
     typer.echo(f"wrote {output}\ncheck it: g2rpo config {path}\ntrain: g2rpo train -c {path}")

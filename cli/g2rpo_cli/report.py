@@ -10,8 +10,6 @@ import typer
 from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import search_working_folder
 
-__all__ = ["report"]
-
 
 def report(
     runs: Annotated[

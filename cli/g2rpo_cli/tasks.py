@@ -10,8 +10,6 @@ from g2rpo_cli._errors import need, reported
 from g2rpo_cli._options import Tasks
 from g2rpo_cli._output import Json, print_json, print_table, refuse_output
 
-__all__ = ["app"]
-
 # Magnification of the items, lines of text below each, and their height and margins in pixels.
 _ZOOM, _TEXT_LINES, _LINE, _MARGIN = 3, 6, 15, 12
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from g2rpo_trainer.config import TrainConfig
     from g2rpo_trainer.data import Source
 
-__all__ = ["train"]
-
 # Keys that a resumed run may change; any other change would make it another run.
 _CHANGEABLE = (
     "optimization.steps",

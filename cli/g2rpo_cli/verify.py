@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from g2rpo_cli._errors import need, reported
-from g2rpo_cli._output import Json, print_json, print_table
+from g2rpo_cli._output import Json, bar, print_json, print_table
 
 if TYPE_CHECKING:
     from g2rpo.testing import Result
-
-__all__ = ["verify"]
 
 
 def verify(
@@ -127,20 +125,14 @@ def _try_options(target: str, function: Callable[..., Any], subject: dict[str, A
 def _verify(
     function: Callable[..., Any], names: list[str], waive: list[str], search: dict[str, Any]
 ) -> "list[Result]":
-    from rich.console import Console
-    from rich.progress import track
-
     from g2rpo.testing import INVARIANTS, verify_advantages
     from g2rpo_trainer.errors import RunError
 
     chosen = names or list(INVARIANTS)
     if idle := [name for name in waive if name not in chosen]:
         raise RunError(f"--waive {idle[0]}: it is not among those that --invariant names")
-    console = Console(stderr=True)
     results = []
-    for name in track(
-        chosen, "verifying", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for name in bar(chosen, len(chosen), "verifying"):
         waived = [name] if name in waive else []
         try:
             results += verify_advantages(function, invariants=[name], waive=waived, **search)

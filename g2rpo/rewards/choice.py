@@ -91,24 +91,19 @@ def with_text(truth: Any, options: Sequence[str]) -> Any:
     match = _ALONE.fullmatch(unwrap(truth))
     number = -1 if match is None else ord(match[1].upper()) - ord("A")
     texts = option_texts(options)
-    if 0 <= number < len(texts) and _is_letter_of(texts[number], len(texts)):
+    if not 0 <= number < len(texts):
         return truth
-    return f"{chr(ord('A') + number)}\n{texts[number]}" if 0 <= number < len(texts) else truth
-
-
-def _is_letter_of(text: str, options: int) -> bool:
     # An option text that is the letter of an option is ambiguous.
-    letter = text.strip().upper()
-    return len(letter) == 1 and 0 <= ord(letter) - ord("A") < options
+    letters = [chr(ord("A") + index) for index in range(len(texts))]
+    if texts[number].strip().upper() in letters:
+        return truth
+    return f"{letters[number]}\n{texts[number]}"
 
 
 def option_texts(options: Sequence[str]) -> list[str]:
     """Return the options without their letters, if every option has one.
 
-    Raises
-    ------
-    ValueError
-        If all have letters that are not A, B, C, … in this order.
+    Raises ValueError if all have letters that are not A, B, C, … in this order.
 
     Examples
     --------
@@ -146,12 +141,7 @@ def plain(text: str) -> str:
 def read_label(text: str, option: str = "") -> tuple[str | None, str]:
     """Return the option letter of a text, if it has one, and the rest of the text.
 
-    Parameters
-    ----------
-    text : str
-        An answer or a truth.
-    option : str
-        Text of the right option; it may begin with a letter that is no label.
+    `option` is the text of the right option, which may begin with a letter that is no label.
 
     Examples
     --------

@@ -122,18 +122,8 @@ def function_name(function: Callable[..., Any]) -> str:
 def raised_at(error: BaseException, function: Callable[..., Any]) -> str:
     """Return the place at which a function raised an error, such as ``"colours.py, line 7"``.
 
-    Parameters
-    ----------
-    error : BaseException
-        The caught error.
-    function : callable
-        The called function.
-
-    Returns
-    -------
-    str
-        The last line of the function's own file in the traceback, where its author can change it;
-        without such a line, the last one of all.
+    It is the last line of the function's own file in the traceback, where its author can change it;
+    without such a line, the last one of all.
 
     Examples
     --------

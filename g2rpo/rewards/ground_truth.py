@@ -25,24 +25,10 @@ def bad_truth(truth: object, must: str) -> TruthError:
 
 
 def truth_text(truth: Any, must: str) -> str:
-    """Return a truth as text, in the form of an answer.
+    """Return a truth as text in the form of an answer: stripped, not empty, no answer tags.
 
-    Parameters
-    ----------
-    truth : str, number, list, array or dict
-        The value of a column; a text may be between answer tags.
-    must : str
-        Required form, for the error: "be a finite number".
-
-    Returns
-    -------
-    str
-        Stripped, not empty.
-
-    Raises
-    ------
-    TruthError
-        If the text is empty, a number is not finite, or the value has another type.
+    `must` is the required form, for the error: "be a finite number". Raises TruthError if the text
+    is empty, a number is not finite, or the value has another type.
 
     Examples
     --------
@@ -115,14 +101,14 @@ def comparable(text: str) -> str:
     >>> comparable("e\u0301") == "\u00e9"
     True
     """
-    marks = "".join(character for character in set(text) if _is_mark(character))
+    marks = "".join(
+        character
+        for character in set(text)
+        if unicodedata.combining(unicodedata.normalize("NFD", character)[0])
+    )
     if marks:
         text = re.sub(f"([{re.escape(marks)}]{{{_MARKS}}})[{re.escape(marks)}]+", r"\1", text)
     return unicodedata.normalize("NFC", text)
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) > 0
 
 
 def _as_value(truth: Any) -> Any:

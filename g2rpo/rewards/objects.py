@@ -26,48 +26,22 @@ _TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
 
 
 class Kind(NamedTuple, Generic[Shape]):
-    """Notation and comparison of boxes or of spans.
+    """Notation and comparison of boxes or of spans."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Keys of one or several lists of numbers, in order of preference.
-    fields : tuple of tuples of str
-        Sets of keys that hold the numbers one by one.
-    number : function
-        Converts one item of a JSON list to a number, or None.
-    pattern : re.Pattern
-        One object in a text; its matching groups are the numbers.
-    shape : function
-        Converts numbers, or None, to a shape; None for an empty one.
-    overlap : function
-        Intersection over union of two shapes.
-    must : str
-        Required form of a truth, for the error.
-    """
-
-    names: tuple[str, ...]
-    fields: tuple[tuple[str, ...], ...]
-    number: Callable[[Any], float | None]
-    pattern: re.Pattern[str]
-    shape: Callable[[Sequence[float] | None], Shape | None]
-    overlap: Callable[[Shape | None, Shape], float]
-    must: str
+    names: tuple[str, ...]  # keys of objects, in order of preference
+    fields: tuple[tuple[str, ...], ...]  # sets of keys of single numbers
+    number: Callable[[Any], float | None]  # item of a JSON list -> number, or None
+    pattern: re.Pattern[str]  # one object in a text; its groups are the numbers
+    shape: Callable[[Sequence[float] | None], Shape | None]  # None if empty
+    overlap: Callable[[Shape | None, Shape], float]  # intersection over union
+    must: str  # required form of a truth, for the error
 
 
 class Found(NamedTuple):
-    """Objects of an answer.
-
-    Attributes
-    ----------
-    objects : list of lists of numbers
-        None is an object that cannot be read. At most :data:`MOST` + 1.
-    alone : bool
-        Whether the answer consists of 1 to :data:`MOST` readable objects and nothing else.
-    """
+    """Objects of an answer, at most :data:`MOST` + 1; None is one that cannot be read."""
 
     objects: list[list[float] | None]
-    alone: bool
+    alone: bool  # the answer is 1 to MOST readable objects and nothing else
 
 
 def find_objects(text: str, kind: Kind[Any]) -> Found:
@@ -139,11 +113,8 @@ def match_objects(
 def truth_objects(truth: Any, kind: Kind[Shape]) -> list[Shape]:
     """Return the objects of a truth.
 
-    Raises
-    ------
-    TruthError
-        If one of them is empty, there is none, more than :data:`MOST`, or more than one inside of
-        other text.
+    Raises TruthError if one of them is empty, there is none, more than :data:`MOST`, or more than
+    one inside of other text.
     """
     found = find_objects(truth_text(truth, kind.must), kind)
     shapes = as_targets(found.objects, kind)

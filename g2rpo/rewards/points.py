@@ -89,17 +89,7 @@ def segmentation_match(answer: str, truth: Any) -> float:
 def point_similarity(points: Points | None, targets: Points) -> float:
     """Return ``exp(-d² / (2 · 50²))`` for the mean distance d under the best assignment.
 
-    Parameters
-    ----------
-    points : list of [x, y] or None
-        As many as there are targets, in any order.
-    targets : list of [x, y]
-        At least one.
-
-    Returns
-    -------
-    float
-        From 0 to 1; 0 for another number of points.
+    It is 0 for another number of points than of targets.
 
     Examples
     --------
@@ -109,7 +99,10 @@ def point_similarity(points: Points | None, targets: Points) -> float:
     if points is None or not targets or len(points) != len(targets):
         return 0.0
     assign = library("scipy.optimize", "the best assignment of points").linear_sum_assignment
-    distances = [[_distance(point, target) for target in targets] for point in points]
+    distances = [
+        [min(math.hypot(x - right, y - below), _FARTHEST) for right, below in targets]
+        for x, y in points
+    ]
     mean = sum(distances[row][column] for row, column in zip(*assign(distances), strict=True))
     return math.exp(-((mean / len(targets)) ** 2) / (2 * SIGMA**2))
 
@@ -128,7 +121,3 @@ def read_prompts(given: dict[str, Any]) -> Prompts:
         negative=as_points(given.get("negative_points")),
         time=as_seconds(given.get("time")),
     )
-
-
-def _distance(point: list[float], target: list[float]) -> float:
-    return min(math.hypot(point[0] - target[0], point[1] - target[1]), _FARTHEST)

@@ -13,24 +13,12 @@ from .unwrapping import LONGEST, unwrap
 
 
 class Quantity(NamedTuple):
-    """A number with its notation.
+    """A number with its notation."""
 
-    Attributes
-    ----------
-    value : Fraction
-        Exact; a root to 50 digits.
-    percent : bool
-        Whether a percent sign follows; ``value`` is the number before it.
-    unit : str
-        Symbol of the unit, or an empty text.
-    is_worked : bool
-        False for an unevaluated fraction or root with an integer value, such as ``14/2``.
-    """
-
-    value: Fraction
+    value: Fraction  # exact; a root to 50 digits; before the percent sign
     percent: bool = False
-    unit: str = ""
-    is_worked: bool = True
+    unit: str = ""  # its symbol
+    is_worked: bool = True  # not a fraction or root with an integer value, such as 14/2
 
 
 _SAME = str.maketrans(
@@ -90,16 +78,11 @@ MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion
 def read_quantity(text: str, *, algebra: bool = False) -> Quantity | None:
     r"""Return the number of a text, or None if the text is anything else.
 
-    Parameters
-    ----------
-    text : str
-        Digits with or without a sign, groups of thousands, decimals, an exponent (``1.6e-19``,
-        ``1.6×10⁻¹⁹``), a fraction or a mixed number (``3/4``, ``2 1/2``, ``½``), a square root
-        (``√2``), then a percent sign, a magnitude (``million``) or a unit, plain or in LaTeX.
-    algebra : bool
-        Whether the text may be algebra: then ``1,5`` is a list, not a decimal comma, and letters
-        directly after a number, as in ``5m`` and ``2mg``, are symbols unless they can only be a
-        unit.
+    The text is digits with or without a sign, groups of thousands, decimals, an exponent
+    (``1.6e-19``, ``1.6×10⁻¹⁹``), a fraction or a mixed number (``3/4``, ``2 1/2``, ``½``), a square
+    root (``√2``), then a percent sign, a magnitude (``million``) or a unit, plain or in LaTeX. With
+    `algebra`, ``1,5`` is a list, not a decimal comma, and letters directly after a number, as in
+    ``5m`` and ``2mg``, are symbols unless they can only be a unit.
 
     Examples
     --------
@@ -135,12 +118,7 @@ def read_quantity(text: str, *, algebra: bool = False) -> Quantity | None:
 def in_ascii(text: str, fraction: str, power: str) -> str:
     """Return a text with Unicode signs, fractions and superscripts in ASCII.
 
-    Parameters
-    ----------
-    text : str
-        Any text.
-    fraction, power : str
-        Formats of a fraction, with numerator and denominator, and of an exponent.
+    `fraction` is a format of numerator and denominator, `power` one of an exponent.
 
     Examples
     --------

@@ -41,18 +41,6 @@ def span_structure(answer: str, truth: Any) -> float:
 def track_structure(answer: str, truth: Any) -> float:
     """Return 0.5 for the form of a track, and 0.5 times the share of the truth's frames in it.
 
-    Parameters
-    ----------
-    answer : str
-        ``{"boxes": {frame: [x1, y1, x2, y2], …}}``.
-    truth : str or dict
-        The same.
-
-    Returns
-    -------
-    float
-        0 if the form is wrong, else from 0.5 to 1.
-
     Examples
     --------
     >>> truth = '{"boxes": {"1": [0, 0, 9, 9], "2": [1, 0, 9, 9]}}'

@@ -26,16 +26,9 @@ def is_readable(expression: Any) -> bool:
 def is_same(right: Any, given: Any) -> bool:
     """Return whether an answer equals the right expression and is evaluated as far as that is.
 
-    Parameters
-    ----------
-    right, given : sympy.Basic or sympy.MatrixBase
-        As Math-Verify parses them, not evaluated.
-
-    Returns
-    -------
-    bool
-        False also for an answer that is less evaluated than ``right``: with a sum, difference or
-        product of numbers, an integral or a limit, symbols that cancel, or a false equation.
+    Both are as Math-Verify parses them, not evaluated. An answer is less evaluated with a sum,
+    difference or product of numbers, an integral or a limit, symbols that cancel, or a false
+    equation.
     """
     if right == given:
         return True

@@ -22,15 +22,8 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in the block when it has run for ``seconds``.
+    """Raise :class:`OutOfTime` in the block when it has run for ``seconds`` of wall-clock time.
 
-    Parameters
-    ----------
-    seconds : float
-        Wall-clock time, more than 0.
-
-    Notes
-    -----
     The limit is an alarm signal: there is none outside of the main thread and on Windows, and a
     long call into C is not interrupted. A worker process has no such exceptions, see
     :class:`g2rpo.rewards.RewardPool`. An alarm that was already set is restored.

@@ -42,14 +42,7 @@ class WorkerStartError(RuntimeError):
 class Workers:
     """Worker processes that score jobs; a process that hangs or dies is replaced.
 
-    Parameters
-    ----------
-    count : int
-        Number of processes, 1 or more.
-    functions : bytes
-        Pickled custom functions: problem type -> function or import path.
-    seconds : float
-        Time limit for one job.
+    They load the pickled custom functions; `seconds` is the time limit for one job.
     """
 
     def __init__(self, count: int, functions: bytes, seconds: float) -> None:
@@ -61,13 +54,7 @@ class Workers:
         self._end()
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
-        """Return the outcome of every job, in order.
-
-        Raises
-        ------
-        WorkerStartError
-            If a process does not start.
-        """
+        """Return the outcome of every job, in order; raise WorkerStartError if none starts."""
         batch = _Batch(jobs)
         broke_at = -1
         try:

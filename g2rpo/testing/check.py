@@ -16,8 +16,6 @@ from g2rpo.testing.report import describe
 from g2rpo.testing.strategies import DType, RewardBatch
 from g2rpo.testing.subject import AdvantageFunction, LibraryName, Subject, Violation
 
-__all__ = ["Counterexample", "Result", "check_advantages", "verify_advantages"]
-
 
 @dataclass(frozen=True)
 class Counterexample:

@@ -30,8 +30,6 @@ from g2rpo.testing.strategies import (
 )
 from g2rpo.testing.subject import Subject, Violation, scale_of
 
-__all__ = ["INVARIANTS", "Batches", "Invariant", "register_invariant"]
-
 #: ``batches(dtype=...)`` -> strategy of batches.
 Batches: TypeAlias = Callable[..., SearchStrategy[RewardBatch]]
 

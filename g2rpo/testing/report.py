@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from g2rpo.testing.strategies import RewardBatch
 
-__all__ = ["describe", "reproduction"]
-
 #: In a table of more rows, equal consecutive rows become one with their number.
 _ROWS = 8
 
@@ -24,19 +22,7 @@ Values = npt.NDArray[Any]
 def describe(message: str, batch: RewardBatch, columns: Mapping[str, Values]) -> str:
     """Return the message, and below it a line for every rollout.
 
-    Parameters
-    ----------
-    message : str
-        Description of the violation.
-    batch : RewardBatch
-        Its labels and rewards are the first columns.
-    columns : mapping of str to numpy.ndarray
-        More columns, shape (N,) each. Rewards are shown in full, other numbers to six digits.
-
-    Returns
-    -------
-    str
-        Text of several lines.
+    The first columns are labels and rewards, these in full; other numbers are shown to six digits.
 
     Examples
     --------

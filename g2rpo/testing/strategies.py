@@ -17,17 +17,6 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from g2rpo._checks import require_choice
 
-__all__ = [
-    "KINDS",
-    "ORDINARY",
-    "DType",
-    "RewardBatch",
-    "increasing_maps",
-    "integer_labels",
-    "reward_batches",
-    "rewards_of",
-]
-
 DType: TypeAlias = Literal["float32", "float64"]
 Values: TypeAlias = npt.NDArray[Any]
 

@@ -19,8 +19,6 @@ from g2rpo._shown import typed_error_text
 from g2rpo.advantages import takes_lengths
 from g2rpo.testing.strategies import DType, RewardBatch
 
-__all__ = ["AdvantageFunction", "LibraryName", "Subject", "Violation"]
-
 #: ``fn(rewards, groups, tasks)``, or ``fn(rewards, groups)``, -> advantages (N,).
 AdvantageFunction: TypeAlias = Callable[..., Any]
 LibraryName: TypeAlias = Literal["numpy", "torch", "jax"]

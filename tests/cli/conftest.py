@@ -62,23 +62,12 @@ def trainer(monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
+def run(g2rpo, monkeypatch, tmp_path):
     """Return a function that runs the command in an empty folder: exit code, stdout, stderr."""
-    from g2rpo_cli.main import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])  # the working folder is searched for modules
-    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def command(*arguments: str):
-        monkeypatch.setattr(sys, "argv", ["g2rpo", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return command
+    return g2rpo
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 
@@ -11,41 +11,22 @@ from g2rpo_cli.hosts.trl import TRL
 from g2rpo_cli.hosts.verl import VERL
 from g2rpo_trainer.config import TrainConfig, load_config
 
+from ..way_over import rows_of_two_tasks, write
+
 TABLES = {"trl": TRL.table, "verl": VERL.table}
 KEYS = dict(leaves(TrainConfig()))
 
 
 @pytest.fixture
-def export(monkeypatch, capsys):
+def export(g2rpo):
     """Return a function that runs ``g2rpo export``: exit code, stdout, stderr."""
-    from g2rpo_cli.main import main
-
-    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["g2rpo", "export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return command
+    return partial(g2rpo, "export")
 
 
 @pytest.fixture
 def data(tmp_path):
     """Return a file of two tasks."""
-    path = tmp_path / "sums.jsonl"
-    rows = (
-        {
-            "problem": f"{n} + 1?",
-            "answer": str(n + 1),
-            "problem_type": "numerical",
-            "task_type": ("sums", "box")[n % 2],
-        }
-        for n in range(20)
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write(tmp_path / "sums.jsonl", rows_of_two_tasks())
 
 
 def fates(host, *settings, **overrides):

@@ -1,4 +1,4 @@
-"""What every command has in common: its options, its help, and how it ends.
+"""Options, help and exit codes of every command.
 
 The commands and options stand in ``interface.json``; ``python tests/cli/test_interface.py`` writes
 it anew after one was added.

@@ -6,7 +6,7 @@ import pytest
 
 import g2rpo
 from g2rpo_cli.comparison import named_estimator
-from g2rpo_cli.comparison.estimators import _HANDED_TO, estimator_options, refuse_decoupled
+from g2rpo_cli.comparison.estimators import estimator_options, refuse_decoupled
 from g2rpo_trainer.errors import RunError
 
 RNG = np.random.default_rng(0)
@@ -27,14 +27,31 @@ def test_every_option_listed_is_one_that_the_estimator_takes(name):
         np.testing.assert_array_equal(given, estimator(REWARDS, GROUPS, TASKS))
 
 
-@pytest.mark.parametrize("name", _HANDED_TO)
-def test_what_is_left_out_is_fixed_or_without_effect(name):
-    function, fixed = _HANDED_TO[name]
-    assert fixed <= set(inspect.signature(function).parameters)
-    if "scale" in fixed:
+#: Estimator: the function to which it hands its options, and those that it leaves out.
+HANDED_TO = {
+    "grpo": (g2rpo.grpo_advantages, set()),
+    "grpo-batch": (g2rpo.grpo_advantages, {"scale"}),
+    "dr-grpo": (g2rpo.grpo_advantages, {"scale", "epsilon"}),
+    "rloo": (g2rpo.rloo_advantages, set()),
+    "gdpo": (g2rpo.gdpo_advantages, set()),
+    "ema-grpo": (g2rpo.ema_grpo_advantages, set()),
+    "reinforce++": (g2rpo.reinforce_plus_plus_advantages, {"group_baseline"}),
+    "reinforce++-baseline": (g2rpo.reinforce_plus_plus_advantages, {"group_baseline"}),
+    "pass@k": (g2rpo.pass_at_k_advantages, set()),
+}
+
+
+@pytest.mark.parametrize("name", HANDED_TO)
+def test_signatures_show_what_is_neither_fixed_nor_without_effect(name):
+    function, left_out = HANDED_TO[name]
+    parameters = inspect.signature(function).parameters.values()
+    taken = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert left_out <= taken
+    assert set(estimator_options(name)) == taken - left_out | {"component_weights"}
+    if "scale" in left_out:
         with pytest.raises(TypeError, match="scale"):
             g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS, scale="group")
-    if "epsilon" in fixed:
+    if "epsilon" in left_out:
         wide = g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS, epsilon=1.0)
         np.testing.assert_array_equal(wide, g2rpo.ESTIMATORS[name](REWARDS, GROUPS, TASKS))
 

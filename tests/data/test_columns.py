@@ -1,4 +1,4 @@
-"""What a record says twice must agree, and images stand where the words say."""
+"""A record that says something twice must agree with itself; images stand at their words."""
 
 import pytest
 from PIL import Image

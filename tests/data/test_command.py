@@ -1,5 +1,5 @@
 import re
-import sys
+from functools import partial
 
 import pytest
 
@@ -7,20 +7,10 @@ from .conftest import sums
 
 
 @pytest.fixture
-def show(monkeypatch, capsys):
+def show(g2rpo, monkeypatch):
     """Return a function that runs ``g2rpo data show``: exit code, stdout, stderr."""
-    from g2rpo_cli.main import main
-
     monkeypatch.setenv("COLUMNS", "90")
-    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["g2rpo", "data", "show", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return command
+    return partial(g2rpo, "data", "show")
 
 
 def rows_of(out):

@@ -1,7 +1,6 @@
 """`g2rpo data convert`: what is written, in what order, and what is refused."""
 
 import json
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,18 +12,11 @@ from .conftest import opened, sums
 
 
 @pytest.fixture
-def convert(monkeypatch, capsys, tmp_path):
+def convert(g2rpo, tmp_path):
     """Return a function that runs ``g2rpo data convert``: exit code, stdout, stderr."""
-    from g2rpo_cli.main import main
-
-    monkeypatch.delenv("G2RPO_DEBUG", raising=False)
 
     def command(source, host, *arguments, output=tmp_path / "out"):
-        words = ["data", "convert", source, "--to", host, "-o", output, *arguments]
-        monkeypatch.setattr(sys, "argv", ["g2rpo", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
+        return g2rpo("data", "convert", source, "--to", host, "-o", output, *arguments)
 
     return command
 

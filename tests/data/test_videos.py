@@ -277,13 +277,8 @@ def test_a_column_of_parquet(tmp_path, saved):
     assert numbers_of(record.videos[0].read().frames) == list(range(16))
 
 
-def test_the_command_shows_videos(write, saved, monkeypatch, capsys):
-    from g2rpo_cli.main import main
-
-    path = write(rows_with(saved()))
+def test_the_command_shows_videos(write, saved, monkeypatch, g2rpo):
     monkeypatch.setenv("COLUMNS", "90")
-    monkeypatch.setattr("sys.argv", ["g2rpo", "data", "show", str(path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert "sums: [32 × 24, 2.0 s] What is" in capsys.readouterr().out
+    code, out, _ = g2rpo("data", "show", write(rows_with(saved())))
+    assert code == 0
+    assert "sums: [32 × 24, 2.0 s] What is" in out

@@ -4,31 +4,37 @@ import numpy as np
 import pytest
 
 from g2rpo.rewards import ACCURACY, score
-from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS
+from g2rpo_trainer.config import BUILTIN_SOURCES
+from g2rpo_trainer.tasks import LEVELS, SPLITS, TASKS, TASKS_BY_SOURCE, TEXT_TASKS
 
+EVERY = {**TASKS, **TEXT_TASKS}
 COLUMNS = {"problem", "images", "answer", "problem_type", "data_type", "task_type", "options"}
-ALL = pytest.mark.parametrize("name", list(TASKS))
+ALL = pytest.mark.parametrize("name", list(EVERY))
+WITH_IMAGES = pytest.mark.parametrize("name", list(TASKS))
+
+
+def test_the_configuration_knows_the_tasks_of_every_source():
+    assert {source: tuple(tasks) for source, tasks in TASKS_BY_SOURCE.items()} == BUILTIN_SOURCES
+    assert not set(TASKS) & set(TEXT_TASKS)
 
 
 @ALL
 @pytest.mark.parametrize("level", LEVELS)
 def test_an_item_follows_from_its_seed(name, level):
-    first, again, other = (TASKS[name].item(seed, 5, level=level) for seed in (3, 3, 4))
-    assert first.scene == again.scene
-    assert first.record.problem == again.record.problem
-    assert np.array_equal(*(np.asarray(item.record.images[0]) for item in (first, again)))
+    first, again, other = (EVERY[name].item(seed, 5, level=level) for seed in (3, 3, 4))
+    assert first == again  # pictures are compared by their pixels
     assert first.scene != other.scene
 
 
 @ALL
 def test_an_item_does_not_depend_on_its_neighbours(name):
-    stream = [TASKS[name].item(0, index).scene for index in range(5)]
-    assert TASKS[name].item(0, 4).scene == stream[4]
+    stream = [EVERY[name].item(0, index).scene for index in range(5)]
+    assert EVERY[name].item(0, 4).scene == stream[4]
 
 
 @ALL
 def test_train_and_heldout_are_apart(name):
-    task = TASKS[name]
+    task = EVERY[name]
     train, heldout = (
         {task.item(seed, index, split=split).scene for seed in range(2) for index in range(300)}
         for split in SPLITS
@@ -39,7 +45,7 @@ def test_train_and_heldout_are_apart(name):
 
 @ALL
 def test_an_eighth_is_held_out(name):
-    task = TASKS[name]
+    task = EVERY[name]
     rng = np.random.default_rng(0)
     scenes = {task.scene(rng, int(rng.choice(LEVELS))) for _ in range(4000)}
     share = np.mean([task.split_of(scene) == "heldout" for scene in scenes])
@@ -48,23 +54,24 @@ def test_an_eighth_is_held_out(name):
 
 @ALL
 def test_the_right_answer_scores_one(name):
-    for index in range(30):
-        item = TASKS[name].item(1, index)
+    for index in range(50):
+        item = EVERY[name].item(1, index)
         response = f"<think>{item.worked}</think><answer>{item.record.answer}</answer>"
         assert score(item.record.as_row(), response).reward == pytest.approx(1.0)
 
 
 @ALL
 def test_records_have_the_papers_columns(name):
-    record = TASKS[name].item(0, 0).record
-    assert set(record.as_row()) == COLUMNS
-    assert record.problem_type in ACCURACY
-    assert record.task == name
-    assert record.as_row()["data_type"] == "image"
-    assert record.images[0].mode == "RGB"
+    for index in range(50):
+        record = EVERY[name].item(1, index).record
+        assert set(record.as_row()) == COLUMNS
+        assert record.problem_type in ACCURACY
+        assert record.task == name
+        assert record.as_row()["data_type"] == ("image" if name in TASKS else "text")
+        assert [image.mode for image in record.images] == ["RGB"] * (name in TASKS)
 
 
-@ALL
+@WITH_IMAGES
 def test_pictures_differ_where_scenes_do(name):
     items = [TASKS[name].item(0, index) for index in range(40)]
     pictures = {item.record.images[0].tobytes() for item in items}

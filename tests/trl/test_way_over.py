@@ -12,7 +12,6 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from g2rpo_cli.main import main
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.record import FORMAT_INSTRUCTION
@@ -20,30 +19,9 @@ from g2rpo_trainer.scoring import Scorer
 from g2rpo_trl import G2RPOTrainer
 from g2rpo_trl.rewards import RecordRewards
 
+from ..way_over import ANSWERS, rows_of_every_kind, rows_of_two_tasks, write
 from .test_images import build_model, build_processor
 from .tiny import config, logs, save_chat_model
-
-ANSWERS = {
-    "numerical": ("7", ["<answer>7</answer>", "<answer>8</answer>", "7"]),
-    "OCR": (["colour", "color"], ["<think>c</think><answer>color</answer>", "<answer>c</answer>"]),
-    "spatial grounding": (
-        '{"boxes": [0, 0, 10, 10]}',
-        ['<think>b</think><answer>{"boxes": [0, 0, 10, 5]}</answer>', "<answer>[0]</answer>"],
-    ),
-    "multiple choice": ("B", ["<answer>dog</answer>", "<answer>B</answer>", "<answer>A</answer>"]),
-}
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["g2rpo", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def picture(seed):
@@ -51,24 +29,13 @@ def picture(seed):
     return Image.fromarray(values.astype(np.uint8))
 
 
-def text_rows(count=3):
-    """Return rows of every kind of answer, among them one that is a list of texts."""
-    rows = []
-    for kind, (answer, _) in ANSWERS.items():
-        for number in range(count):
-            row = {"problem": f"{kind} {number}?", "answer": answer, "problem_type": kind}
-            options = {"options": ["cat", "dog"]} if kind == "multiple choice" else {}
-            rows.append({**row, **options, "task_type": kind.split()[0]})
-    return rows
-
-
 def loaded(folder, split, cache):
     return load_dataset(str(folder), split=split, cache_dir=str(cache))
 
 
-def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, monkeypatch):
-    path = write(tmp_path / "mixed.jsonl", text_rows())
-    run(monkeypatch, "data", "convert", path, "--to", "trl", "-o", tmp_path / "out")
+def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, g2rpo):
+    path = write(tmp_path / "mixed.jsonl", rows_of_every_kind())
+    assert g2rpo("data", "convert", path, "--to", "trl", "-o", tmp_path / "out")[0] == 0
     rows = loaded(tmp_path / "out", "train", tmp_path / "cache")
     settings = load_config(overrides={"data.source": str(path), "model.name": "any"})
     source = open_source(settings.data)
@@ -87,7 +54,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
     assert len({*expected.accuracy}) > 2
 
 
-def test_images_stand_where_the_prompt_has_them_and_train(tmp_path, monkeypatch):
+def test_images_stand_where_the_prompt_has_them_and_train(tmp_path, g2rpo):
     rows = []
     for number in range(14):
         picture(number).save(tmp_path / f"{number}.png")
@@ -95,7 +62,7 @@ def test_images_stand_where_the_prompt_has_them_and_train(tmp_path, monkeypatch)
         row = {"problem": problem, "images": [f"{number}.png"], "answer": str(number)}
         rows.append({**row, "problem_type": "numerical"})
     path = write(tmp_path / "pets.jsonl", rows)
-    run(monkeypatch, "data", "convert", path, "--to", "trl", "-o", tmp_path / "out")
+    assert g2rpo("data", "convert", path, "--to", "trl", "-o", tmp_path / "out")[0] == 0
     data = loaded(tmp_path / "out", "train", tmp_path / "cache")
     assert set(data["task_type"]) == {"pets"}
     for row in data:
@@ -120,7 +87,7 @@ def test_images_stand_where_the_prompt_has_them_and_train(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def exported(tmp_path, monkeypatch):
+def exported(tmp_path, g2rpo):
     """Return the folder of an exported run of one step, on a tiny model."""
     model = save_chat_model(tmp_path / "model")
     settings = {
@@ -134,14 +101,10 @@ def exported(tmp_path, monkeypatch):
         "output": {"dir": str(tmp_path / "run"), "trackers": []},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
-    rows = [
-        {"problem": f"{n} + 1?", "answer": str(n + 1), "problem_type": "numerical"}
-        for n in range(20)
-    ]
-    tasks = ({**row, "task_type": ("sums", "box")[n % 2]} for n, row in enumerate(rows))
-    data = write(tmp_path / "sums.jsonl", tasks)
+    data = write(tmp_path / "sums.jsonl", rows_of_two_tasks())
     folder = tmp_path / "export"
-    run(monkeypatch, "export", "trl", "-c", tmp_path / "run.yaml", "--data", data, "-o", folder)
+    flags = ("-c", tmp_path / "run.yaml", "--data", data, "-o", folder)
+    assert g2rpo("export", "trl", *flags)[0] == 0
     return folder
 
 

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import numpy as np
 import pytest
 
-from g2rpo_cli.main import main
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.record import FORMAT_INSTRUCTION
 from g2rpo_trainer.scoring import Scorer
 
+from ..way_over import ANSWERS, rows_of_every_kind, write
 from .conftest import GROUP, Recorder, make_cluster, make_config
 from .test_page import Bytes, blocks, run
 
-ANSWERS = {
-    "numerical": ("7", ["<answer>7</answer>", "<answer>8</answer>", "7"]),
-    "OCR": (["colour", "color"], ["<think>c</think><answer>color</answer>", "<answer>c</answer>"]),
-    "spatial grounding": (
-        '{"boxes": [0, 0, 10, 10]}',
-        ['<think>b</think><answer>{"boxes": [0, 0, 10, 5]}</answer>', "<answer>[0]</answer>"],
-    ),
-}
+KINDS = ("numerical", "OCR", "spatial grounding")
 
 
 @pytest.fixture
-def converted(tmp_path, monkeypatch):
+def converted(tmp_path, monkeypatch, g2rpo):
     """Return the file of records, after its conversion into tunix-data in the working folder."""
-    rows = [
-        {"problem": f"{kind} {number}?", "answer": answer, "problem_type": kind, "task_type": kind}
-        for kind, (answer, _) in ANSWERS.items()
-        for number in range(4)
-    ]
-    path = tmp_path / "mixed.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write(tmp_path / "mixed.jsonl", rows_of_every_kind(4, kinds=KINDS))
     monkeypatch.chdir(tmp_path)
-    arguments = ["g2rpo", "data", "convert", str(path), "--to", "tunix", "-o", "tunix-data"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+    assert g2rpo("data", "convert", path, "--to", "tunix", "-o", "tunix-data")[0] == 0
     return path
 
 
@@ -69,7 +49,7 @@ def test_the_learner_trains_on_converted_records(converted):
 
     names = run(blocks()[3])
     cluster = make_cluster(steps=2, tokenizer=Bytes(), mini_batch_size=2, prompt=160)
-    tasks = tuple(ANSWERS)
+    tasks = tuple(kind.split()[0] for kind in KINDS)
     learner = G2RPOLearner(cluster, make_config(tasks=tasks), [names["accuracy"]])
     record = Recorder(learner)
     learner.train(names["dataset"])

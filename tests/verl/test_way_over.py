@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from conftest import Host, logged, start
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -22,7 +21,6 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from g2rpo_cli.main import main
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.record import FORMAT_INSTRUCTION
@@ -30,27 +28,7 @@ from g2rpo_trainer.scoring import Scorer
 from g2rpo_verl.rewards import compute_score
 from g2rpo_verl.trainers import check_config
 
-ANSWERS = {
-    "numerical": ("7", ["<answer>7</answer>", "<answer>8</answer>", "7"]),
-    "OCR": (["colour", "color"], ["<think>c</think><answer>color</answer>", "<answer>c</answer>"]),
-    "spatial grounding": (
-        '{"boxes": [0, 0, 10, 10]}',
-        ['<think>b</think><answer>{"boxes": [0, 0, 10, 5]}</answer>', "<answer>[0]</answer>"],
-    ),
-    "multiple choice": ("B", ["<answer>dog</answer>", "<answer>B</answer>", "<answer>A</answer>"]),
-}
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["g2rpo", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code or 0
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from ..way_over import ANSWERS, rows_of_every_kind, rows_of_two_tasks, write
 
 
 def read(file, **options):
@@ -60,14 +38,9 @@ def read(file, **options):
     return RLHFDataset(str(file), tokenizer=None, config=config, **options)
 
 
-def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, monkeypatch):
-    rows = []
-    for kind, (answer, _) in ANSWERS.items():
-        row = {"answer": answer, "problem_type": kind, "task_type": kind.split()[0]}
-        row |= {"options": ["cat", "dog"]} if kind == "multiple choice" else {}
-        rows += [{**row, "problem": f"{kind} {number}?"} for number in range(3)]
-    path = write(tmp_path / "mixed.jsonl", rows)
-    assert run(monkeypatch, "data", "convert", path, "--to", "verl", "-o", tmp_path / "out") == 0
+def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, g2rpo):
+    path = write(tmp_path / "mixed.jsonl", rows_of_every_kind())
+    assert g2rpo("data", "convert", path, "--to", "verl", "-o", tmp_path / "out")[0] == 0
     settings = load_config(overrides={"data.source": str(path), "model.name": "any"})
     source = open_source(settings.data)
     records = list(source.stored_records(lambda record: record, held_out=False))
@@ -95,7 +68,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
                     assert found[name] == getattr(expected, name)[0]
 
 
-def test_images_and_videos_stand_where_the_prompt_has_them(tmp_path, monkeypatch):
+def test_images_and_videos_stand_where_the_prompt_has_them(tmp_path, g2rpo):
     rows = []
     for number in range(9):
         values = np.random.default_rng(number).integers(0, 256, (4, 6, 3)).astype(np.uint8)
@@ -108,7 +81,7 @@ def test_images_and_videos_stand_where_the_prompt_has_them(tmp_path, monkeypatch
             {**row, "problem": f"Just the word <image> {number}?"},
         ]
     path = write(tmp_path / "seen.jsonl", rows)
-    assert run(monkeypatch, "data", "convert", path, "--to", "verl", "-o", tmp_path / "out") == 0
+    assert g2rpo("data", "convert", path, "--to", "verl", "-o", tmp_path / "out")[0] == 0
     records = list(
         open_source(load_config(overrides={"data.source": str(path)}).data).stored_records(
             lambda record: record, held_out=False
@@ -135,7 +108,7 @@ def test_images_and_videos_stand_where_the_prompt_has_them(tmp_path, monkeypatch
             assert content == record.problem
 
 
-def test_words_that_verl_would_take_for_an_image_are_refused(tmp_path, monkeypatch, capsys):
+def test_words_that_verl_would_take_for_an_image_are_refused(tmp_path, g2rpo):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     rows = [
         {
@@ -147,14 +120,13 @@ def test_words_that_verl_would_take_for_an_image_are_refused(tmp_path, monkeypat
         for n in range(3)
     ]
     path = write(tmp_path / "words.jsonl", rows)
-    arguments = ("data", "convert", path, "--to", "verl", "-o", tmp_path / "out")
-    assert run(monkeypatch, *arguments) == 2
-    error = capsys.readouterr().err
+    code, _, error = g2rpo("data", "convert", path, "--to", "verl", "-o", tmp_path / "out")
+    assert code == 2
     assert "has the word <video> in a text beside images or videos" in error
     assert not (tmp_path / "out").exists()
 
 
-def exported(monkeypatch, folder: Path, of: Path, **changes) -> Path:
+def exported(g2rpo, folder: Path, of: Path, **changes) -> Path:
     settings = {
         "model": {"name": str(of)},
         "data": {"eval_items": 2, "eval_generations": 2},
@@ -172,21 +144,10 @@ def exported(monkeypatch, folder: Path, of: Path, **changes) -> Path:
     }
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text(json.dumps(settings | changes))
-    rows = [
-        {
-            "problem": f"a b {n}",
-            "answer": str(n),
-            "problem_type": "numerical",
-            "task_type": ("sums", "box")[n % 2],
-        }
-        for n in range(20)
-    ]
-    data = write(folder / "sums.jsonl", rows)
+    data = write(folder / "sums.jsonl", rows_of_two_tasks("a b {}"))
     out = folder / "export"
-    assert (
-        run(monkeypatch, "export", "verl", "-c", folder / "run.yaml", "--data", data, "-o", out)
-        == 0
-    )
+    flags = ("-c", folder / "run.yaml", "--data", data, "-o", out)
+    assert g2rpo("export", "verl", *flags)[0] == 0
     return out
 
 
@@ -197,7 +158,7 @@ def composed(folder: Path):
 
 def test_an_exported_configuration_passes_the_checks_of_verl_and_of_the_plug_in(
     tmp_path,
-    monkeypatch,
+    g2rpo,
     known,  # noqa: F811
 ):
     (tmp_path / "template.jinja").write_text("{{ messages }}")
@@ -211,7 +172,7 @@ def test_an_exported_configuration_passes_the_checks_of_verl_and_of_the_plug_in(
     optimization |= {"loss_type": "dr-grpo", "warmup_steps": 0.1, "updates_per_batch": 2}
     rollout = {"engine": "vllm", "vllm_importance_sampling_mode": "token_truncate"}
     folder = exported(
-        monkeypatch,
+        g2rpo,
         tmp_path / "x",
         tmp_path,
         model=model,
@@ -233,15 +194,15 @@ def test_an_exported_configuration_passes_the_checks_of_verl_and_of_the_plug_in(
     assert config.actor_rollout_ref.model.custom_chat_template == "{{ messages }}"
 
 
-def test_adapters_are_exported(tmp_path, monkeypatch):
+def test_adapters_are_exported(tmp_path, g2rpo):
     model = {"name": "some/model", "lora": {"rank": 4, "target_modules": ["q_proj"]}}
-    config = composed(exported(monkeypatch, tmp_path / "x", tmp_path, model=model))
+    config = composed(exported(g2rpo, tmp_path / "x", tmp_path, model=model))
     found = config.actor_rollout_ref.model
     assert (found.lora_rank, found.lora_alpha, found.target_modules) == (4, 8, ["q_proj"])
 
 
-def test_the_reward_file_scores_as_the_run_was_configured_to(tmp_path, monkeypatch):
-    folder = exported(monkeypatch, tmp_path / "x", tmp_path)
+def test_the_reward_file_scores_as_the_run_was_configured_to(tmp_path, g2rpo):
+    folder = exported(g2rpo, tmp_path / "x", tmp_path)
     config = composed(folder)
     config.reward.custom_reward_function.path = str(folder / "rewards.py")
     score = get_custom_reward_fn(config)
@@ -254,8 +215,8 @@ def test_the_reward_file_scores_as_the_run_was_configured_to(tmp_path, monkeypat
     assert found == {"score": 0.9 + 0.1 + 0.25, "accuracy": 1.0, "format": 1.0, "structure": 1.0}
 
 
-def test_an_exported_run_trains_a_step(host: Host, tmp_path, monkeypatch):
-    folder = exported(monkeypatch, tmp_path / "x", host.folder / "model")
+def test_an_exported_run_trains_a_step(host: Host, tmp_path, monkeypatch, g2rpo):
+    folder = exported(g2rpo, tmp_path / "x", host.folder / "model")
     # What makes a machine without GPUs and an engine of random responses do.
     ours = ("actor_rollout_ref.actor.strategy", "trainer.total_training_steps")
     kept = {

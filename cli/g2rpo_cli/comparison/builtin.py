@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from g2rpo_cli.comparison.rewards import RewardTable
 
-__all__ = ["TOPOLOGIES", "figure_rewards", "topology_rewards"]
-
 Rewards: TypeAlias = npt.NDArray[np.float64]
 Topology: TypeAlias = Callable[[np.random.Generator, tuple[int, int]], Rewards]
 

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from g2rpo._suggest import did_you_mean, unknown_name
-from g2rpo.advantages import (
-    ESTIMATORS,
-    Estimator,
-    ema_grpo_advantages,
-    gdpo_advantages,
-    grpo_advantages,
-    pass_at_k_advantages,
-    reinforce_plus_plus_advantages,
-    takes_lengths,
-)
+from g2rpo.advantages import ESTIMATORS, Estimator, takes_lengths
 from g2rpo_trainer.config import parse_setting
 from g2rpo_trainer.errors import RunError
-
-__all__ = ["estimator_options", "named_estimator", "refuse_decoupled"]
-
-#: Where estimators of the registry hand the options that they do not name themselves, less what
-#: they fix (or, like epsilon without a scale, what would do nothing).
-_HANDED_TO: dict[str, tuple[Callable[..., Any], frozenset[str]]] = {
-    "grpo": (grpo_advantages, frozenset()),
-    "grpo-batch": (grpo_advantages, frozenset({"scale"})),
-    "dr-grpo": (grpo_advantages, frozenset({"scale", "epsilon"})),
-    "gdpo": (gdpo_advantages, frozenset()),
-    "ema-grpo": (ema_grpo_advantages, frozenset()),
-    "reinforce++": (reinforce_plus_plus_advantages, frozenset({"group_baseline"})),
-    "reinforce++-baseline": (reinforce_plus_plus_advantages, frozenset({"group_baseline"})),
-    "pass@k": (pass_at_k_advantages, frozenset()),
-}
 
 #: Options about columns of the table, which have flags of their own.
 _OF_COLUMNS = {
@@ -47,14 +23,9 @@ _OF_COLUMNS = {
 def estimator_options(name: str) -> Mapping[str, inspect.Parameter] | None:
     """Return the keyword-only options of an estimator by name; None if it takes any."""
     parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
-    options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        if name not in _HANDED_TO:
-            return None
-        function, fixed = _HANDED_TO[name]
-        handed = inspect.signature(function).parameters.values()
-        options |= {p.name: p for p in handed if p.kind is p.KEYWORD_ONLY and p.name not in fixed}
-    return options
+        return None
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def named_estimator(

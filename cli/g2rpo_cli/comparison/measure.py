@@ -25,8 +25,6 @@ from g2rpo_cli.comparison.estimators import named_estimator
 from g2rpo_cli.comparison.rewards import RewardTable
 from g2rpo_trainer.files import to_json
 
-__all__ = ["Comparison", "EstimatorReport", "TaskReport", "TaskRewards", "compare"]
-
 Flags = npt.NDArray[np.bool_]
 
 

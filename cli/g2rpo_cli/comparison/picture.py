@@ -18,8 +18,6 @@ from g2rpo_trainer.errors import RunError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_picture", "plot_comparison"]
-
 Values = npt.NDArray[np.float64]
 
 #: Drawn by default: the linear rescale, the one that knows tasks, and ours.

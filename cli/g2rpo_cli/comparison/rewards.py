@@ -17,8 +17,6 @@ from g2rpo_cli._output import refuse_output, replaced_file
 from g2rpo_cli.comparison.rows import Rows, format_of, read_rows, write_rows
 from g2rpo_trainer.errors import RunError
 
-__all__ = ["RewardTable", "read_rewards", "rows_to_write", "write_advantages"]
-
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 

@@ -24,8 +24,6 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import to_json
 from g2rpo_trainer.record import BrokenRecord
 
-__all__ = ["Format", "Rows", "format_of", "read_rows", "write_rows"]
-
 Format: TypeAlias = Literal["jsonl", "csv", "parquet"]
 
 _FORMATS: dict[str, Format] = {
@@ -44,30 +42,14 @@ _NUMBER = re.compile(rf"{_INTEGER.pattern}(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows of a file.
+    """N rows of a file."""
 
-    Attributes
-    ----------
-    source : str
-        Name of the file in titles and errors.
-    format : {"jsonl", "csv", "parquet"}
-        Format of the file.
-    names : tuple of str
-        Columns, in the order in which they first appear.
-    records : list of dict
-        Values of each row by column; of a CSV, texts.
-    place : callable
-        Number of a row -> ``"a.csv, line 7"``.
-    arrow : pyarrow.Table, optional
-        Rows of a Parquet file with their types.
-    """
-
-    source: str
+    source: str  # name of the file in titles and errors
     format: Format
-    names: tuple[str, ...]
-    records: list[dict[str, Any]]
-    place: Callable[[int], str]
-    arrow: Any = None
+    names: tuple[str, ...]  # columns, in the order in which they first appear
+    records: list[dict[str, Any]]  # of a CSV, values are texts
+    place: Callable[[int], str]  # number of a row -> "a.csv, line 7"
+    arrow: Any = None  # pyarrow.Table of a Parquet file, with its types
 
     def __len__(self) -> int:
         return len(self.records)

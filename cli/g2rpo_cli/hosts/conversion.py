@@ -15,8 +15,6 @@ from g2rpo_trainer.record import BrokenRecord, Record
 
 from .rows import HOSTS, Host, Parts
 
-__all__ = ["FILES", "check_folder", "write_records"]
-
 FILES = ("train.parquet", "test.parquet")
 """The records to train on, and those that are held out."""
 
@@ -29,14 +27,7 @@ Track = Callable[[Iterable[Record], int, str], Iterable[Record]]
 def check_folder(folder: Path, force: bool, names: Iterable[str] = FILES) -> None:
     """Raise unless a folder can be written: there is none, or `force` replaces one of ours.
 
-    Parameters
-    ----------
-    folder : Path
-        To be written as a whole.
-    force : bool
-        Whether an older one may be replaced.
-    names : iterable of str
-        All that a folder of ours holds: one with anything else is never replaced.
+    One that holds anything but `names` is never replaced.
     """
     if not folder.exists():
         return
@@ -63,35 +54,12 @@ def write_records(
     eval_items: int = 128,
     track: Track = lambda records, total, description: records,
 ) -> dict[str, int]:
-    """Write a data set into a folder that exists.
+    """Write the :data:`FILES` of a data set for a trainer, a key of :data:`HOSTS`, into a folder.
 
-    Parameters
-    ----------
-    source : Source
-        Of the records.
-    name : str
-        A key of :data:`HOSTS`.
-    folder : Path
-        Gets the :data:`FILES`.
-    prompts : int, optional
-        Write the first prompts of a run, in its order. By default each record once, in the order of
-        the source.
-    seed : int
-        Of that run.
-    eval_items : int
-        Held-out records of each task, if `prompts` is given; else all are written.
-    track : callable
-        Yields records, with a progress bar.
-
-    Returns
-    -------
-    dict of str to int
-        File -> number of its rows.
-
-    Raises
-    ------
-    RunError
-        If a record cannot be used, unless ``data.skip_broken`` allows it.
+    They hold the first `prompts` of a run with this seed, in its order, and `eval_items` held-out
+    records of each task; by default each record once, in the order of the source. Returns the
+    number of rows by file. Raises RunError if a record cannot be used, unless ``data.skip_broken``
+    allows it.
     """
     _refuse_unsuitable(source, name)
     tasks = source.summary().tasks.values()
@@ -107,7 +75,8 @@ def write_records(
         train, test = (source.stored_records(use, held_out=held_out) for held_out in (False, True))
         total, held = sum(t.training or 0 for t in tasks), sum(t.held_out or 0 for t in tasks)
     else:
-        train, total = _in_order_of_a_run(source, seed, prompts, use), prompts
+        slots = source.slots(seed=seed, position=0, prompts=prompts)
+        train, total = (source.read(slot, use) for slot in slots), prompts
         test = (r for task in source.tasks for r in source.held_out(task, eval_items, use))
         held = sum(min(t.held_out or eval_items, eval_items) for t in tasks)
     counts = {}
@@ -134,13 +103,6 @@ def _refuse_unsuitable(source: Source, name: str) -> None:
             "records of reasoning-gym are scored by its own scorers, whose entries a column of "
             f"texts cannot hold; {name} needs records with an answer of their own"
         )
-
-
-def _in_order_of_a_run(
-    source: Source, seed: int, prompts: int, use: Callable[[Record], Record]
-) -> Iterator[Record]:
-    for slot in source.slots(seed=seed, position=0, prompts=prompts):
-        yield source.read(slot, use)
 
 
 def _write(path: Path, records: Iterable[Record], host: Host, parts: Parts) -> int:

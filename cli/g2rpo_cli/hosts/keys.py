@@ -1,4 +1,4 @@
-"""What becomes of each key of a run's configuration in another trainer, by a table of all keys."""
+"""Rules for the keys of a run's configuration in another trainer, by a table of all keys."""
 
 from __future__ import annotations
 
@@ -7,42 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 from g2rpo_trainer.config import Section, TrainConfig
 
-__all__ = [
-    "Export",
-    "Fate",
-    "Rule",
-    "Settled",
-    "carried",
-    "held",
-    "leaves",
-    "lost",
-    "lost_unless",
-    "nested",
-    "of_tasks",
-    "option",
-    "options_of",
-    "settle",
-    "spare",
-    "when",
-]
-
 
 class Fate(NamedTuple):
-    """Outcome of a key with its value.
-
-    Attributes
-    ----------
-    status : {"carried", "not needed", "not carried"}
-        Nothing is lost unless it is not carried.
-    text : str
-        Its new place, or the reason.
-    options : mapping
-        Dotted option of the host -> value.
-    """
+    """Outcome of a key with its value."""
 
     status: Literal["carried", "not needed", "not carried"]
-    text: str
-    options: Mapping[str, Any] = {}
+    text: str  # new place, or the reason
+    options: Mapping[str, Any] = {}  # dotted option of the host -> value
 
 
 Rule = Callable[[Any, TrainConfig], Fate]
@@ -58,24 +29,12 @@ class Settled(NamedTuple):
 
 
 class Export(NamedTuple):
-    """How runs are written for a trainer.
+    """Rules and files by which runs are written for a trainer."""
 
-    Attributes
-    ----------
-    table : mapping
-        Every key of the configuration -> its rule.
-    files_of : callable
-        The configuration with its tasks named, and what became of its keys -> name of a file: text.
-    files : tuple of str
-        Names of those files.
-    start : str
-        Command that starts the run in the folder.
-    """
-
-    table: Mapping[str, Rule]
-    files_of: Callable[[TrainConfig, list[Settled]], dict[str, str]]
+    table: Mapping[str, Rule]  # every key of the configuration
+    files_of: Callable[[TrainConfig, list[Settled]], dict[str, str]]  # name -> text
     files: tuple[str, ...]
-    start: str
+    start: str  # command that starts the run in the folder
 
 
 def carried(options: Mapping[str, Any], note: str = "") -> Fate:

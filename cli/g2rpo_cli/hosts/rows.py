@@ -13,8 +13,6 @@ from g2rpo_trainer.record import BrokenRecord, Record, conversation
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["HOSTS", "Host", "Parts"]
-
 #: Of ``images``, ``videos``, ``text`` without either and ``answers``, what any record has.
 Parts = Collection[str]
 Row = dict[str, Any]
@@ -23,30 +21,17 @@ _PLACES = ("<image>", "<video>", "<audio>")
 
 
 class Host(NamedTuple):
-    """Requirements of a trainer on its data set.
+    """Requirements of a trainer on its data set."""
 
-    Attributes
-    ----------
-    row : callable
-        Record, number of the row, name of the split, parts of the source -> columns.
-    fields : callable
-        pyarrow, parts of the source -> column: Arrow type.
-    refused : mapping
-        Parts that the host cannot take together -> the reason, which goes on from "there are
-        records".
-    fault : callable
-        Record -> what is wrong with it for this host, or None.
-    """
-
-    row: Callable[[Record, int, str, Parts], Row]
-    fields: Callable[[Any, Parts], dict[str, Any]]
-    refused: Mapping[frozenset[str], str]
-    fault: Callable[[Record], str | None] = lambda record: None
+    row: Callable[[Record, int, str, Parts], Row]  # record, number, split, parts -> columns
+    fields: Callable[[Any, Parts], dict[str, Any]]  # column -> Arrow type
+    refused: Mapping[frozenset[str], str]  # parts that it cannot take together -> the reason
+    fault: Callable[[Record], str | None] = lambda record: None  # why it cannot be taken
 
 
 def _trl_row(record: Record, number: int, split: str, parts: Parts) -> Row:
     # A model that reads images gets contents as parts, which may stand in any order.
-    shown = _same if "images" in parts else _joined
+    shown: Callable[[list[Row]], Any] = list if "images" in parts else _joined
     turns = [{**turn, "content": shown(turn["content"])} for turn in conversation(record)]
     return {
         "prompt": turns,
@@ -134,10 +119,6 @@ def _tunix_row(record: Record, number: int, split: str, parts: Parts) -> Row:
     }
 
 
-def _tunix_fields(pa: Any, parts: Parts) -> dict[str, Any]:
-    return dict.fromkeys(("prompts", "messages", "task", "record"), pa.string())
-
-
 _TEXT_ALONE = "but tunix's learner takes prompts of text alone; convert them --to verl"
 _MIXED = (
     "with images and others of text alone, which TRL's GRPOTrainer cannot have in one batch; "
@@ -154,15 +135,11 @@ HOSTS: dict[str, Host] = {
     "verl": Host(_verl_row, _verl_fields, {}, _verl_fault),
     "tunix": Host(
         _tunix_row,
-        _tunix_fields,
+        lambda pa, _: dict.fromkeys(("prompts", "messages", "task", "record"), pa.string()),
         {frozenset({part}): f"with {part}, {_TEXT_ALONE}" for part in ("images", "videos")},
     ),
 }
 """Name of a trainer -> what it expects of its data set."""
-
-
-def _same(content: list[Row]) -> list[Row]:
-    return content
 
 
 def _joined(content: list[Row]) -> str:

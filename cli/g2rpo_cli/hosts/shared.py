@@ -1,15 +1,14 @@
-"""What both tables have in common: keys of the data, keys that neither host has, and the loss."""
+"""Rules that both tables share: keys of data, shaping and loss, and keys that neither host has."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from g2rpo import LossOptions
 from g2rpo_trainer.config import TrainConfig
 
-from .keys import Fate, Rule, carried, held, lost, lost_unless, spare, when
-
-__all__ = ["CLIPPED", "SHARED", "calibrates", "is_gaussian", "loss_of", "targets", "uses_vllm"]
+from .keys import Fate, Rule, carried, held, lost, lost_unless, of_tasks, option, spare, when
 
 #: Loss types that are one formula with several defaults.
 CLIPPED = ("ppo", "grpo", "dapo", "dr-grpo")
@@ -21,14 +20,71 @@ _ADAPTED = "task weights are fixed here"
 _EQUITY = "the tasks' gradients are not measured here"
 
 
+def shaping(name_of: Callable[[str], str]) -> dict[str, Rule]:
+    """Return the rules of the keys of length, entropy and task weights that both hosts have.
+
+    The function makes the name of an option out of that of the key.
+    """
+    numbers = (
+        *("length.mode", "length.weight", "entropy.weight", "entropy.low", "entropy.high"),
+        *("entropy.control_rate", "entropy.max_weight"),
+    )
+    by_task = ("entropy.weights", "entropy.bounds", "task_weights.weights")
+    return {
+        **{key: option(name_of(key)) for key in numbers},
+        **{key: of_tasks(name_of(key)) for key in by_task},
+        "length.targets": _targets(name_of("length.targets")),
+    }
+
+
+def calibration(rule_of: Callable[[str], Rule]) -> dict[str, Rule]:
+    """Return the rules of the section ``length.calibration``, which count while it is on."""
+
+    def calibrates(rule: Rule) -> Rule:
+        return when(lambda c: c.length.calibrate, rule, "length.calibrate is off")
+
+    names = ("quantiles", "decay", "max_change", "min_samples", "warmup_steps")
+    return {(key := f"length.calibration.{name}"): calibrates(rule_of(key)) for name in names}
+
+
+def vllm_memory(name: str, host: str) -> Rule:
+    """Return the rule of the share of a GPU's memory that vLLM takes."""
+    default = f"{host}'s own default is taken"
+    return uses_vllm(when(lambda c: c.rollout.vllm_memory is not None, option(name), default))
+
+
+def floor(linear: str, rule: Rule) -> Rule:
+    """Return the rule of the lowest learning rate, which counts for the schedule ``cosine``.
+
+    `linear` is the reason why the schedule ``linear`` cannot have it.
+    """
+
+    def apply(value: float, config: TrainConfig) -> Fate:
+        if not value or config.optimization.schedule == "constant":
+            return Fate("not needed", "the schedule does not use it")
+        if config.optimization.schedule == "linear":
+            return Fate("not carried", linear)
+        return rule(value, config)
+
+    return apply
+
+
+def number_of_loss(name: str, fate_of: Callable[[float, LossOptions], Fate]) -> Rule:
+    """Return the rule of a number of the loss, as its type has it where it is left out."""
+
+    def rule(value: Any, config: TrainConfig) -> Fate:
+        loss = loss_of(config)
+        found = getattr(loss, name)
+        if found is None:
+            return Fate("not needed", f"{loss.loss_type} does not take it")
+        return fate_of(found, loss)
+
+    return rule
+
+
 def uses_vllm(rule: Rule) -> Rule:
     """Return a rule that counts where vLLM samples."""
     return when(lambda c: c.rollout.engine == "vllm", rule, "rollout.engine is not vllm")
-
-
-def calibrates(rule: Rule) -> Rule:
-    """Return a rule that counts where length targets are calibrated."""
-    return when(lambda c: c.length.calibrate, rule, "length.calibrate is off")
 
 
 def is_gaussian(rule: Rule) -> Rule:
@@ -83,7 +139,7 @@ def loss_of(config: TrainConfig) -> LossOptions:
     return config.optimization.loss_options(config.rollout.max_completion_length)
 
 
-def targets(name: str) -> Rule:
+def _targets(name: str) -> Rule:
     """Return the rule of the length targets of trained tasks.
 
     A kind that follows from a task's own limit becomes four numbers, for hosts have one limit.
@@ -96,7 +152,7 @@ def targets(name: str) -> Rule:
     ...     rollout=Rollout(limits={"ocr": 64}),
     ...     length=Length(targets={"ocr": "direct", "sums": "direct", "box": "direct"}),
     ... )
-    >>> targets("length_targets")(config.length.targets, config).options
+    >>> _targets("length_targets")(config.length.targets, config).options
     {'length_targets': {'ocr': [0.0, 0.0, 2.0, 8.0], 'sums': 'direct'}}
     """
 

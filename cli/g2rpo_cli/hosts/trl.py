@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from g2rpo import LossOptions
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.scoring import reward_weights
 
@@ -21,10 +22,19 @@ from .keys import (
     spare,
     when,
 )
-from .shared import CLIPPED, SHARED, calibrates, is_gaussian, loss_of, targets, uses_vllm
+from .shared import (
+    CLIPPED,
+    SHARED,
+    calibration,
+    floor,
+    is_gaussian,
+    loss_of,
+    number_of_loss,
+    shaping,
+    uses_vllm,
+    vllm_memory,
+)
 from .trl_script import script_of, updates_of
-
-__all__ = ["TRL"]
 
 _BATCH = "train.py: `per_device_train_batch_size`, `gradient_accumulation_steps`"
 _LAUNCH = "say it to `accelerate launch`"
@@ -119,13 +129,7 @@ def _aggregation(value: str | None, config: TrainConfig) -> Fate:
 
 
 def _number(name: str, ours: str) -> Rule:
-    """Return the rule of a number of the loss, as its type has it where it is left out."""
-
-    def rule(value: Any, config: TrainConfig) -> Fate:
-        loss = loss_of(config)
-        found = getattr(loss, ours)
-        if found is None:
-            return Fate("not needed", f"{loss.loss_type} does not take it")
+    def fate_of(found: float, loss: LossOptions) -> Fate:
         if math.isinf(found):
             return Fate("not needed", "is never")
         if loss.loss_type == "cispo" and ours == "epsilon":
@@ -134,7 +138,7 @@ def _number(name: str, ours: str) -> Rule:
         # TRL's upper bound of cispo is the ratio itself.
         return carried({name: found + (loss.loss_type == "cispo")})
 
-    return rule
+    return number_of_loss(ours, fate_of)
 
 
 def _masking(value: str, config: TrainConfig) -> Fate:
@@ -168,14 +172,6 @@ def _schedule(value: str, config: TrainConfig) -> Fate:
         options = {"lr_scheduler_type": "cosine_with_min_lr"}
         options["lr_scheduler_kwargs"] = {"min_lr_rate": floor}
     return carried(options, "; its warm-up begins at 0")
-
-
-def _floor(value: float, config: TrainConfig) -> Fate:
-    if not value or config.optimization.schedule == "constant":
-        return Fate("not needed", "the schedule does not use it")
-    if config.optimization.schedule == "linear":
-        return Fate("not carried", "TRL's linear schedule falls to 0")
-    return Fate("carried", "`lr_scheduler_kwargs`")
 
 
 def _evaluation(value: int, config: TrainConfig) -> Fate:
@@ -225,9 +221,7 @@ _TABLE: dict[str, Rule] = {
         "gradient_checkpointing", to=lambda value, _: bool(value)
     ),
     "model.freeze_vision": when(lambda c: c.model.freeze_vision, held("train.py"), "is off"),
-    "model.lora.rank": _LORA,
-    "model.lora.alpha": _LORA,
-    "model.lora.target_modules": _LORA,
+    **dict.fromkeys((f"model.lora.{name}" for name in ("rank", "alpha", "target_modules")), _LORA),
     "data.tasks": option("tasks"),
     "data.skip_broken": held("data: such records are left out of the files"),
     "data.eval_generations": option("num_generations_eval"),
@@ -250,51 +244,30 @@ _TABLE: dict[str, Rule] = {
         None, "TRL samples all responses of a step at once", "all are sampled at once"
     ),
     "rollout.engine": uses_vllm(option("use_vllm", to=lambda *_: True, note=", colocated")),
-    "rollout.vllm_memory": uses_vllm(
-        when(
-            lambda c: c.rollout.vllm_memory is not None,
-            option("vllm_gpu_memory_utilization"),
-            "TRL's own default is taken",
-        )
-    ),
+    "rollout.vllm_memory": vllm_memory("vllm_gpu_memory_utilization", "TRL"),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
-    "rollout.vllm_importance_sampling_clip_min": uses_vllm(
-        option("vllm_importance_sampling_clip_min")
+    **{
+        f"rollout.{name}": uses_vllm(option(name))
+        for name in ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")
+    },
+    **dict.fromkeys(
+        (f"rewards.{name}" for name in ("functions", "workers", "timeout", "skip_errors")), _REWARDS
     ),
-    "rollout.vllm_importance_sampling_clip_max": uses_vllm(
-        option("vllm_importance_sampling_clip_max")
-    ),
-    "rewards.functions": _REWARDS,
     **dict.fromkeys(
         (f"rewards.weights.{name}" for name in ("accuracy", "format", "structure")),
         option("reward_weights", to=lambda _, c: list(reward_weights(c))),
     ),
-    "rewards.workers": _REWARDS,
-    "rewards.timeout": _REWARDS,
-    "rewards.skip_errors": _REWARDS,
     "estimator.name": _estimator,
     **dict.fromkeys(
         (f"estimator.{name}" for name in ("task_stage", "ties", "resolution", "decoupled")),
         is_gaussian(held("`estimator_options`")),
     ),
     "estimator.options": held("`estimator_options`"),
-    "length.mode": option("length_mode"),
-    "length.weight": option("length_weight"),
+    **shaping(lambda key: key.replace(".", "_")),
     "length.only_right": _only_right,
-    "length.targets": targets("length_targets"),
     "length.calibrate": option("length_calibrate"),
-    **{
-        f"length.calibration.{name}": calibrates(option(f"length_calibration.{name}"))
-        for name in ("quantiles", "decay", "max_change", "min_samples", "warmup_steps")
-    },
-    "entropy.weight": option("entropy_weight"),
-    "entropy.weights": of_tasks("entropy_weights"),
-    "entropy.low": option("entropy_low"),
-    "entropy.high": option("entropy_high"),
-    "entropy.bounds": of_tasks("entropy_bounds"),
+    **calibration(lambda key: option(key.replace(".", "_", 1))),
     "entropy.control": _control,
-    "entropy.control_rate": option("entropy_control_rate"),
-    "entropy.max_weight": option("entropy_max_weight"),
     "task_weights.weights": of_tasks("task_weights"),
     "optimization.steps": _in_updates("max_steps"),
     "optimization.learning_rate": option("learning_rate"),
@@ -306,7 +279,9 @@ _TABLE: dict[str, Rule] = {
     "optimization.max_skipped_steps": lost("TRL skips no update, whatever its gradient"),
     "optimization.schedule": _schedule,
     "optimization.warmup_steps": _in_updates("warmup_steps"),
-    "optimization.min_learning_rate_ratio": _floor,
+    "optimization.min_learning_rate_ratio": floor(
+        "TRL's linear schedule falls to 0", held("`lr_scheduler_kwargs`")
+    ),
     "optimization.loss_type": _loss_type,
     "optimization.aggregation": _aggregation,
     "optimization.mask_truncated_completions": _masking,

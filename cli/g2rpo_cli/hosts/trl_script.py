@@ -10,8 +10,6 @@ from g2rpo_trainer.config import TrainConfig
 
 from .keys import Settled, nested, options_of
 
-__all__ = ["script_of", "updates_of"]
-
 
 def updates_of(config: TrainConfig) -> int:
     """Return the number of equal updates of a step, at most as many as the configuration asks."""

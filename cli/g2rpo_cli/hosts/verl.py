@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from g2rpo import LossOptions
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.scoring import reward_weights
 
@@ -17,15 +18,23 @@ from .keys import (
     held,
     lost,
     lost_unless,
-    of_tasks,
     option,
     spare,
     when,
 )
-from .shared import CLIPPED, SHARED, calibrates, is_gaussian, loss_of, targets, uses_vllm
+from .shared import (
+    CLIPPED,
+    SHARED,
+    calibration,
+    floor,
+    is_gaussian,
+    loss_of,
+    number_of_loss,
+    shaping,
+    uses_vllm,
+    vllm_memory,
+)
 from .verl_files import files_of
-
-__all__ = ["VERL"]
 
 _OURS, _ACTOR, _ROLLOUT = "algorithm.g2rpo", "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 _MODEL = "actor_rollout_ref.model"
@@ -43,6 +52,10 @@ def _prompt_length(value: int | None, config: TrainConfig) -> Fate:
     if value is not None:
         return carried(options)
     return Fate("not carried", f"verl wants a number; {_PROMPT} tokens are taken", options)
+
+
+def _ours(key: str) -> Rule:
+    return option(f"{_OURS}.{key}")
 
 
 def _adapters(rule: Rule) -> Rule:
@@ -139,20 +152,14 @@ def _aggregation(value: str | None, config: TrainConfig) -> Fate:
 
 
 def _number(name: str, ours: str) -> Rule:
-    """Return the rule of a number of the loss, as its type has it where it is left out."""
-
-    def rule(value: Any, config: TrainConfig) -> Fate:
-        loss = loss_of(config)
-        found = getattr(loss, ours)
-        if found is None:
-            return Fate("not needed", f"{loss.loss_type} does not take it")
+    def fate_of(found: float, loss: LossOptions) -> Fate:
         if ours == "dual_clip" and loss.loss_type == "gspo" and not math.isinf(found):
             return Fate("not carried", "verl's gspo has no dual clip")
         if ours == "dual_clip":
             found = min(max(found, 1.000001), 1e6)  # verl wants a finite number above 1
         return carried({f"{_ACTOR}.{name}": found})
 
-    return rule
+    return number_of_loss(ours, fate_of)
 
 
 def _beta(value: float, config: TrainConfig) -> Fate:
@@ -180,14 +187,6 @@ def _warmup(value: float, config: TrainConfig) -> Fate:
     is_share = 0 < value < 1
     name = "lr_warmup_steps_ratio" if is_share else "lr_warmup_steps"
     return carried({f"{_ACTOR}.optim.{name}": value if is_share else int(value)})
-
-
-def _floor(value: float, config: TrainConfig) -> Fate:
-    if not value or config.optimization.schedule == "constant":
-        return Fate("not needed", "the schedule does not use it")
-    if config.optimization.schedule == "linear":
-        return Fate("not carried", "verl has no linear schedule")
-    return carried({f"{_ACTOR}.optim.min_lr_ratio": value})
 
 
 def _evaluation(value: int, config: TrainConfig) -> Fate:
@@ -249,7 +248,7 @@ _TABLE: dict[str, Rule] = {
         option(f"{_MODEL}.lora_alpha", to=lambda value, c: value or 2 * c.model.lora.rank)
     ),
     "model.lora.target_modules": _adapters(_modules),
-    "data.tasks": option(f"{_OURS}.tasks"),
+    "data.tasks": _ours("tasks"),
     "data.skip_broken": option(
         "data.filter_overlong_prompts", note="; others are left out of the files"
     ),
@@ -263,47 +262,31 @@ _TABLE: dict[str, Rule] = {
     "rollout.max_completion_length": option("data.max_response_length"),
     "rollout.batch_size": spare("verl's engine makes its own batches"),
     "rollout.engine": _engine,
-    "rollout.vllm_memory": uses_vllm(
-        when(
-            lambda c: c.rollout.vllm_memory is not None,
-            option(f"{_ROLLOUT}.gpu_memory_utilization"),
-            "verl's own default is taken",
-        )
-    ),
+    "rollout.vllm_memory": vllm_memory(f"{_ROLLOUT}.gpu_memory_utilization", "verl"),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
     "rollout.vllm_importance_sampling_clip_min": uses_vllm(_importance_bound),
     "rollout.vllm_importance_sampling_clip_max": uses_vllm(_importance_bound),
-    "rewards.functions": _REWARDS,
-    "rewards.weights.accuracy": _REWARDS,
-    "rewards.weights.format": _REWARDS,
-    "rewards.weights.structure": _REWARDS,
+    **dict.fromkeys(
+        (
+            *("rewards.functions", "rewards.timeout", "rewards.weights.accuracy"),
+            *("rewards.weights.format", "rewards.weights.structure"),
+        ),
+        _REWARDS,
+    ),
     "rewards.workers": held("rewards.py: of each of verl's reward workers"),
-    "rewards.timeout": _REWARDS,
     "rewards.skip_errors": lost_unless(False, "a reward function that fails ends the run"),
     "estimator.name": _estimator,
-    "estimator.task_stage": is_gaussian(option(f"{_OURS}.estimator.task_stage")),
-    "estimator.ties": is_gaussian(option(f"{_OURS}.estimator.ties")),
-    "estimator.resolution": is_gaussian(option(f"{_OURS}.estimator.resolution")),
-    "estimator.decoupled": option(f"{_OURS}.estimator.decoupled"),
-    "estimator.options": option(f"{_OURS}.estimator.options"),
-    "length.mode": option(f"{_OURS}.length.mode"),
-    "length.weight": option(f"{_OURS}.length.weight"),
-    "length.only_right": option(f"{_OURS}.length.only_right"),
-    "length.targets": targets(f"{_OURS}.length.targets"),
-    "length.calibrate": lost_unless(False, "targets are fixed here"),
     **{
-        f"length.calibration.{name}": calibrates(lost("targets are fixed here"))
-        for name in ("quantiles", "decay", "max_change", "min_samples", "warmup_steps")
+        f"estimator.{name}": is_gaussian(_ours(f"estimator.{name}"))
+        for name in ("task_stage", "ties", "resolution")
     },
-    "entropy.weight": option(f"{_OURS}.entropy.weight"),
-    "entropy.weights": of_tasks(f"{_OURS}.entropy.weights"),
-    "entropy.low": option(f"{_OURS}.entropy.low"),
-    "entropy.high": option(f"{_OURS}.entropy.high"),
-    "entropy.bounds": of_tasks(f"{_OURS}.entropy.bounds"),
-    "entropy.control": option(f"{_OURS}.entropy.control"),
-    "entropy.control_rate": option(f"{_OURS}.entropy.control_rate"),
-    "entropy.max_weight": option(f"{_OURS}.entropy.max_weight"),
-    "task_weights.weights": of_tasks(f"{_OURS}.task_weights.weights"),
+    **shaping(lambda key: f"{_OURS}.{key}"),
+    "estimator.decoupled": _ours("estimator.decoupled"),
+    "estimator.options": _ours("estimator.options"),
+    "length.only_right": _ours("length.only_right"),
+    "entropy.control": _ours("entropy.control"),
+    "length.calibrate": lost_unless(False, "targets are fixed here"),
+    **calibration(lambda key: lost("targets are fixed here")),
     "optimization.steps": option("trainer.total_training_steps"),
     "optimization.learning_rate": option(f"{_ACTOR}.optim.lr"),
     "optimization.updates_per_batch": _updates,
@@ -314,7 +297,9 @@ _TABLE: dict[str, Rule] = {
     "optimization.max_skipped_steps": lost("verl leaves such updates out, however many"),
     "optimization.schedule": _schedule,
     "optimization.warmup_steps": _warmup,
-    "optimization.min_learning_rate_ratio": _floor,
+    "optimization.min_learning_rate_ratio": floor(
+        "verl has no linear schedule", option(f"{_ACTOR}.optim.min_lr_ratio")
+    ),
     "optimization.loss_type": _loss_type,
     "optimization.aggregation": _aggregation,
     "optimization.mask_truncated_completions": lost_unless(

@@ -12,8 +12,6 @@ from g2rpo_trainer.scoring import reward_weights
 
 from .keys import Settled, nested, options_of
 
-__all__ = ["files_of"]
-
 # Without a key of ours; the machines are for arguments of run.sh to name.
 _COMMON: dict[str, Any] = {
     "algorithm.adv_estimator": "g2rpo",

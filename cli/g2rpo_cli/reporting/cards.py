@@ -10,8 +10,6 @@ from typing import Any
 from g2rpo_cli.reporting.groups import Group
 from g2rpo_cli.reporting.reading import Item, Response, Run
 
-__all__ = ["cards"]
-
 # What a run writes: nothing else is put into the address of an image.
 _IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+")
 # An escaped character takes up to six, one beyond ASCII up to four bytes.
@@ -43,7 +41,10 @@ def _held_out(groups: Sequence[Group]) -> list[dict[str, Any]]:
     for run in runs:
         for item in run.samples["before"]:
             firsts.setdefault((item.task, item.number), item)
-    afters = [(_name(run, groups), _by_key(run.samples["after"])) for run in runs]
+    afters = [
+        (_name(run, groups), {(item.task, item.number): item for item in run.samples["after"]})
+        for run in runs
+    ]
     found = []
     for key, before in firsts.items():
         parts = [_part("before", before.responses)]
@@ -73,10 +74,6 @@ def _name(run: Run, groups: Sequence[Group]) -> str:
     (group,) = (group for group in groups if run in group.runs)
     seed = f", seed {run.config.seed}" if len(group.runs) > 1 else ""
     return f" · {group.label}{seed}"
-
-
-def _by_key(items: Sequence[Item]) -> dict[tuple[str, int], Item]:
-    return {(item.task, item.number): item for item in items}
 
 
 def _card(

@@ -12,8 +12,6 @@ from g2rpo_trainer.advantage_counts import BIN_EDGES
 from g2rpo_trainer.report.figures import Line, Panel, SmallMultiples
 from g2rpo_trainer.report.plots import COLOURS, densities
 
-__all__ = ["advantage_plots", "figure_plots"]
-
 _HEIGHT = 210  # pixels
 _GREEN = "#2ca02c"
 # What of a number is seen; the page holds no more digits.

@@ -15,8 +15,6 @@ from g2rpo.estimates import Estimate, mean_estimate
 from g2rpo_cli.reporting.reading import Run
 from g2rpo_trainer.report.figures import Band, Line, Panel, SmallMultiples, run_figures
 
-__all__ = ["Group", "group_figures", "group_runs", "mean_of_seeds", "paired_difference"]
-
 # Keys that do not make another configuration of a run.
 _IGNORED = ("seed", "output.")
 _SHOWN_KEYS = 3
@@ -59,21 +57,19 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     if any(len(set(group.seeds)) < len(group.seeds) for group in groups):
         return [Group(clipped(str(run.path), _LONGEST_LABEL), [run]) for run in runs]
     if len(set(labels)) < len(labels):  # the keys that are shown do not tell them apart
-        groups = [replace(group, label=_folders(group)) for group in groups]
+        folders = [", ".join(str(run.path) for run in group.runs) for group in groups]
+        groups = [
+            replace(group, label=clipped(label, _LONGEST_LABEL))
+            for group, label in zip(groups, folders, strict=True)
+        ]
     return groups
 
 
 def _label(values: Mapping[str, Any], keys: Sequence[str]) -> str:
     shown = [f"{key} {values.get(key)}" for key in keys[:_SHOWN_KEYS]]
-    if not keys:
-        return str(values["estimator.name"])
-    if keys == ["estimator.name"]:
+    if keys in ([], ["estimator.name"]):
         return str(values["estimator.name"])
     return clipped(", ".join(shown), _LONGEST_LABEL)
-
-
-def _folders(group: Group) -> str:
-    return clipped(", ".join(str(run.path) for run in group.runs), _LONGEST_LABEL)
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,16 +94,10 @@ def mean_of_seeds(values: Sequence[float]) -> Estimate:
 def paired_difference(
     group: Group, other: Group, values: Mapping[Any, Mapping[str, float]], task: str
 ) -> Estimate:
-    """Return the mean of what `group` has more than `other` with the same seed.
+    """Return the mean of what `group` has more than `other` with the same seed, in one task.
 
-    Parameters
-    ----------
-    group, other : Group
-        Runs to compare; seeds that only one of them has are left out.
-    values : mapping
-        Folder of a run -> task -> value.
-    task : str
-        One of the tasks.
+    Seeds that only one of them has are left out; `values` maps the folder of a run to its values by
+    task.
     """
     by_seed = {run.config.seed: values[run.path].get(task, math.nan) for run in other.runs}
     return mean_of_seeds(
@@ -122,12 +112,7 @@ def paired_difference(
 def group_figures(groups: Sequence[Group], most_points: int) -> list[SmallMultiples]:
     """Return the figures of all groups: a line each, of several seeds the mean with its interval.
 
-    Parameters
-    ----------
-    groups : sequence of Group
-        With the same tasks.
-    most_points : int
-        Most steps of a line; of more every second, third, … is kept.
+    Of more steps than `most_points` every second, third, … is kept. The groups have the same tasks.
     """
     of_runs = [
         [

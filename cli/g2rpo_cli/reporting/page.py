@@ -24,8 +24,6 @@ from g2rpo_cli.reporting.tables import result_tables, warning_rows
 from g2rpo_trainer.config import dump_config
 from g2rpo_trainer.report.plots import COLOURS
 
-__all__ = ["MOST_BYTES", "build_page"]
-
 #: Size that a page does not exceed [bytes].
 MOST_BYTES = 5_000_000
 # Of these the lines may hold so many values, and the answers take what is left.
@@ -45,18 +43,7 @@ _TITLES = {
 
 
 def build_page(groups: Sequence[Group]) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-        Runs to show, which have the same tasks.
-
-    Returns
-    -------
-    str
-        HTML of at most `MOST_BYTES` bytes in UTF-8.
-    """
+    """Return the page of groups with the same tasks: HTML of at most `MOST_BYTES` bytes."""
     runs = [run for group in groups for run in group.runs]
     tasks = runs[0].tasks
     figures, plots = _figures(groups)

@@ -8,8 +8,6 @@ from pathlib import Path
 from g2rpo_cli.reporting.groups import Group, group_figures
 from g2rpo_trainer.report.plots import draw_advantages, draw_figure
 
-__all__ = ["draw_report", "group_advantages"]
-
 _KINDS = ("png", "svg")
 _MOST_POINTS = 2000
 

@@ -17,8 +17,6 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import read_lines
 from g2rpo_trainer.run_folder import RunFolder
 
-__all__ = ["Item", "Response", "Run", "read_run", "read_runs"]
-
 T = TypeVar("T")
 
 _NUMBERS = ("reward", "accuracy", "length")
@@ -37,27 +35,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt with the responses that were kept of it.
-
-    Attributes
-    ----------
-    task : str
-        Name of the task.
-    number : int
-        Number of the item among those of its task, or of the prompt in the run.
-    problem, answer : str
-        The question and the right answer, which is empty where it was not kept.
-    images : tuple of str
-        Small copies, as addresses of their data.
-    responses : tuple of Response
-        In the order in which they were sampled.
-    """
+    """A prompt with the responses that were kept of it, in the order in which they were sampled."""
 
     task: str
-    number: int
+    number: int  # of the item in its task, or of the prompt in the run
     problem: str
-    answer: str
-    images: tuple[str, ...]
+    answer: str  # the right one; empty where it was not kept
+    images: tuple[str, ...]  # small copies, as data URIs
     responses: tuple[Response, ...]
 
 
@@ -65,38 +49,19 @@ class Item:
 class Run:
     """Content of a report about a run.
 
-    Attributes
-    ----------
-    path : Path
-        Its folder.
-    config : TrainConfig
-        Its configuration.
-    tasks : list of str
-        Tasks to show.
-    records : list of dict
-        Metrics of its steps.
-    summary : dict
-        Content of ``summary.json``; empty as long as the run has not ended.
-    advantages : dict of str to list of int
-        Task to the histogram of its advantages.
-    samples : dict of str to list of Item
-        ``before`` and ``after``: answers to held-out items; ``first step`` and ``last step``:
-        responses of the training.
-    environments : list of dict
-        Versions and devices, each with the ``step`` after which it began.
-    notes : list of str
-        Sentences on what is missing or was left out, for the reader.
+    Samples are by time: ``before`` and ``after`` are answers to held-out items, ``first step`` and
+    ``last step`` responses of the training.
     """
 
     path: Path
     config: TrainConfig
-    tasks: list[str]
-    records: list[dict[str, float]]
-    summary: dict[str, Any]
-    advantages: dict[str, list[int]]
+    tasks: list[str]  # to show
+    records: list[dict[str, float]]  # metrics of its steps
+    summary: dict[str, Any]  # content of summary.json; empty until the run ends
+    advantages: dict[str, list[int]]  # task -> histogram of its advantages
     samples: dict[str, list[Item]]
-    environments: list[dict[str, Any]]
-    notes: list[str]
+    environments: list[dict[str, Any]]  # versions and devices, with the step after which each began
+    notes: list[str]  # sentences on what is missing or was left out
 
     @property
     def step(self) -> int:
@@ -110,19 +75,10 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list[Run]:
-    """Read runs that can be shown beside each other.
+    """Read runs that can be shown beside each other, with the tasks to show; by default all.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        Their folders.
-    tasks : sequence of str, optional
-        Tasks to show, in this order; by default all.
-
-    Raises
-    ------
-    RunError
-        If one cannot be read or is named twice, a task is unknown, or the runs have other tasks.
+    Raises RunError if one cannot be read or is named twice, a task is unknown, or the runs have
+    other tasks.
     """
     places = [path.resolve() for path in paths]
     for number, place in enumerate(places):

@@ -12,8 +12,6 @@ from g2rpo_cli.reporting.groups import Group, mean_of_seeds, paired_difference
 from g2rpo_cli.reporting.reading import Run
 from g2rpo_trainer.report.watch import spans
 
-__all__ = ["Cell", "Row", "Table", "result_tables", "warning_rows"]
-
 # Steps at the end of a run over which its last lengths and entropies are means.
 _LAST = 10
 

@@ -16,8 +16,6 @@ import yaml
 from g2rpo._shown import shown
 from g2rpo_trainer.errors import RunError
 
-__all__ = ["QUOTING", "joined_key", "parse_setting", "split_key"]
-
 QUOTING = 'a name with a dot in it stands in brackets and quotes: rollout.limits["v1.5"]=30'
 
 _PLAIN = r"""(?:[^.=\[]|\[(?!["']))+"""
@@ -27,12 +25,7 @@ _KEY = re.compile(rf"{_PLAIN}(?:{_QUOTED}|\.{_PLAIN})*\s*")
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """Return the parts of a dotted key.
-
-    Raises
-    ------
-    RunError
-        If it is no key.
+    """Return the parts of a dotted key; raise RunError if it is none.
 
     Examples
     --------

@@ -22,8 +22,6 @@ from .keys import QUOTING, joined_key, parse_setting, split_key
 from .section import Section
 from .train_config import TASK_KEYS, TrainConfig
 
-__all__ = ["PRESETS", "config_origins", "dump_config", "load_config"]
-
 _FOLDER = Path(__file__).parent / "presets"
 
 PRESETS = {

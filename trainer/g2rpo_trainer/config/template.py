@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from inspect import getdoc
 from textwrap import indent, wrap
-from typing import Any
 
 import yaml
 
@@ -11,8 +10,6 @@ from .keys import joined_key
 from .loading import PRESETS, Dumper, config_origins
 from .section import Section
 from .train_config import TrainConfig
-
-__all__ = ["config_template"]
 
 _WIDTH = 100
 _HEADER = """
@@ -66,8 +63,9 @@ def _section_lines(
         path, value = (*parts, name), getattr(values, name)
         if name not in inner:
             yield from _comment(fields[name].description or "", margin)
-            text = _yaml({name: values.model_dump(mode="json")[name]})
-            yield from _lines(text, margin, is_set=joined_key(path) in chosen)
+            entry = {name: values.model_dump(mode="json")[name]}
+            text = yaml.dump(entry, Dumper=Dumper, sort_keys=False, width=_WIDTH)
+            yield from _lines(text.rstrip(), margin, is_set=joined_key(path) in chosen)
             continue
         if not parts:
             yield ""
@@ -84,7 +82,3 @@ def _comment(text: str, margin: str) -> Iterator[str]:
 
 def _lines(text: str, margin: str, *, is_set: bool) -> Iterator[str]:
     yield from indent(text, margin if is_set else f"#{margin}").splitlines()
-
-
-def _yaml(value: Any) -> str:
-    return str(yaml.dump(value, Dumper=Dumper, sort_keys=False, width=_WIDTH)).rstrip()

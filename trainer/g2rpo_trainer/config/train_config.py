@@ -17,8 +17,6 @@ from .section import Section
 from .shaping import Entropy, Estimator, Length, TaskWeights
 from .training import Model, Optimization, Output
 
-__all__ = ["TASK_KEYS", "TrainConfig"]
-
 TASK_KEYS = (
     "length.targets",
     "entropy.bounds",

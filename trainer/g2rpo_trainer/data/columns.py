@@ -45,43 +45,19 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 @dataclass(frozen=True)
 class Reading:
-    """Options to read the rows of one table.
+    """Options to read the rows of one table."""
 
-    Attributes
-    ----------
-    task : str
-        Task of rows that name none.
-    problem_type : str, optional
-        Problem type of rows that name none.
-    columns : mapping
-        Part of a record -> the column in which it stands, in place of the usual ones.
-    image_dir, video_dir : Path, optional
-        Folders of images and of videos.
-    video_frames : int
-        Most frames of a video.
-    """
-
-    task: str
-    problem_type: str | None
-    columns: Mapping[str, str]
+    task: str  # of rows that name none
+    problem_type: str | None  # of rows that name none
+    columns: Mapping[str, str]  # part of a record -> the column in which it stands
     image_dir: Path | None = None
     video_dir: Path | None = None
-    video_frames: int = 16
+    video_frames: int = 16  # most frames of a video
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record whose images and videos are not opened yet.
-
-    Attributes
-    ----------
-    record : Record
-        Without images, videos and place.
-    images : list of ImageSource
-        In their order.
-    videos : list of VideoSource
-        In their order.
-    """
+    """A record whose images and videos are not opened yet."""
 
     record: Record
     images: list[ImageSource]
@@ -99,12 +75,7 @@ class Row:
     def check(self, reading: Reading, check_record: Callable[[Mapping[str, Any]], None]) -> None:
         """Raise BrokenRecord if files are missing, or the record cannot be tokenised or scored.
 
-        Parameters
-        ----------
-        reading : Reading
-            Names the folders.
-        check_record : callable
-            Raises ValueError if a record cannot be scored, as :func:`g2rpo.rewards.check_record`.
+        `check_record` raises ValueError if it cannot be scored.
         """
         for image in self.images:
             if isinstance(image, str):
@@ -145,17 +116,8 @@ class Row:
 def read_row(values: Mapping[str, Any], reading: Reading) -> Row:
     """Return the record that the columns of a row hold; files and answers are not checked.
 
-    Parameters
-    ----------
-    values : mapping
-        Column -> value, in the paper's format or TRL's conversational one.
-    reading : Reading
-        Options of the table.
-
-    Raises
-    ------
-    BrokenRecord
-        If a column is missing or holds something else than it must.
+    The row is in the paper's format or TRL's conversational one. Raises BrokenRecord if a column is
+    missing or holds something else than it must.
 
     Examples
     --------

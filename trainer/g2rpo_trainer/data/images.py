@@ -38,22 +38,10 @@ _REMEDY = "scale the values and save them with 8 bits a channel"
 
 
 def image_source(value: Any) -> ImageSource:
-    """Return the path or the contents of an image of a record.
+    """Return the path or the contents of an image of a record; raise BrokenRecord if it has none.
 
-    Parameters
-    ----------
-    value : object
-        A path, a data URI, a Pillow image, or the ``{"bytes", "path"}`` of datasets, in which the
-        bytes win: the path is then the name that the file had.
-
-    Returns
-    -------
-    str, bytes or Image
-
-    Raises
-    ------
-    BrokenRecord
-        If it is anything else, or empty.
+    It is a path, a data URI, a Pillow image, or the ``{"bytes", "path"}`` of datasets, in which the
+    bytes win: the path is then the name that the file had.
 
     Examples
     --------
@@ -74,12 +62,7 @@ def image_source(value: Any) -> ImageSource:
 
 
 def embedded(uri: str, kind: str) -> bytes:
-    """Return the file that a data URI holds.
-
-    Raises
-    ------
-    BrokenRecord
-        If it is not written in base64, or is empty.
+    """Return the file that a data URI holds; raise BrokenRecord if it is empty or not in base64.
 
     Examples
     --------
@@ -99,27 +82,10 @@ def embedded(uri: str, kind: str) -> bytes:
 
 
 def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
-    """Return the file that a record's path names, which must lie inside a folder.
+    """Return the file that a record's path names; raise BrokenRecord unless it lies in the folder.
 
-    Parameters
-    ----------
-    path : str
-        Relative to the folder, or absolute.
-    folder : Path, optional
-        Links and ``..`` are resolved before anything is compared. None allows no path at all.
-    kind : str
-        ``"image"`` or ``"video"``, for the error, which names ``data.image_dir`` or
-        ``data.video_dir``.
-
-    Returns
-    -------
-    Path
-        An existing file, resolved.
-
-    Raises
-    ------
-    BrokenRecord
-        If the path leads out of the folder, or to no file.
+    Links and ``..`` are resolved before anything is compared. Without a folder no path is allowed.
+    `kind` is ``"image"`` or ``"video"``, for the error, which names the setting of the folder.
     """
     setting = f"data.{kind}_dir"
     if folder is None:
@@ -148,24 +114,9 @@ def locate(path: str, folder: Path | None, kind: str = "image") -> Path:
 def open_image(source: ImageSource, folder: Path | None, kind: str = "image") -> Image:
     """Return an image as 8-bit RGB, upright by its EXIF data, transparent parts white.
 
-    Parameters
-    ----------
-    source : str, bytes or Image
-        Result of :func:`image_source`.
-    folder : Path, optional
-        Folder of relative paths.
-    kind : str
-        Kind of file for errors, as in :func:`locate`.
-
-    Returns
-    -------
-    Image
-        Decoded, with no file left open.
-
-    Raises
-    ------
-    BrokenRecord
-        If it cannot be found or decoded, or has grey levels that 8 bits cannot hold.
+    It is decoded, with no file left open. Raises BrokenRecord if it cannot be found or decoded, or
+    has grey levels that 8 bits cannot hold. `kind` is the kind of file for errors, as in
+    :func:`locate`.
     """
     from PIL import Image
 
@@ -214,13 +165,8 @@ def reason_of(error: Exception) -> str:
 class _Scale(NamedTuple):
     """Scale of a picture with more than 8 bits a channel.
 
-    Attributes
-    ----------
-    white : float
-        Value of white: 65535 for whole numbers of 16 bits, or the largest value of a TIFF's bits;
-        255 for those of 32 bits; 1 for floating-point numbers.
-    is_inverted : bool
-        Whether 0 is white and `white` black.
+    White is 65535 for whole numbers of 16 bits, or the largest value of a TIFF's bits; 255 for
+    those of 32 bits; 1 for floating-point numbers. Inverted, it is the value of black.
     """
 
     white: float
@@ -231,12 +177,7 @@ def _scale_of(image: Image) -> _Scale | None:
     """Return the scale of a picture that Pillow has opened, or None if it has 8 bits or fewer.
 
     A transparent sample of a PNG file is put on the scale of the decoded ones on the way, which
-    Pillow does not do.
-
-    Raises
-    ------
-    ValueError
-        If the file's samples have a sign that Pillow drops.
+    Pillow does not do. Raises ValueError if the file's samples have a sign, which Pillow drops.
     """
     tags: Any = getattr(image, "tag_v2", {})
     mode = image.mode.partition(";")[0]
@@ -257,23 +198,8 @@ def _scale_of(image: Image) -> _Scale | None:
 def _in_8_bits(image: Image, scale: _Scale) -> Image:
     """Return a deep picture as ``L``, or as ``LA`` if one of its values marks transparency.
 
-    Parameters
-    ----------
-    image : Image
-        Picture with one channel of whole or floating-point numbers.
-    scale : _Scale
-        Result of :func:`_scale_of`.
-
-    Returns
-    -------
-    Image
-        ``round(255 · value / white)``.
-
-    Raises
-    ------
-    ValueError
-        If a value lies outside of 0 to white, or none reaches a sixteenth of white unless all are
-        equal.
+    The values are ``round(255 · value / white)``. Raises ValueError if one lies outside of 0 to
+    white, or none reaches a sixteenth of white unless all are equal.
     """
     from PIL import Image
 

@@ -99,26 +99,8 @@ def shuffled(position: int, size: int, key: str) -> int:
     """Return what stands at ``position`` in the permutation of ``range(size)`` that ``key`` names.
 
     A Feistel network permutes the next power of four, and positions that land outside the range are
-    sent through it again. Its memory does not grow with the size.
-
-    Parameters
-    ----------
-    position : int
-        From 0 to ``size - 1``.
-    size : int
-        At least 1.
-    key : str
-        Names the permutation: the same on every machine.
-
-    Returns
-    -------
-    int
-        From 0 to ``size - 1``.
-
-    Raises
-    ------
-    ValueError
-        If the position is outside.
+    sent through it again. Its memory does not grow with the size, and it is the same on every
+    machine. Raises ValueError if the position is outside.
 
     Examples
     --------

@@ -22,23 +22,7 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def open_tables(data: Data) -> list[Table]:
-    """Open what ``data.source`` names, unless it is drawn on the fly.
-
-    Parameters
-    ----------
-    data : Data
-        Source, split, subset and revision.
-
-    Returns
-    -------
-    list of Table
-        At least one.
-
-    Raises
-    ------
-    RunError
-        If there is no such thing, or it cannot be read.
-    """
+    """Open the source, unless it is drawn on the fly; raise RunError if it cannot be read."""
     path = Path(os.path.expanduser(data.source))
     if os.path.isdir(path):  # unlike pathlib, False for names too long
         return _open_folder(path, data)
@@ -49,13 +33,7 @@ def open_tables(data: Data) -> list[Table]:
 
 
 def table_of(rows: Any) -> Table:
-    """Return rows that are already there as a table.
-
-    Raises
-    ------
-    RunError
-        If they are no sequence of records.
-    """
+    """Return given rows as a table; raise RunError if they are no sequence of records."""
     if remedy := _remedy(rows):
         raise RunError(f"rows is of type {type(rows).__name__}; {remedy}")
     form = getattr(rows, "format", None)

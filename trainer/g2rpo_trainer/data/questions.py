@@ -22,25 +22,9 @@ _ROLES = ("system", "user", "assistant")
 def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
     """Return a question's text, and its message if images or videos are inside of the text.
 
-    Parameters
-    ----------
-    problem : str
-        Question with one ``<image>`` for each image, or with none: then images come before the
-        text. The same holds for ``<video>``.
-    images, videos : int
-        Numbers of images and videos of the record.
-
-    Returns
-    -------
-    text : str
-        Question without placeholders.
-    messages : list of dict, optional
-        One message; None if all images and videos come before the text, images first.
-
-    Raises
-    ------
-    BrokenRecord
-        If there is no text, or another number of placeholders than of images or videos.
+    The question has one ``<image>`` for each image, or none: then images come before the text, and
+    there is no message. The same holds for ``<video>``. Raises BrokenRecord if there is no text, or
+    another number of places than of images or videos.
 
     Examples
     --------
@@ -65,28 +49,12 @@ def from_problem(problem: Any, images: int, videos: int = 0) -> tuple[str, list[
 def from_messages(prompt: Any, images: int, videos: int = 0) -> tuple[str, list[Message] | None]:
     """Return the last question of a conversation, and the whole if it is more than that.
 
-    Parameters
-    ----------
-    prompt : list of dict
-        ``role`` and ``content``: a text, or parts ``{"type": "image"}``, ``{"type": "video"}`` and
-        ``{"type": "text", "text": …}``. In place of such parts, the words ``<image>`` and
-        ``<video>`` may stand in texts.
-    images, videos : int
-        Numbers of images and videos of the record. Without parts or words for them, they open the
-        first question.
-
-    Returns
-    -------
-    text : str
-        Text of the last message.
-    messages : list of dict, optional
-        Contents as parts; None for a single question with its images and videos before it.
-
-    Raises
-    ------
-    BrokenRecord
-        If it is no conversation that ends with a question, has another number of places than of
-        images or videos, or has places of both sorts.
+    Contents are texts, or parts ``{"type": "image"}``, ``{"type": "video"}`` and ``{"type": "text",
+    "text": …}``. In place of such parts, the words ``<image>`` and ``<video>`` may stand in texts;
+    without either, images and videos open the first question. A single question with its images and
+    videos before it is returned without messages. Raises BrokenRecord if it is no conversation that
+    ends with a question, has another number of places than of images or videos, or places of both
+    sorts.
 
     Examples
     --------
@@ -157,10 +125,7 @@ def lettered(options: list[str]) -> list[str]:
 def right_option(answer: str, options: list[str]) -> str:
     """Return the letter of the option that an answer names by its text; another answer as it is.
 
-    Raises
-    ------
-    BrokenRecord
-        If it names no option, or could mean two of them.
+    Raises BrokenRecord if it names no option, or could mean two of them.
 
     Examples
     --------

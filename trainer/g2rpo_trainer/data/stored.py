@@ -75,16 +75,8 @@ class Skipped:
 class Library:
     """All rows of all tables, numbered, with the tasks and digests that a scan has found.
 
-    Parameters
-    ----------
-    tables : sequence of Table
-        Read once, from beginning to end.
-    data : Data
-        Section ``data`` of the configuration.
-    name : str
-        Name of the source, for errors.
-    check_record : callable
-        Raises ValueError if a record cannot be scored.
+    Tables are read once, from beginning to end; `name` is that of the source, for errors, and
+    `check_record` raises ValueError if a record cannot be scored.
     """
 
     def __init__(
@@ -133,7 +125,8 @@ class Library:
         self._parts: dict[str, set[str]] = {}
         for number, row in enumerate(self._rows()):
             if isinstance(row, BrokenRecord):
-                self.skipped.add(number, f"{self._place(number)}: {row}")
+                table, _, index = self._at(number)
+                self.skipped.add(number, f"{table.place(index)}: {row}")
                 continue
             task, problem_type = row.record.task, row.record.problem_type
             numbers.append(number)
@@ -196,10 +189,6 @@ class Library:
     def _at(self, number: int) -> tuple[Table, Reading, int]:
         index = bisect_right(self._firsts, number) - 1
         return self._tables[index], self._readings[index], number - self._firsts[index]
-
-    def _place(self, number: int) -> str:
-        table, _, row = self._at(number)
-        return table.place(row)
 
 
 class StoredStream(Stream):

@@ -38,49 +38,21 @@ Use = Callable[[Record], T]
 
 
 class Stream(ABC):
-    """One task's records, to train on and held out.
-
-    Attributes
-    ----------
-    name : str
-        The task.
-    problem_types : dict of str to int
-        Number of records of each problem type; 0 if they are drawn without end.
-    reward_kind : str
-        Shape of the reward, or the problem types, for people.
-    parts : frozenset of str
-        Parts of any record: ``images``, ``videos``, ``text`` without either, ``answers``
-        (several right ones).
-    training_size, held_out_size : int or None
-        Numbers of records; None if they are drawn without end.
-    """
+    """One task's records, to train on and held out."""
 
     name: str
-    problem_types: dict[str, int]
-    reward_kind: str
+    problem_types: dict[str, int]  # type -> number of records; 0 if drawn without end
+    reward_kind: str  # shape of the reward, or the problem types, for people
     parts: frozenset[str]
-    training_size: int | None
+    training_size: int | None  # None if drawn without end
     held_out_size: int | None
 
     @abstractmethod
     def training(self, seed: int, turn: int, position: int, use: Use[T]) -> T:
-        """Return ``use(record)`` of a training record.
+        """Return ``use(record)`` of a training record; RunError if none may be used.
 
-        Parameters
-        ----------
-        seed : int
-            Seed of the run.
-        turn : int
-            Number of earlier prompts of this task.
-        position : int
-            Number of earlier prompts of any task.
-        use : callable
-            Called once with each record that is tried.
-
-        Raises
-        ------
-        RunError
-            If a record is broken and may not be left out.
+        `turn` counts the earlier prompts of this task, `position` those of any. `use` is called
+        once with each record that is tried.
         """
 
     @abstractmethod
@@ -179,19 +151,7 @@ def reasoning_streams(data: Data) -> list[Stream]:
 
 
 def score_answer(answer: str, truth: Mapping[str, Any]) -> float:
-    """Score an answer by reasoning-gym's own scorer.
-
-    Parameters
-    ----------
-    answer : str
-        Text between the answer tags.
-    truth : mapping
-        The entry: ``dataset``, ``question``, ``answer``, ``metadata``.
-
-    Returns
-    -------
-    float
-        From 0 to 1.
+    """Score an answer from 0 to 1 by reasoning-gym's own scorer, which takes the whole entry.
 
     Examples
     --------

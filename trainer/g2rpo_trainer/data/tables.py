@@ -26,17 +26,7 @@ Found = Mapping[str, Any] | BrokenRecord
 
 
 class Table(ABC):
-    """N rows in order, each a mapping or the error in its place.
-
-    Attributes
-    ----------
-    name : str
-        Name in errors.
-    task : str
-        Task of rows that name none.
-    folder : Path or None
-        Folder of relative paths.
-    """
+    """N rows in order, each a mapping or the error in its place."""
 
     def __init__(self, name: str, task: str, folder: Path | None) -> None:
         self.name, self.task, self.folder = name, task, folder
@@ -116,13 +106,7 @@ class Objects(Table):
 
 
 class ArrowRows(Table):
-    """A table of pyarrow, in memory or mapped from a file.
-
-    Attributes
-    ----------
-    arrow : pyarrow.Table
-        The table itself.
-    """
+    """A table of pyarrow, in memory or mapped from a file."""
 
     def __init__(self, table: Any, name: str, task: str, folder: Path | None, keep: Any = None):
         super().__init__(name, task, folder)
@@ -170,10 +154,7 @@ def need_library(module: str, purpose: str, extra: str = "data") -> Any:
 def read_table(path: Path) -> Table:
     """Open a file by its suffix: ``.jsonl``, ``.json`` (a list, or an object a line), ``.parquet``.
 
-    Raises
-    ------
-    RunError
-        If it cannot be read, or is not what its suffix says.
+    Raises RunError if it cannot be read, or is not what its suffix says.
     """
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)

@@ -31,18 +31,10 @@ _MOST_PIXELS = 2 * 89_478_485
 
 
 class Frames(NamedTuple):
-    """A video as files of its frames, at even distances.
-
-    Attributes
-    ----------
-    paths : tuple of str
-        Paths as written in the record.
-    fps : float
-        Frames a second.
-    """
+    """A video as files of its frames, with their paths as written in the record."""
 
     paths: tuple[str, ...]
-    fps: float
+    fps: float  # frames a second
 
 
 VideoSource: TypeAlias = str | bytes | Frames
@@ -126,22 +118,10 @@ class Video:
 
 
 def video_source(value: Any) -> VideoSource:
-    """Return where a video comes from.
+    """Return the path or the contents of a video of a record; raise BrokenRecord if it has none.
 
-    Parameters
-    ----------
-    value : object
-        A path, a data URI, the ``{"bytes", "path"}`` of datasets, in which the bytes win, or the
-        ``{"frames", "fps"}`` of a video that was taken apart.
-
-    Returns
-    -------
-    str, bytes or Frames
-
-    Raises
-    ------
-    BrokenRecord
-        If it is anything else, or empty.
+    It is a path, a data URI, the ``{"bytes", "path"}`` of datasets, in which the bytes win, or the
+    ``{"frames", "fps"}`` of a video that was taken apart.
 
     Examples
     --------
@@ -172,36 +152,20 @@ def paths_of(source: VideoSource) -> tuple[str, ...]:
 
 
 def open_video(source: VideoSource, folder: Path | None, max_frames: int) -> Video:
-    """Return a video after reading its beginning.
+    """Return a video after reading its beginning, of which at most `max_frames` will be read.
 
-    Parameters
-    ----------
-    source : str, bytes or Frames
-        Result of :func:`video_source`.
-    folder : Path, optional
-        Folder of relative paths.
-    max_frames : int
-        Largest number of frames that are read.
-
-    Returns
-    -------
-    Video
-
-    Raises
-    ------
-    BrokenRecord
-        If it cannot be found, or does not begin with a picture.
+    Raises BrokenRecord if it cannot be found, or does not begin with a picture.
     """
     for path in paths_of(source):
         locate(path, folder, "video")
     with _naming(source):
         if isinstance(source, Frames):
             duration = len(source.paths) / source.fps
-            first = _Look(_frame(source.paths[0], folder), duration)
+            picture = _frame(source.paths[0], folder)
         else:
-            first = _look(_file(source, folder))
-    height, width, _ = first.picture.shape
-    return Video(source, folder, max_frames, width, height, first.duration)
+            picture, duration = _look(_file(source, folder))
+    height, width, _ = picture.shape
+    return Video(source, folder, max_frames, width, height, duration)
 
 
 def _frames(paths: Any, fps: Any) -> Frames:
@@ -234,45 +198,18 @@ def _naming(source: VideoSource) -> Iterator[None]:
         raise BrokenRecord(f"{name} cannot be read ({reason_of(error)})") from None
 
 
-class _Look(NamedTuple):
-    """The first picture of a video, and how long it takes in seconds."""
-
-    picture: Picture
-    duration: float
-
-
-def _look(source: Path | bytes) -> _Look:
-    """Return what a video begins with, and its duration.
-
-    Raises
-    ------
-    ValueError, OSError
-        If there is no picture; FFmpeg has further kinds of errors.
-    """
+def _look(source: Path | bytes) -> tuple[Picture, float]:
+    """Return the first picture and the duration of a video; raise an error if it has none."""
     with _opened(source) as (container, stream):
         table = _Timetable(container, stream)
-        return _Look(_picture(next(_frames_from(container, stream, None))), table.duration)
+        return _picture(next(_frames_from(container, stream, None))), table.duration
 
 
 def _pictures_of(source: Path | bytes, most: int) -> list[Picture]:
     """Return the pictures of a video at even distances in time, beginning with its first frame.
 
-    Parameters
-    ----------
-    source : Path or bytes
-        Video file or its contents.
-    most : int
-        Largest number of pictures.
-
-    Returns
-    -------
-    list of ndarray
-        ``most``, or one a frame if there are fewer; picture k is shown at k · duration / count.
-
-    Raises
-    ------
-    ValueError, OSError
-        If they cannot be decoded; FFmpeg has further kinds of errors.
+    They are `most`, or one a frame if there are fewer; picture k is shown at k · duration / count.
+    A file that cannot be decoded raises ValueError, OSError, or further errors of FFmpeg.
     """
     with _opened(source) as (container, stream):
         table = _Timetable(container, stream)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -24,8 +23,6 @@ from g2rpo_trainer.report.live_table import LiveTable
 from g2rpo_trainer.report.tables import completions_table
 from g2rpo_trainer.report.watch import Bounds, Watch
 from g2rpo_trainer.run_folder import keep_some
-
-__all__ = ["Display"]
 
 # Without a terminal a line is printed after this many steps or seconds, whichever comes first.
 _LINE_STEPS = 10
@@ -111,12 +108,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def recall(self, records: Iterable[Mapping[str, float]]) -> None:

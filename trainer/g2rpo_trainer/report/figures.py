@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from g2rpo_trainer.config import TrainConfig
 
-__all__ = ["Band", "Line", "Panel", "SmallMultiples", "run_figures"]
-
 Records = Sequence[Mapping[str, float]]
 Floats = npt.NDArray[np.float64]
 
@@ -23,66 +21,32 @@ Band = list[tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """A value over the steps.
-
-    Attributes
-    ----------
-    label : str
-        Run, or group of runs.
-    steps, values : array (S,)
-        Steps, and the moving average over a tenth of the run; NaN where there is none.
-    raw : array (S,), optional
-        Values of the single steps.
-    low, high : array (S,), optional
-        Ends of the interval of a mean over several runs.
-    """
+    """A value over the S steps, of a run or the mean of a group of runs."""
 
     label: str
     steps: Floats
-    values: Floats
-    raw: Floats | None = None
-    low: Floats | None = None
+    values: Floats  # (S,) moving averages over a tenth of the run; NaN for none
+    raw: Floats | None = None  # (S,) values of the single steps
+    low: Floats | None = None  # (S,) lower end of the interval of a mean over runs
     high: Floats | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a figure.
+    """One panel of a figure: a line for each run, or group of runs."""
 
-    Attributes
-    ----------
-    task : str
-        Name of the task, or another title.
-    lines : list of Line
-        A line for each run, or group of runs.
-    band : Band
-        Range in which the values should be.
-    dots : dict of str to Band
-        Label of a line to the intervals of measurements with their steps.
-    """
-
-    task: str
+    task: str  # or another title
     lines: list[Line]
-    band: Band = field(default_factory=list)
-    dots: dict[str, Band] = field(default_factory=dict)
+    band: Band = field(default_factory=list)  # range in which the values should be
+    dots: dict[str, Band] = field(default_factory=dict)  # label of a line -> measurements
 
 
 @dataclass(frozen=True)
 class SmallMultiples:
-    """A figure with a panel for each task.
+    """A figure with a panel for each task."""
 
-    Attributes
-    ----------
-    name : str
-        For files.
-    label : str
-        Label of the vertical axis, with the unit.
-    panels : list of Panel
-        In the order of the tasks.
-    """
-
-    name: str
-    label: str
+    name: str  # of its files
+    label: str  # of the vertical axis, with the unit
     panels: list[Panel]
 
 
@@ -95,18 +59,8 @@ def run_figures(
 ) -> list[SmallMultiples]:
     """Return the figures of one run: reward, length, entropy, and shares of the gradient.
 
-    Parameters
-    ----------
-    config : TrainConfig
-        Configuration of the run.
-    tasks : sequence of str
-        Tasks to show.
-    records : sequence of mapping
-        Metrics of its steps.
-    summary : mapping
-        Content of ``summary.json``; empty before the run has ended.
-    label : str
-        Label of the run's lines.
+    The summary is that of ``summary.json``, empty before the run has ended; `label` is that of the
+    run's lines.
     """
     kept = config.entropy.kept_bounds(tasks)
 

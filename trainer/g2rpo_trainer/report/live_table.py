@@ -15,8 +15,6 @@ from g2rpo._shown import clipped, visible
 from g2rpo_trainer.report.trend import Trend
 from g2rpo_trainer.report.watch import Bounds, TaskWarning
 
-__all__ = ["LiveTable"]
-
 # From the first to go on a narrow terminal to the last.
 _OPTIONAL = ("gradient", "signal", "trend", "entropy", "length")
 _SHOWN_WARNINGS = 4
@@ -24,15 +22,7 @@ _LONGEST_NAME = 24
 
 
 class LiveTable:
-    """The rows of the table, which take the metrics of every step.
-
-    Parameters
-    ----------
-    tasks : sequence of str
-        Names of the tasks.
-    bounds : mapping of str to tuple, optional
-        Entropy bounds of the tasks that have some.
-    """
+    """The table's rows, which take the metrics of every step; bounds are of entropies, by task."""
 
     def __init__(self, tasks: Sequence[str], bounds: Mapping[str, Bounds] | None = None) -> None:
         self._tasks = tasks

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-__all__ = ["COLOURS", "draw_advantages", "draw_figure", "draw_plots"]
-
 #: Colours of the lines of several runs, which stay apart for the colour-blind.
 COLOURS = ("#1f77b4", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#8c564b")
 
@@ -26,17 +24,10 @@ def draw_plots(folder: RunFolder, tasks: Sequence[str]) -> list[Path]:
     """Draw ``reward.png``, ``length.png``, ``entropy.png`` and ``equity.png`` from the metrics.
 
     The first three have one panel a task: a thin line for every step, a thick one for a moving
-    average, a shaded band for the target or bounds, dots for held-out rewards with their
-    intervals. The last shows the norms of the tasks' gradients, if they were measured. Where
-    histograms of the advantages were kept, ``advantages.png`` shows them against N(0, 1). Without
-    metrics nothing is drawn.
-
-    Parameters
-    ----------
-    folder : RunFolder
-        Folder of the run.
-    tasks : sequence of str
-        Tasks of the run.
+    average, a shaded band for the target or bounds, dots for held-out rewards with their intervals.
+    The last shows the norms of the tasks' gradients, if they were measured. Where histograms of the
+    advantages were kept, ``advantages.png`` shows them against N(0, 1). Without metrics nothing is
+    drawn.
     """
     records = folder.read_metrics()
     if not records:
@@ -72,16 +63,8 @@ def draw_advantages(
 ) -> list[Path]:
     """Draw the distribution of the advantages of each task against N(0, 1).
 
-    Parameters
-    ----------
-    tasks : sequence of str
-        Names of the tasks.
-    counts : mapping of str to mapping
-        Label of a run -> task -> histogram, as :meth:`RunFolder.read_advantages` returns it.
-    folder : Path
-        Folder of the files.
-    kinds : iterable of str
-        ``"png"``, ``"svg"``.
+    `counts` maps the label of a run to what :meth:`RunFolder.read_advantages` returns; `kinds` are
+    ``"png"`` and ``"svg"``.
     """
     canvas, panels = _canvas(len(tasks), sharey=False)
     grid = np.linspace(BIN_EDGES[0], BIN_EDGES[-1], 201)

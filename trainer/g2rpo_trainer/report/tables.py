@@ -13,8 +13,6 @@ from g2rpo_trainer.config import Length, TrainConfig
 from g2rpo_trainer.data import Source, summary_table
 from g2rpo_trainer.layout import PlainTable
 
-__all__ = ["before_after_table", "completions_table", "results_table", "start_table"]
-
 # With fewer, Student's quantile is so large (12.7 for two) that an interval can reach far beyond
 # anything a reward can be.
 _FEWEST_ITEMS = 5
@@ -24,15 +22,7 @@ _PROMPT_CHARACTERS, _RESPONSE_CHARACTERS = 120, 320
 
 
 def start_table(config: TrainConfig, source: Source) -> PlainTable:
-    """Return the table at the start of a run: records, length target and entropy band of each task.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        Configuration; its rollout, length and entropy sections.
-    source : Source
-        Source of the records.
-    """
+    """Return the table before a run: records, length target and entropy bounds of each task."""
     length, entropy = config.length, config.entropy
     limit_of = config.rollout.limit_of
     more: dict[str, dict[str, str]] = {}
@@ -55,15 +45,7 @@ def _target_text(length: Length, task: str, longest: int) -> str:
 
 
 def completions_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of responses; long texts are shortened.
-
-    Parameters
-    ----------
-    step : int
-        Steps done.
-    rows : sequence of mapping
-        As :meth:`g2rpo_trainer.run_folder.RunFolder.log` takes them.
-    """
+    """Return a table of responses, rows of ``completions.jsonl``; long texts are shortened."""
     table = Table(title=f"Responses of step {step}", title_justify="left", show_lines=True)
     table.add_column("task")
     table.add_column("prompt", ratio=2, style="dim", overflow="fold")
@@ -85,14 +67,9 @@ def completions_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Table:
 def before_after_table(kinds: Mapping[str, str], summary: Mapping[str, Any]) -> PlainTable:
     """Return the table at the end of a run: one row a task and a row of means.
 
-    Parameters
-    ----------
-    kinds : mapping of str to str
-        Task to the kind of its reward, in the order of the rows.
-    summary : mapping of str to object
-        Content of ``summary.json``, of which ``before``, ``after``, ``length_before`` and
-        ``length_after`` are shown; also ``interval_before`` and ``interval_after``, which runs of
-        older versions do not have, where ``items`` are enough for an interval to say something.
+    `kinds` maps each task to the kind of its reward, in the order of the rows. The content of
+    ``summary.json`` is shown with its intervals, which runs of older versions do not have, where
+    there are enough items for them to say something.
     """
     columns = ("before", "after", "length_before", "length_after")
     sure = _sure(kinds, summary)
@@ -151,16 +128,10 @@ def results_table(
 ) -> PlainTable:
     """Return the table of one evaluation: one row a task and a row of means.
 
-    Parameters
-    ----------
-    kinds : mapping of str to str
-        Task to the kind of its reward, in the order of the rows.
-    rewards, lengths : mapping of str to float
-        Task to its mean reward and the mean length of its responses in tokens; NaN for a task
-        without held-out items. ``rewards`` has the mean over the tasks as ``"mean"``.
-    detail : mapping of str to mapping
-        Task, and ``"mean"``, to ``items``, ``generations``, the ends ``low`` and ``high`` of the
-        interval, and the ``best`` of all responses to an item.
+    `kinds` maps each task to the kind of its reward, in the order of the rows. Rewards and lengths
+    [tokens] are means by task, NaN for a task without held-out items; rewards and details also have
+    ``"mean"``. A detail has ``items``, ``generations``, the ends ``low`` and ``high`` of the
+    interval, and the ``best`` of all responses to an item.
     """
     generations = max((detail[task]["generations"] for task in kinds), default=1)
     title = f"Held-out reward, {generations} responses an item, 95 % intervals"

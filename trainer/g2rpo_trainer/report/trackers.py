@@ -16,8 +16,6 @@ from g2rpo._shown import typed_error_text
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.run_folder import RunFolder
 
-__all__ = ["TRACKERS", "Tracker", "Trackers", "require_trackers"]
-
 _logger = logging.getLogger(__name__)
 
 
@@ -117,17 +115,8 @@ def _is_installed(name: str) -> bool:
 class Trackers:
     """The trackers of a run; one that fails is dropped with a warning, and the run goes on.
 
-    Parameters
-    ----------
-    folder : RunFolder
-        Folder of the run; its configuration names the trackers.
-    step : int
-        Steps that are done; what a tracker may hold of later ones is logged again.
-
-    Raises
-    ------
-    RunError
-        If one does not start: at the beginning of a run that can still be put right.
+    `step` steps are done; what a tracker may hold of later ones is logged again. Raises RunError if
+    one does not start: at the beginning of a run that can still be put right.
     """
 
     def __init__(self, folder: RunFolder, step: int) -> None:

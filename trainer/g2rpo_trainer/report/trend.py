@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["Trend"]
-
 _BARS = "▁▂▃▄▅▆▇█"
 # Steps at either end over which a change is measured: one step has few responses.
 _STEPS = 10
 
 
 class Trend:
-    """Means over equal parts of a run, which become longer as the run does.
-
-    Parameters
-    ----------
-    width : int
-        Most characters of a line.
+    """Means over equal parts of a run, at most `width`, which become longer as the run does.
 
     Examples
     --------

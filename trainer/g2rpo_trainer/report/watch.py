@@ -14,17 +14,6 @@ from typing import NamedTuple
 
 from g2rpo_trainer.config.keys import joined_key
 
-__all__ = [
-    "Bounds",
-    "Span",
-    "TaskStep",
-    "TaskWarning",
-    "Watch",
-    "find_warnings",
-    "spans",
-    "task_step",
-]
-
 Bounds = tuple[float, float] | None
 """Lower and upper bound of a task's entropy in nats, or None where nothing holds it there."""
 
@@ -40,53 +29,27 @@ _MOVES = 0.05
 
 
 class TaskStep(NamedTuple):
-    """Metrics of one task in one step; NaN for those that a run does not have.
-
-    Attributes
-    ----------
-    step : int
-        Number of the step.
-    reward, accuracy : float
-        Means over the responses.
-    without_signal : float
-        Share of the prompts whose responses all got the same reward.
-    cut_off : float
-        Share of the responses cut off at their length limit.
-    entropy : float
-        Mean token entropy in nats.
-    length, low, high : float
-        Mean length, and the ends of its target, in tokens.
-    """
+    """Metrics of one task in one step; NaN for those that a run does not have."""
 
     step: int
-    reward: float
+    reward: float  # mean over the responses, as the accuracy
     accuracy: float
-    without_signal: float
-    cut_off: float
-    entropy: float
-    length: float
+    without_signal: float  # share of the prompts whose responses all got the same reward
+    cut_off: float  # share of the responses cut off at their length limit
+    entropy: float  # mean token entropy [nats]
+    length: float  # mean length, and the ends of its target [tokens]
     low: float
     high: float
 
 
 class TaskWarning(NamedTuple):
-    """One thing that is wrong with a task.
-
-    Attributes
-    ----------
-    task, kind : str
-        Name of the task, and of the check.
-    text, advice : str
-        The finding, in numbers, and what to try.
-    step : int
-        Step at which it was found last.
-    """
+    """One thing that is wrong with a task."""
 
     task: str
-    kind: str
-    text: str
-    advice: str
-    step: int
+    kind: str  # name of the check
+    text: str  # the finding, in numbers
+    advice: str  # what to try
+    step: int  # at which it was found last
 
 
 @dataclass(frozen=True)
@@ -124,16 +87,9 @@ def task_step(step: int, metrics: Mapping[str, float], task: str) -> TaskStep | 
 
 
 def find_warnings(task: str, steps: Sequence[TaskStep], bounds: Bounds = None) -> list[TaskWarning]:
-    """Return what is wrong with a task, from its last steps.
+    """Return what is wrong with a task, from its last steps: oldest first, the last 20 decide.
 
-    Parameters
-    ----------
-    task : str
-        Name of the task.
-    steps : sequence of TaskStep
-        Its steps, oldest first; the last 20 of them decide.
-    bounds : tuple of float, optional
-        Bounds of its entropy.
+    The bounds are those of its entropy.
 
     Examples
     --------
@@ -153,14 +109,7 @@ def find_warnings(task: str, steps: Sequence[TaskStep], bounds: Bounds = None) -
 
 
 class Watch:
-    """The warnings of a run as its steps come.
-
-    Parameters
-    ----------
-    tasks : iterable of str
-        Names of the tasks.
-    bounds : mapping of str to tuple, optional
-        Entropy bounds of the tasks that have some.
+    """The warnings of a run as its steps come; entropy bounds are of the tasks that have some.
 
     Examples
     --------
@@ -211,12 +160,7 @@ def spans(
 ) -> list[Span]:
     """Return all warnings of a run, in the order in which they began.
 
-    Parameters
-    ----------
-    records : iterable of mapping
-        Metrics of its steps, each with ``step``.
-    tasks, bounds
-        As of :class:`Watch`.
+    The records are the metrics of its steps, each with ``step``.
     """
     watch = Watch(tasks, bounds)
     begun: dict[tuple[str, str], int] = {}
