@@ -236,6 +236,29 @@ class Shaping:
             maximum=self.options.entropy_max_weight,
         )
 
+    def entropy_pulls(self, means: Array, present: Array) -> bool:
+        """Return whether the entropy term of a step has a gradient.
+
+        It has none while all tasks are inside of their bounds. A trainer can then spare the
+        backward pass the gradient of entropies, which would be zeros.
+
+        Parameters
+        ----------
+        means : array
+            Mean token entropies that tell the side, in nats, shape (num_tasks,).
+        present : array
+            bool, shape (num_tasks,): tasks that the step has.
+
+        Returns
+        -------
+        bool
+            True if a present task with a weight is out of its bounds.
+        """
+        low, high = self.entropy_bounds.T
+        means = to_numpy(means)
+        is_outside = (means < low) | (means > high)
+        return bool((is_outside & to_numpy(present) & (self.entropy_weights > 0)).any())
+
     def adapt_task_weights(self, norms: Mapping[str, float], step: int) -> None:
         """Adapt the task weights of later steps, if an adaptation is due after this step.
 

@@ -109,6 +109,7 @@ class G2RPOTrainer(GRPOTrainer):
         # Micro-batches that an optimizer step and a batch of rollouts have in common.
         self._window = math.gcd(args.gradient_accumulation_steps, args.steps_per_generation)
         self._totals: Any = None
+        self._entropy_pulls = False
         self._reported = UpdateMetrics()
         # Mean token entropy of each task in its last window, in nats; NaN before the first.
         self._entropies = np.full(len(names), np.nan, np.float32)
@@ -290,9 +291,9 @@ class G2RPOTrainer(GRPOTrainer):
     def _terms(self, found: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the core's terms of this micro-batch, and its share of the metrics by task."""
         logprobs, entropies = found[0].detach().float(), found[1].float()
-        if not self._shaping.options.shapes_entropy:
-            entropies = entropies.detach()
         self._find_totals(entropies, inputs)
+        if not self._entropy_pulls:
+            entropies = entropies.detach()  # spares the backward pass a gradient of zeros
         old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
         low, high, weight = torch.as_tensor(
             np.column_stack([self._shaping.entropy_bounds, self._shaping.entropy_weights]).T,
@@ -353,6 +354,7 @@ class G2RPOTrainer(GRPOTrainer):
             known = torch.as_tensor(self._entropies, device=entropies.device)
             judged_by = torch.where(known.isnan(), whole.task_entropy, known)
             whole = whole._replace(task_entropy=judged_by)
+        self._entropy_pulls = self._shaping.entropy_pulls(whole.task_entropy, whole.task_tokens > 0)
         self._totals, self._reported = whole, UpdateMetrics()
 
     def _length_term(self, model: Any, inputs: dict[str, Any], found: Any) -> torch.Tensor:

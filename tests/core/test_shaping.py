@@ -94,6 +94,26 @@ def test_a_run_of_steps_equals_the_oracle(estimator, options):
     assert np.abs(found.policy).max() > 0
 
 
+@given(
+    means=st.lists(st.floats(0, 2, width=32), min_size=3, max_size=3),
+    present=st.lists(st.booleans(), min_size=3, max_size=3),
+    weights=st.lists(st.sampled_from([0.0, 0.02]), min_size=3, max_size=3),
+)
+def test_entropy_pulls_where_the_term_of_the_core_is_more_than_zero(means, present, weights):
+    options = ShapingOptions(
+        tasks=TASKS,
+        entropy_weights=dict(zip(TASKS, weights, strict=True)),
+        entropy_low=0.25,
+        entropy_high=1.5,
+    )
+    means, present, weights = np.float32(means), np.asarray(present), np.asarray(weights)
+    term = [
+        weight * g2rpo.entropy_penalty(mean[None], np.float32([0.25]), np.float32([1.5]), is_there)
+        for mean, is_there, weight in zip(means, present[:, None], weights, strict=True)
+    ]
+    assert Shaping(options).entropy_pulls(means, present) == (sum(term) > 0)
+
+
 def test_entropy_weights_equal_the_oracle():
     options = ShapingOptions(
         tasks=TASKS,

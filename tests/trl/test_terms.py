@@ -52,6 +52,33 @@ def test_entropy_follows_its_bounds_and_nothing_else_moves_the_policy(tmp_path):
     assert norm == 0
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("high", "weight", "expected"), [(3.0, 1, 0), (0.1, 0, 0), (0.1, 1, 1)])
+def test_entropies_have_a_gradient_only_where_a_task_is_out_of_its_bounds(
+    tmp_path, parts, high, weight, expected
+):
+    made = trainer(
+        tmp_path,
+        per_device_train_batch_size=24 // parts,
+        gradient_accumulation_steps=parts,
+        max_steps=2,
+        entropy_low=0.0,
+        entropy_high=high,
+        entropy_weight=float(weight),
+    )
+    gradients, find = [], made._get_per_token_logps_and_entropies
+
+    def watched(*args, **named):
+        found = find(*args, **named)
+        if found[1].requires_grad:
+            found[1].register_hook(gradients.append)
+        return found
+
+    made._get_per_token_logps_and_entropies = watched
+    made.train()
+    assert len(gradients) == expected * 2 * parts
+
+
 @pytest.mark.parametrize("steps_per_generation", [None, 1])
 def test_entropy_term_is_that_of_the_means_of_the_whole_batch(tmp_path, steps_per_generation):
     made = trainer(
