@@ -100,15 +100,18 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     import torch
     from transformers import AutoTokenizer
 
-    from g2rpo_trainer.advantages import Shaping
+    from g2rpo_trainer.advantages import Shaping, shaping_options
     from g2rpo_trainer.config import load_config
     from g2rpo_trainer.data import open_run
     from g2rpo_trainer.model.loading import load_run_policy
     from g2rpo_trainer.optimizer import make_optimizer
     from g2rpo_trainer.progress import Progress
+    from g2rpo_trainer.rollouts import Collector
+    from g2rpo_trainer.sampling import sample_with_policy
     from g2rpo_trainer.scoring import Rewards
     from g2rpo_trainer.shortcuts import choose_shortcuts
     from g2rpo_trainer.step import training_step
+    from g2rpo_trainer.update import Learner
 
     data = folder / "data.jsonl"
     texts = questions(AutoTokenizer.from_pretrained(folder), setting)
@@ -135,7 +138,8 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
     ends = torch.tensor(policy.eos_ids, device=policy.device)
     policy = replace(policy, banned_ids=torch.cat([policy.banned_ids, ends]))
     optimizer = make_optimizer(policy, config.optimization)
-    shaping, progress = Shaping(config, source.tasks), Progress()
+    shaping, progress = Shaping(shaping_options(config, source.tasks)), Progress()
+    learner = Learner(policy, optimizer, shaping, config.optimization, config.rollout)
     seconds, lengths = [], []
 
     class Scorer:
@@ -146,10 +150,11 @@ def ours(folder: Path, setting: Setting, shared_prompts: str) -> Measured:
             return {}
 
     scorer: Any = Scorer()
+    collector = Collector(policy, sample_with_policy, scorer, source, config.rollout)
     with PeakMemory(setting.device) as memory:
         for _ in range(setting.steps):
             started = time.perf_counter()
-            result = training_step(policy, optimizer, shaping, config, source, progress, scorer)
+            result = training_step(collector, learner, config.output, progress)
             seconds.append(time.perf_counter() - started)
             lengths.append(result.metrics["completions/mean_length"])
     return Measured(seconds, memory.extra, sum(lengths) / len(lengths))

@@ -16,6 +16,9 @@ __all__ = ["rollout_metrics"]
 
 Values = npt.NDArray[Any]
 
+BY_TASK = "tasks/"
+"""First part of the names of metrics by task that :func:`g2rpo.g2rpo_loss` returns."""
+
 
 def rollout_metrics(
     rewards: Array,
@@ -121,6 +124,39 @@ def suffixed(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     {'reward/ocr': 0.5}
     """
     return {f"{name}/{task}": value for task, own in by_task.items() for name, value in own.items()}
+
+
+def named(
+    name: str, value: Array | float, tasks: Sequence[str], present: Sequence[bool] | Array
+) -> dict[str, float]:
+    """Return a metric of :func:`g2rpo.g2rpo_loss` under the names of a log.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the loss; one by task begins with :data:`BY_TASK`.
+    value : float or array
+        One number, or (num_tasks,) by task.
+    tasks : sequence of str
+        Names of the tasks; without any, metrics by task are left out.
+    present : sequence of bool
+        Tasks that have tokens; the others have no metrics.
+
+    Examples
+    --------
+    >>> named("kl", 0.5, ["ocr", "maths"], [True, False])
+    {'kl': 0.5}
+    >>> named("tasks/kl", [0.5, 0.0], ["ocr", "maths"], [True, False])
+    {'kl/ocr': 0.5}
+    """
+    numbers = to_numpy(value).tolist()
+    if not name.startswith(BY_TASK):
+        return {name: float(numbers[0] if isinstance(numbers, list) else numbers)}
+    own = name.removeprefix(BY_TASK)
+    if not tasks:
+        return {}
+    rows = zip(tasks, numbers, present, strict=True)
+    return {f"{own}/{task}": number for task, number, is_there in rows if is_there}
 
 
 def _deviations(values: Values, groups: Values) -> Values:

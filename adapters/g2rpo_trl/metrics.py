@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .shaping import Floats
-
-#: In front of what :func:`g2rpo.g2rpo_loss` reports by task, (num_tasks,).
-BY_TASK = "tasks/"
 
 
 class UpdateMetrics:
@@ -41,17 +37,3 @@ class UpdateMetrics:
             name: column.max(axis=0) if name.endswith("/max") else column.sum(axis=0)
             for name, column in zip(self._values, columns, strict=True)
         }
-
-
-def named(
-    values: Mapping[str, Floats], present: npt.NDArray[np.bool_], tasks: Sequence[str]
-) -> dict[str, float]:
-    """Return reduced values under the names of the metrics; by task only where it is present."""
-    found: dict[str, float] = {}
-    for name, numbers in values.items():
-        if name.startswith(BY_TASK):
-            name = name[len(BY_TASK) :]
-            found |= {f"{name}/{t}": float(numbers[k]) for k, t in enumerate(tasks) if present[k]}
-        else:
-            found[name] = float(numbers[0])
-    return found

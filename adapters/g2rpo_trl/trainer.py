@@ -22,13 +22,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from g2rpo import LossOptions, batch_totals, g2rpo_loss, rollout_metrics
-from g2rpo.metrics import suffixed
+from g2rpo.metrics import BY_TASK, named, suffixed
 from g2rpo.shaping import total_rewards
 from g2rpo_torch import reduce_totals
 
 from .config import G2RPOConfig
 from .labels import TaskLabels
-from .metrics import BY_TASK, UpdateMetrics, named
+from .metrics import UpdateMetrics
 from .shaping import Rollouts, Shaping
 
 STATE_FILE = "g2rpo_state.json"
@@ -280,7 +280,10 @@ class G2RPOTrainer(GRPOTrainer):
         found = self._reported.reduced(self.accelerator.gather)
         present = self._totals.task_tokens.cpu().numpy() > 0
         names = () if self._labels.is_single else self._labels.names
-        for name, value in (named(found, present, names) | self._shaping.metrics()).items():
+        logged: dict[str, float] = {}
+        for name, numbers in found.items():
+            logged |= named(name, numbers, names, present)
+        for name, value in (logged | self._shaping.metrics()).items():
             self._logged[name].append(value)
         if self._is_training:
             means = found[f"{BY_TASK}entropy"]

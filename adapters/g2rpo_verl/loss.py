@@ -12,6 +12,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from g2rpo import BatchTotals, LossOptions, LossTerms, g2rpo_loss
+from g2rpo.metrics import BY_TASK, named
 
 BATCH = "g2rpo"
 """Key of the trainer's description of the whole batch: names, totals, bounds and weights."""
@@ -63,10 +64,10 @@ def task_loss(
     summed |= {name: ranks * value for name, value in _by_task(ratios, batch).items()}
     for name, value in summed.items():
         metrics[PREFIX + name] = Metric(AggregationType.SUM, value)
-    largest = ratios["tasks/ratio/max"].tolist()
-    metrics[f"{PREFIX}ratio/max"] = Metric(AggregationType.MAX, max(largest))
-    for task in _present(batch):
-        metrics[f"{PREFIX}ratio/max/{task}"] = Metric(AggregationType.MAX, largest[task])
+    largest = ratios["tasks/ratio/max"]
+    maxima = {"ratio/max": float(largest.max()), **_named("tasks/ratio/max", largest, batch)}
+    for name, value in maxima.items():
+        metrics[PREFIX + name] = Metric(AggregationType.MAX, value)
     return total, metrics
 
 
@@ -116,14 +117,15 @@ def _by_task(ratios: dict[str, torch.Tensor], batch: Any) -> dict[str, float]:
     tokens = torch.tensor(batch["task_tokens"])
     parts = {}
     for key, values in ratios.items():
-        name = key.removeprefix("tasks/")
+        name = key.removeprefix(BY_TASK)
         if name == key or name in ("entropy", "ratio/max"):
             continue
-        values = values.cpu()
-        parts[name] = float((values * tokens).sum() / tokens.sum())
-        parts |= {f"{name}/{task}": float(values[task]) for task in _present(batch)}
+        parts[name] = float((values.cpu() * tokens).sum() / tokens.sum())
+        parts |= _named(key, values, batch)
     return parts
 
 
-def _present(batch: Any) -> list[int]:
-    return [task for task, tokens in enumerate(batch["task_tokens"]) if tokens]
+def _named(key: str, values: torch.Tensor, batch: Any) -> dict[str, float]:
+    tokens = batch["task_tokens"]
+    numbers = [str(number) for number in range(len(tokens))]
+    return named(key, values, numbers, [bool(count) for count in tokens])

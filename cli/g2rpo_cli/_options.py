@@ -4,13 +4,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from g2rpo_trainer.config import TrainConfig
-    from g2rpo_trainer.data import Source
 
 Tasks = Annotated[
     list[str] | None,
@@ -65,23 +61,6 @@ def reward_functions(texts: Sequence[str] | None) -> dict[str, str]:
             )
         functions[f"rewards.functions.{problem_type}"] = path
     return functions
-
-
-def unused_rewards(config: "TrainConfig", source: "Source") -> list[str]:
-    """Return a line for each reward of the user's own whose problem type no record has."""
-    from g2rpo._suggest import did_you_mean
-    from g2rpo.rewards import find_type, with_own
-
-    summary = source.summary()
-    types = {kind for task in summary.tasks.values() for kind in task.problem_types}
-    functions = with_own(source.reward_functions)
-    used = {find_type(kind, functions) for kind in types}
-    return [
-        f"rewards.functions: no record has problem type {name!r}{did_you_mean(name, sorted(types))}"
-        f" (there are: {', '.join(sorted(types))}); its function is not used"
-        for name in config.rewards.functions
-        if find_type(name, functions) not in used
-    ]
 
 
 def search_working_folder() -> None:

@@ -126,7 +126,7 @@ def _estimate_json(config: "TrainConfig", fit: "Fit") -> dict[str, Any]:
         "text": fit.text(),
         "batch_size_that_fits": fit.rows,
         "micro_batch_tokens_that_fit": fit.tokens,
-        "step_seconds": step_seconds(config, estimate, gpu) if gpu else None,
+        "step_seconds": step_seconds(estimate, gpu) if gpu else None,
     }
 
 
@@ -209,7 +209,7 @@ def _lines(config: "TrainConfig", fit: "Fit") -> list[str]:
         f"{fit.tokens}",
     ]
     if gpu := gpu_of(fit.memory.name):
-        ranges = step_seconds(config, estimate, gpu)
+        ranges = step_seconds(estimate, gpu)
         parts = ", ".join(f"{name} {low:.0f}–{high:.0f} s" for name, (low, high) in ranges.items())
         lines.append(f"a step, by arithmetic and not measured: {parts}")
     return lines

@@ -17,7 +17,6 @@ from g2rpo_cli._options import (
     given,
     reward_functions,
     search_working_folder,
-    unused_rewards,
 )
 from g2rpo_cli._output import Json, print_json, refuse_output, write_json
 from g2rpo_cli._quiet import hide_foreign_bars
@@ -112,7 +111,7 @@ def _find(argument: str | None, option: str | None) -> tuple[str, Path | None]:
     if not (Path(name) / "config.yaml").is_file():
         return name, None
     folder = RunFolder.open(name)
-    checkpoint = folder.latest_checkpoint()
+    checkpoint = folder.checkpoints.latest()
     if checkpoint is None:
         raise RunError(f"the run in {name} has no checkpoint yet; name another model")
     if fault := checksum_fault(checkpoint.path):
@@ -168,8 +167,6 @@ def _evaluate(
     hide_foreign_bars()
     source = open_run(config)
     is_main = Launch.read().is_main
-    if is_main:
-        _say(unused_rewards(config, source), to_stderr=as_json)
     console = None if is_main else Console(quiet=True)
     with (
         _writer(samples if is_main else None) as on_samples,

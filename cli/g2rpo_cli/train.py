@@ -17,7 +17,6 @@ from g2rpo_cli._options import (
     given,
     reward_functions,
     search_working_folder,
-    unused_rewards,
 )
 from g2rpo_cli._quiet import hide_foreign_bars
 
@@ -168,7 +167,7 @@ def _resumed(
 def _refuse_finished(folder: Any, steps: int) -> None:
     from g2rpo_trainer.errors import RunError
 
-    checkpoint = folder.latest_checkpoint()
+    checkpoint = folder.checkpoints.latest()
     if checkpoint is not None and checkpoint.step > steps:
         raise RunError(
             f"--steps is {steps}, but the run in {folder.path} already has {checkpoint.step}; "
@@ -206,7 +205,7 @@ def _run(config: "TrainConfig", *, resume: bool, quiet: bool) -> None:
         _show_data(config, source)
         _require_memory(config)
     path = Path(config.output.dir)
-    start = RunFolder.open(path).latest_checkpoint() if resume else None
+    start = RunFolder.open(path).checkpoints.latest() if resume else None
     steps, tasks = config.optimization.steps, source.tasks
     display = Display(
         steps,
@@ -238,10 +237,8 @@ def _show_data(config: "TrainConfig", source: "Source") -> None:
 
     console = Console()
     console.print(start_table(config, source))
-    skipped = skipped_text(source.summary())
-    for text in (skipped, *unused_rewards(config, source)):
-        if text:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if skipped := skipped_text(source.summary()):
+        console.print(skipped, markup=False, highlight=False, soft_wrap=True)
 
 
 def _require_memory(config: "TrainConfig") -> None:
@@ -279,7 +276,7 @@ def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) ->
     console = Console()
     console.print(before_after_table(kinds, summary))
     folder = RunFolder.open(path)
-    checkpoint = folder.latest_checkpoint()
+    checkpoint = folder.checkpoints.latest()
     places = {
         "checkpoint": checkpoint.path if checkpoint else None,
         "merged model": path / "final",

@@ -93,17 +93,6 @@ def test_some_tasks_of_a_run_are_evaluated_without_what_it_says_of_others(run, t
     assert list(config.length.targets) == ["ocr"]
 
 
-def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
-    (tmp_path / "rewards_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
-    _, out, _ = run("eval", "-t", "ocr", "--reward", "Character  ocr=rewards_of_mine:match")
-    assert "is not used" not in out
-    code, out, _ = run("eval", "-t", "ocr", "--reward", "character OCT=rewards_of_mine:match")
-    assert code == 0
-    said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
-    assert out.count(said) == 1
-    assert out.index(said) < out.index("mean@8")
-
-
 def test_records_left_out_are_told(run, trainer, tmp_path):
     rows = [{"problem": f"{n}+1?", "answer": n + 1, "task_type": "sums"} for n in range(9)]
     lines = "".join(json.dumps({**row, "problem_type": "numerical"}) + "\n" for row in rows)

@@ -167,17 +167,6 @@ def test_a_reward_of_ones_own_reaches_the_description(run, trainer, tmp_path):
     assert config.rewards.functions == {"colour": "colours_of_mine:match"}
 
 
-def test_a_reward_that_no_record_asks_for_is_told(run, trainer, tmp_path):
-    (tmp_path / "rewards_of_mine.py").write_text("def match(answer, truth):\n    return 1.0\n")
-    _, out, _ = run("train", "-t", "ocr", "--reward", "Character  ocr=rewards_of_mine:match")
-    assert "is not used" not in out
-    _, out, _ = run(
-        *["train", "-t", "ocr", "-o", "b", "--reward", "character OCT=rewards_of_mine:match"]
-    )
-    said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
-    assert said in out
-
-
 def on_a_device_of(mib, monkeypatch):
     memory = device_fit.DeviceMemory("cuda:0 (a GPU)", mib * 2**20, mib * 2**20)
     monkeypatch.setattr(device_fit, "device_memory", lambda name: memory)

@@ -10,7 +10,6 @@ from benchmarks.evidence.policies import Batch, batch_loss
 from benchmarks.evidence.simulator import Setting, State, advantages
 from benchmarks.evidence.world import TASKS, Rollouts
 from g2rpo_trainer import tasks as built_in
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch as TrainerBatch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.equity import gradient_norms
@@ -21,7 +20,7 @@ from g2rpo_trainer.policy.build import build_model, build_processor
 from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.scoring import Rewards
-from g2rpo_trainer.update import accumulate_gradients, mini_batch_totals
+from tests.trainer.parts import learner_of, shaping_of
 
 SIZE, PROMPTS = 4, 2
 ROWS = len(TASKS) * PROMPTS * SIZE
@@ -94,7 +93,7 @@ def test_advantages_and_gradients_agree(name, policy, sampled):
     rewards = rng.integers(0, 3, ROWS).astype(np.float32) / 2
     mask = found.mask.numpy()
 
-    shaped = Shaping(config, config.data.tasks)(
+    shaped = shaping_of(config)(
         Rewards(rewards, rewards, rewards, rewards), mask.sum(axis=1), SIZE, LABELS
     )
     tokens = found.tokens.numpy().reshape(*SHAPE, -1)
@@ -122,7 +121,8 @@ def test_advantages_and_gradients_agree(name, policy, sampled):
     weights = [weight for _, weight in trained_parameters(policy)]
     for weight in weights:
         weight.grad = None
-    accumulate_gradients(policy, batch, mini_batch_totals(batch, config), config)
+    learner = learner_of(policy, config)
+    learner.accumulate_gradients(batch, learner.totals(batch))
     of_trainer = flattened(weights, [weight.grad for weight in weights])
 
     logprobs, entropies = completion_logprobs(
@@ -141,7 +141,7 @@ def test_advantages_and_gradients_agree(name, policy, sampled):
 
     if penalised is not None:  # the entropy of the other tasks would stay in a task's gradient
         return
-    norms = gradient_norms(policy, batch, config, 1).norms
+    norms = gradient_norms(learner, batch, config.output, 1).norms
     for number, task in enumerate(TASKS):
         mine = (number == LABELS).reshape(SHAPE)
         alone = Batch(

@@ -16,7 +16,6 @@ import transformers
 
 from g2rpo import EntropyBounds, entropy_from_logits
 from g2rpo_trainer import load_policy
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
@@ -25,8 +24,8 @@ from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.scoring import Rewards, Scorer
 from g2rpo_trainer.shortcuts import choose_shortcuts
 from g2rpo_trainer.tasks import TASKS
-from g2rpo_trainer.update import batch_loss, mini_batch_totals
 from tests.trainer import tiny_models
+from tests.trainer.parts import learner_of, shaping_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal_grpo.py"
 NUMBER = r"-?\d+\.\d+"
@@ -125,7 +124,7 @@ def trainer_update(name: str, policy, records, rollouts):
     components = (rollouts.rewards, rollouts.accuracies, rollouts.accuracies, rollouts.accuracies)
     rewards = Rewards(*(component.numpy() for component in components))
     lengths, tasks = rollouts.mask.sum(-1).numpy(), rollouts.tasks.numpy()
-    advantages = Shaping(config, config.data.tasks)(rewards, lengths, N, tasks)
+    advantages = shaping_of(config)(rewards, lengths, N, tasks)
     batch = Batch(
         prompts=prompts,
         groups=torch.arange(PROMPTS).repeat_interleave(N),
@@ -138,7 +137,8 @@ def trainer_update(name: str, policy, records, rollouts):
         tasks=rollouts.tasks,
         task_names=policy.tasks,
     )
-    terms, _ = batch_loss(trained, batch, mini_batch_totals(batch, config), config)
+    learner = learner_of(trained, config)
+    terms, _ = learner.loss(batch, learner.totals(batch))
     terms.total.backward()
     return terms, trained.model
 
@@ -190,7 +190,7 @@ def test_rewards_are_those_of_the_trainer(policy):
     responses = [row[own] for row, own in zip(rollouts.tokens, rollouts.mask, strict=True)]
     texts = policy.tokenizer.batch_decode(responses, skip_special_tokens=True)
     config = load_config("builtin")
-    with Scorer(config, open_run(config)) as scorer:
+    with Scorer(config.rewards, config.data, open_run(config)) as scorer:
         rewards = scorer(records, texts)
     assert rewards.reward.tolist() == rollouts.rewards.tolist()
     assert rewards.accuracy.tolist() == rollouts.accuracies.tolist()

@@ -55,7 +55,7 @@ def damaged_checkpoints(share: float) -> Iterator[Count]:
     draw = random.Random(0)
     with worker() as carry_out, tempfile.TemporaryDirectory() as place:
         whole = test_resume.Whole(carry_out, Path(place), "gaussian")
-        newest = RunFolder.open(whole.folder).checkpoints()[-1].path
+        newest = RunFolder.open(whole.folder).checkpoints.all()[-1].path
         names = sorted(path.name for path in newest.iterdir() if path.is_file())
         for turn in range(max(3, int(200 * share))):
             copy = Path(place) / "copy"
@@ -76,9 +76,9 @@ def damaged_checkpoints(share: float) -> Iterator[Count]:
                 file.unlink()
             with count.trying((how, file.name, place_of_fault)):
                 run = RunFolder.open(copy)
-                (text,) = run.set_damaged_aside()
+                (text,) = run.checkpoints.set_damaged_aside()
                 assert file.name in text or "checksums.json" in text
-                left = run.latest_checkpoint()
+                left = run.checkpoints.latest()
                 assert left is not None
                 assert left.path.name < newest.name
             shutil.rmtree(copy)

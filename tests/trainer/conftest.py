@@ -17,7 +17,7 @@ from . import tiny_models
 
 def scorer_of(config):
     """Return the scorer of a run."""
-    return Scorer(config, open_run(config))
+    return Scorer(config.rewards, config.data, open_run(config))
 
 
 @pytest.fixture(scope="session")

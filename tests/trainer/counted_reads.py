@@ -17,15 +17,14 @@ import torch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.distributed import join_ranks
-from g2rpo_trainer.evaluation import evaluate_policy
+from g2rpo_trainer.evaluation import Evaluator
 from g2rpo_trainer.metrics import Stopwatch
 from g2rpo_trainer.model.policy_model import make_policy
-from g2rpo_trainer.rollouts import draw_rollouts
-from g2rpo_trainer.sampling import sample_with_policy
 from g2rpo_trainer.scoring import Scorer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models
+from tests.trainer.parts import collector_of
 
 LONGEST = 160
 SETTINGS = (
@@ -62,14 +61,15 @@ def count(config, ranks):
     """Return the texts of a step and of an evaluation, and what came of them."""
     policy, texts = counting_policy()
     source = open_run(config)
-    with Scorer(config, source) as scorer:
+    with Scorer(config.rewards, config.data, source) as scorer:
         torch.manual_seed(0)
-        sampler, watch = sample_with_policy, Stopwatch()
-        drawn = draw_rollouts(policy, sampler, scorer, config, source, 0, watch, ranks)
+        collector = collector_of(policy, config, scorer, source=source, ranks=ranks)
+        drawn = collector.collect(0, Stopwatch())
         in_step, skipped = list(texts), source.skipped_state()["numbers"]
         source.restore_skipped(*ranks.gather_objects(source.skipped_state()))
         texts.clear()
-        evaluation = evaluate_policy(policy, config, source, scorer, ranks=ranks)
+        evaluator = Evaluator(source, scorer, config.data, config.rollout, ranks=ranks)
+        evaluation = evaluator.evaluate(policy)
     own = {"step": in_step, "skipped": skipped, "evaluation": list(texts)}
     return {
         "ranks": ranks.gather_objects(own),

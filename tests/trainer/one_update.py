@@ -10,8 +10,8 @@ from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
-from g2rpo_trainer.update import update_policy
 
+from .parts import learner_of
 from .tiny_models import make_records
 
 
@@ -63,4 +63,4 @@ def learn_from(policy, batch, *settings):
     """Take the step with a batch of one's own."""
     config = describe("optimization.micro_batch_tokens=700", *settings)
     optimizer = make_optimizer(policy, config.optimization)
-    return update_policy(policy, optimizer, batch, config, Progress())
+    return learner_of(policy, config, optimizer).update(batch, Progress())

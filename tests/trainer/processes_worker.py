@@ -30,10 +30,10 @@ from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.sharding import full_weights, is_sharded, shard
-from g2rpo_trainer.update import update_policy, with_reference
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models
+from tests.trainer.parts import learner_of
 
 _TWICE = ["optimization.beta=0.1", "optimization.updates_per_batch=2"]
 # An adapter begins at nothing: it must move for the distance to its base to be worth comparing.
@@ -129,13 +129,18 @@ def learn(case, sharded, ranks):
     config = describe(CASES[case][1])
     policy, reference, batch = prepared(case, config, sharded, ranks)
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
+    learner = learner_of(
+        policy,
+        config,
+        optimizer,
+        reference=reference if config.optimization.beta else None,
+        ranks=ranks,
+    )
     losses = []
     for _ in range(STEPS):
-        part = batch
-        if config.optimization.beta:
-            part = with_reference(batch, reference, config, ranks)
-        metrics = equity_metrics(gradient_norms(policy, part, config, 1, ranks=ranks).norms)
-        metrics |= update_policy(policy, optimizer, part, config, progress, ranks=ranks)
+        part = learner.with_reference(batch)
+        metrics = equity_metrics(gradient_norms(learner, part, config.output, 1).norms)
+        metrics |= learner.update(part, progress)
         losses.append(metrics)
     state = {**saved_weights(policy, sharded, ranks), **optimizer_tensors(policy, optimizer, ranks)}
     return losses, {name: value.float().clone() for name, value in state.items()}
@@ -156,6 +161,7 @@ def skips(case, sharded, ranks):
     config = describe(["optimization.max_skipped_steps=1"])
     policy, _, batch = prepared(case, config, sharded, ranks)
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
+    learner = learner_of(policy, config, optimizer, ranks=ranks)
     advantages = batch.advantages.clone()
     if ranks.rank == ranks.size - 1:
         advantages[0] = torch.nan
@@ -168,7 +174,7 @@ def skips(case, sharded, ranks):
     found, before = [], own_weights()
     for given in (broken, batch, broken, broken):
         try:
-            update_policy(policy, optimizer, given, config, progress, ranks=ranks)
+            learner.update(given, progress)
         except RunError as caught:
             found.append(f"{type(caught).__name__}: {caught}")
         after = own_weights()

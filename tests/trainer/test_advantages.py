@@ -7,9 +7,10 @@ import pytest
 
 import g2rpo
 from g2rpo_trainer import train
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.scoring import Rewards
+
+from .parts import shaping_of
 
 GROUPS = np.arange(3).repeat(4)
 TASKS = np.zeros(12, np.int64)
@@ -26,7 +27,7 @@ def some_rewards(seed=0):
 def shaping(*settings):
     weights = "rewards.weights.structure=0.3"
     config = load_config(settings=["data.tasks=[maths]", weights, *settings])
-    return Shaping(config, config.data.tasks)
+    return shaping_of(config)
 
 
 def test_summed_components_are_what_one_reward_is():

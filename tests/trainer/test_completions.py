@@ -5,7 +5,7 @@ from rich.console import Console
 
 from g2rpo_trainer.report.display import Display
 from g2rpo_trainer.report.tables import completions_table
-from g2rpo_trainer.run_folder import keep_some
+from g2rpo_trainer.step_log import keep_some
 
 
 def rows(*labels: str) -> list[dict]:

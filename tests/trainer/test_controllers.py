@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.advantages import Shaping, shaping_options
 from g2rpo_trainer.config import Data, Length, TrainConfig, load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.scoring import Rewards
+
+from .parts import shaping_of
 
 TASKS = "data.tasks=[maths, ocr]"
 NAMES = ["maths", "ocr"]
@@ -32,7 +34,7 @@ def lengths_of(shaping):
 
 
 def test_fixed_targets_stay():
-    control = Shaping(describe("length.targets={ocr: [0, 1, 2, 3]}"), NAMES)
+    control = shaping_of(describe("length.targets={ocr: [0, 1, 2, 3]}"), NAMES)
     assert (observe(control, [40] * 20, [1] * 20, task=1) == 0).all()
     assert np.isnan(control.length_thresholds[0]).all()
     assert control.length_thresholds[1].tolist() == [0, 1, 2, 3]
@@ -43,12 +45,12 @@ def test_fixed_targets_stay():
 def test_kinds_follow_from_the_longest_response():
     settings = ["length.targets={maths: reasoning, ocr: direct}"]
     settings += ["rollout.max_completion_length=1024", "rollout.limits.ocr=512"]
-    control = Shaping(describe(*settings), NAMES)
+    control = shaping_of(describe(*settings), NAMES)
     assert control.length_thresholds.tolist() == [[16, 64, 512, 1024], [0, 0, 16, 64]]
 
 
 def test_calibrated_targets_move_to_the_right_responses():
-    control = Shaping(describe("length.calibrate=true"), NAMES)
+    control = shaping_of(describe("length.calibrate=true"), NAMES)
     before = control.length_thresholds.copy()
     for _ in range(200):
         observe(control, [*range(10, 30), *[3] * 20], [1] * 20 + [0] * 20)
@@ -58,7 +60,7 @@ def test_calibrated_targets_move_to_the_right_responses():
 
 
 def test_a_task_without_a_target_gets_its_first_from_the_data():
-    control = Shaping(describe("length.calibrate=true", "length.targets={}"), NAMES)
+    control = shaping_of(describe("length.calibrate=true", "length.targets={}"), NAMES)
     observe(control, [10] * 7, [1] * 7)  # one too few
     assert np.isnan(control.length_thresholds).all()
     observe(control, [10] * 8, [1] * 8)
@@ -68,21 +70,25 @@ def test_a_task_without_a_target_gets_its_first_from_the_data():
 
 
 def test_graded_and_absent_rewards_count_from_the_mean_on():
-    control = Shaping(describe("length.calibrate=true", "length.targets={}"), NAMES)
+    control = shaping_of(describe("length.calibrate=true", "length.targets={}"), NAMES)
     lengths = [5] * 10 + [50] * 10 + [500]
     observe(control, lengths, [0.1] * 10 + [0.6] * 10 + [np.nan])
     assert (control.length_thresholds[0] == 50).all()
 
 
 def test_lengths_are_rewarded_after_the_warm_up():
-    control = Shaping(describe("length.calibrate=true", "length.calibration.warmup_steps=2"), NAMES)
+    control = Shaping(
+        shaping_options(
+            describe("length.calibrate=true", "length.calibration.warmup_steps=2"), NAMES
+        )
+    )
     seen = [~np.isnan(observe(control, [10], [1])).all() for _ in range(3)]
     assert seen == [False, False, True]
 
 
 def test_length_state_goes_through_json():
     config = describe("length.calibrate=true", "length.targets={ocr: [0, 1, 2, 3]}")
-    one, other = Shaping(config, NAMES), Shaping(config, NAMES)
+    one, other = shaping_of(config, NAMES), shaping_of(config, NAMES)
     observe(one, [*range(10)], [1] * 10, task=1)
     other.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
     rewarded = [observe(each, [*range(30, 50)], [1] * 20, task=1) for each in (one, other)]
@@ -94,7 +100,7 @@ def test_length_state_goes_through_json():
 
 
 def test_fixed_entropy_weights_may_differ_by_task():
-    shaping = Shaping(describe("entropy.weights.ocr=0.5"), NAMES)
+    shaping = shaping_of(describe("entropy.weights.ocr=0.5"), NAMES)
     shaping.adapt_entropy_weights(np.asarray([9.0, 9.0]), np.asarray([True, True]))
     assert shaping.entropy_weights.tolist() == [0.02, 0.5]
     metrics = shaping.metrics()
@@ -104,11 +110,11 @@ def test_fixed_entropy_weights_may_differ_by_task():
 
 def test_an_adaptive_entropy_weight_rises_outside_of_the_band_up_to_the_maximum():
     config = describe("entropy.control=adaptive", "entropy.max_weight=0.05")
-    shaping, before = Shaping(config, config.data.tasks), config.model_dump()
+    shaping, before = shaping_of(config), config.model_dump()
     shaping.adapt_entropy_weights(np.asarray([1.1, 0.3]), np.asarray([True, True]))
     assert shaping.entropy_weights == pytest.approx([0.03, 0.015])
     assert config.model_dump() == before
-    restored = Shaping(config, config.data.tasks)
+    restored = shaping_of(config)
     restored.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
     for each in (shaping, restored):
         each.adapt_entropy_weights(np.asarray([9.0, 9.0]), np.asarray([True, False]))
@@ -169,7 +175,7 @@ def task_weights(shaping):
 
 
 def test_fixed_task_weights_stay():
-    shaping = Shaping(describe("task_weights.weights={ocr: 3}"), NAMES)
+    shaping = shaping_of(describe("task_weights.weights={ocr: 3}"), NAMES)
     shaping.adapt_task_weights({"maths": 1.0, "ocr": 9.0}, step=10)
     assert task_weights(shaping) == [1, 3]
     assert shaping.state_dict() == {}
@@ -177,7 +183,7 @@ def test_fixed_task_weights_stay():
 
 def test_task_weights_follow_the_norms_in_the_steps_that_are_due():
     settings = ["task_weights.adapt=2", "task_weights.rate=1", "task_weights.high=2.5"]
-    shaping = Shaping(describe(*settings), NAMES)
+    shaping = shaping_of(describe(*settings), NAMES)
     shaping.adapt_task_weights({"maths": 1.0, "ocr": 4.0}, step=3)
     assert task_weights(shaping) == [1, 1]
     shaping.adapt_task_weights({"maths": 1.0, "ocr": 4.0}, step=4)
@@ -186,7 +192,7 @@ def test_task_weights_follow_the_norms_in_the_steps_that_are_due():
     assert task_weights(shaping) == pytest.approx([2, 0.5])
     shaping.adapt_task_weights({"maths": 1.0, "ocr": 4.0}, step=8)
     assert task_weights(shaping) == pytest.approx([2.5, 0.4])
-    other = Shaping(describe(*settings), NAMES)
+    other = shaping_of(describe(*settings), NAMES)
     other.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
     assert task_weights(other) == task_weights(shaping)
 

@@ -13,17 +13,16 @@ import pytest
 import torch
 
 from g2rpo_trainer.config import load_config
-from g2rpo_trainer.data import open_run, open_source
+from g2rpo_trainer.data import open_run
 from g2rpo_trainer.distributed import Ranks
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.metrics import Stopwatch
 from g2rpo_trainer.prompts.encoding import Prompt
-from g2rpo_trainer.rollouts import draw_rollouts
-from g2rpo_trainer.sampling import sample_with_policy
 from g2rpo_trainer.scoring import Rewards
 
 from . import counted_reads
 from .launched import free_port
+from .parts import collector_of
 
 WORKER = Path(counted_reads.__file__)
 
@@ -128,8 +127,7 @@ def test_prompts_of_several_tries_are_put_together_without_tokenising_again():
         ]
     )
     torch.manual_seed(0)
-    source, watch = open_source(config.data), Stopwatch()
-    drawn = draw_rollouts(policy, sample_with_policy, Picky(), config, source, 0, watch)
+    drawn = collector_of(policy, config, Picky()).collect(0, Stopwatch())
     assert drawn.tries > 1
     assert len(drawn.prompts["input_ids"]) == drawn.keeps.sum() == 4
     assert len(texts) == len(drawn.problems) > 4
@@ -139,6 +137,6 @@ def test_a_record_that_may_not_be_left_out_is_named_with_the_remedy(data):
     policy, _ = counted_reads.counting_policy()
     settings = [f"data.source={data}", *counted_reads.SETTINGS, "data.skip_broken=false"]
     config = load_config(settings=settings)
-    source = open_run(config)
+    collector = collector_of(policy, config, Picky(), source=open_run(config))
     with pytest.raises(RunError, match=r"own\.jsonl, line \d+: its prompt has .*skip_broken: true"):
-        draw_rollouts(policy, sample_with_policy, Picky(), config, source, 0, Stopwatch())
+        collector.collect(0, Stopwatch())

@@ -116,13 +116,13 @@ def fails_in_step_two(monkeypatch):
     def arrange(error):
         real = loop.training_step
 
-        def step(policy, optimizer, shaping, config, source, progress, *others):
+        def step(collector, learner, output, progress):
             if progress.step == 1:
                 monkeypatch.setattr(loop, "training_step", real)
                 with torch.no_grad():
-                    next(policy.model.parameters()).add_(1.0)
+                    next(learner.policy.model.parameters()).add_(1.0)
                 raise error
-            return real(policy, optimizer, shaping, config, source, progress, *others)
+            return real(collector, learner, output, progress)
 
         monkeypatch.setattr(loop, "training_step", step)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import g2rpo
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.data import open_run, open_source
@@ -28,7 +27,6 @@ from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.step import training_step
 from g2rpo_trainer.tasks import TASKS
 from g2rpo_trainer.token_weights import importance_weights, sampler_metrics
-from g2rpo_trainer.update import batch_loss
 from g2rpo_trainer.vllm import (
     Request,
     Sampled,
@@ -43,6 +41,7 @@ from g2rpo_trainer.vllm_weights import save_whole, weights_of
 
 from . import tiny_models
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
+from .parts import collector_of, learner_of
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
@@ -197,7 +196,7 @@ def test_the_loss_is_weighted_as_by_hand(policy, prompts, drawn, tiny_run, cap):
         importance_weights=weights,
     )
     totals = g2rpo.batch_totals(batch.mask, entropies=batch.entropies, tasks=groups, num_tasks=6)
-    terms, metrics = batch_loss(policy, batch, totals, config)
+    terms, metrics = learner_of(policy, config).loss(batch, totals)
     weights = expected_ratios(found).clamp(max=cap)
     # On policy the ratio to the old log-probabilities is 1.
     expected = -(weights * advantages[found.mask.nonzero(as_tuple=True)[0]]).mean()
@@ -213,13 +212,12 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
     )
     sampler = VLLMSampler(engine, config)
     optimizer = make_optimizer(policy, config.optimization)
-    shaping, progress = Shaping(config, config.data.tasks), Progress()
+    learner, progress = learner_of(policy, config, optimizer), Progress()
     source = open_source(config.data)
-    with Scorer(config, source) as scorer:
+    with Scorer(config.rewards, config.data, source) as scorer:
+        collector = collector_of(policy, config, scorer, sampler, source=source)
         for step in (1, 2):
-            result = training_step(
-                policy, optimizer, shaping, config, source, progress, scorer, sampler=sampler
-            )
+            result = training_step(collector, learner, config.output, progress)
             assert engine.loads == step
             # With weights from before the update other ratios would come out.
             assert result.metrics["sampler/ratio/max"] == pytest.approx(4.4817, rel=1e-3)

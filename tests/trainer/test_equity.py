@@ -10,14 +10,20 @@ from g2rpo_trainer.batch import Batch
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.equity import gradient_norms
 from g2rpo_trainer.metrics import equity_metrics
-from g2rpo_trainer.update import batch_loss
+
+from .parts import learner_of
 
 TASKS = ("grounding", "vqa", "spatial", "chart", "ocr", "maths")
 
 
+def norms_of(policy, batch, config, step):
+    learner = learner_of(policy, config, tasks=TASKS)
+    return gradient_norms(learner, batch, config.output, step)
+
+
 def gradient_equity(policy, batch, config, step):
     """Return what is logged of the norms that are measured in a step."""
-    norms, _ = gradient_norms(policy, batch, config, step)
+    norms = norms_of(policy, batch, config, step).norms
     return equity_metrics(norms) if norms else {}
 
 
@@ -59,7 +65,7 @@ def gradient(policy, batch, config, weights) -> torch.Tensor:
     totals = g2rpo.batch_totals(
         batch.mask, entropies=batch.entropies, tasks=batch.tasks, num_tasks=len(TASKS)
     )
-    terms, _ = batch_loss(policy, batch, totals, config)
+    terms, _ = learner_of(policy, config, tasks=TASKS).loss(batch, totals)
     parts = torch.autograd.grad(terms.total, weights, allow_unused=True)
     return torch.cat([part.flatten() for part in parts if part is not None])
 
@@ -145,9 +151,7 @@ def test_it_is_measured_every_so_many_steps(random_policy, batch, every, steps):
 @pytest.mark.parametrize(("every", "adapt", "steps"), [(0, 2, [2, 4]), (3, 2, [2, 3, 4])])
 def test_task_weights_have_it_measured_too(random_policy, batch, every, adapt, steps):
     config = describe(f"output.equity_steps={every}", f"task_weights.adapt={adapt}")
-    assert [
-        s for s in range(1, 5) if gradient_norms(random_policy, batch, config, s).norms
-    ] == steps
+    assert [s for s in range(1, 5) if norms_of(random_policy, batch, config, s).norms] == steps
 
 
 def test_a_gradient_of_entropy_alone_is_no_signal(random_policy, batch):
@@ -158,6 +162,6 @@ def test_a_gradient_of_entropy_alone_is_no_signal(random_policy, batch):
         length_advantages=batch.length_advantages.masked_fill(dull, 0.0),
     )
     config = describe("entropy.low=90", "entropy.high=100", "entropy.weight=1")
-    norms, with_signal = gradient_norms(random_policy, still, config, 2)
+    norms, with_signal = norms_of(random_policy, still, config, 2)
     assert norms["ocr"] > 0
     assert set(norms) - set(with_signal) == {"ocr"}

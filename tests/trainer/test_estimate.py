@@ -21,8 +21,6 @@ from g2rpo_trainer.estimate import (
     activation_bytes,
     estimate_memory,
     head_bytes,
-    kv_cache_bytes,
-    layer_bytes,
 )
 from g2rpo_trainer.model import adapting
 from g2rpo_trainer.model.adapting import peft_fault, vision_tower
@@ -33,11 +31,11 @@ from g2rpo_trainer.optimizer import MasterAdamW, make_optimizer
 from g2rpo_trainer.policy.build import build_tokenizer
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.step_time import GPUS, step_seconds, update_operations
-from g2rpo_trainer.update import batch_loss, mini_batch_totals
 
 from .adapters import OWN, needs_lora, save_own_adapter
 from .live_bytes import LiveBytes
 from .model_sizes import H100, run_of, shape_of, text_config
+from .parts import learner_of
 from .shared_prompt_models import COVERED, IMAGE_MODELS, make
 
 GIB = 2**30
@@ -166,7 +164,7 @@ def test_the_kv_cache_is_as_large_as_a_real_one(name, tokens, dtype):
     with torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
     real = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
-    assert kv_cache_bytes(model_shape(model), 3, tokens) == real
+    assert model_shape(model).cache.bytes(3, tokens) == real
 
 
 @pytest.mark.parametrize("name", [*COVERED, "paligemma", "olmo2"])
@@ -177,7 +175,7 @@ def test_every_tested_architecture_has_the_shape_of_its_cache(name):
         cache = model(ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
     real = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
     shape = model_shape(model)
-    assert kv_cache_bytes(shape, 2, 12) == real
+    assert shape.cache.bytes(2, 12) == real
     assert (shape.vision is not None) == (name in IMAGE_MODELS or name == "paligemma")
     assert shape.text.gated == (name != "gpt2")
 
@@ -188,7 +186,7 @@ def test_layers_without_keys_and_values_take_no_cache():
     )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    assert kv_cache_bytes(model_shape(model), 1, 10) == 2 * 10 * 2 * 16 * 4
+    assert model_shape(model).cache.bytes(1, 10) == 2 * 10 * 2 * 16 * 4
 
 
 # Activations.
@@ -231,12 +229,13 @@ def one_pass(model, *, packed=True, response=RESPONSE):
 
 def counted_pass(policy, batch, config):
     """Return the most bytes that were alive in a forward and backward pass, beside gradients."""
-    totals = mini_batch_totals(batch, config)
+    learner = learner_of(policy, config)
+    totals = learner.totals(batch)
     for weight in policy.model.parameters():
         if weight.requires_grad:
             weight.grad = torch.zeros_like(weight)
     with LiveBytes() as counted:
-        terms, _ = batch_loss(policy, batch, totals, config)
+        terms, _ = learner.loss(batch, totals)
         terms.total.backward()
     return counted.peak
 
@@ -324,7 +323,7 @@ def test_a_vision_tower_takes_about_what_its_layers_are_counted_for(name, dtype)
             kept = tower(pixel_values=torch.randn(16, 3, 32, 32, dtype=dtype))
         alive = counted.alive
     assert kept is not None  # and with it all that its backward pass needs
-    estimated = 256 * shape.vision.layers * layer_bytes(shape.vision, shape.item, 0)
+    estimated = 256 * shape.vision.layers * shape.vision.layer_bytes(shape.item)
     assert 0.85 < estimated / alive < 1.65
 
 
@@ -342,23 +341,26 @@ def test_operations_of_an_update_are_those_that_pytorch_counts(name, checkpointi
         overrides={**config.model_dump(), "model.gradient_checkpointing": checkpointing}
     )
     found = estimate_memory(config, shape=model_shape(model))
-    totals = mini_batch_totals(batch, config)
+    learner = learner_of(policy, config)
+    totals = learner.totals(batch)
     with FlopCounterMode(display=False) as counter:
-        terms, _ = batch_loss(policy, batch, totals, config)
+        terms, _ = learner.loss(batch, totals)
         terms.total.backward()
     # The last tokens of responses are left out, and what is computed again ends before the last
     # product of a layer.
     tolerance = 0.1 if checkpointing else 0.05
     counted = counter.get_total_flops()
-    assert update_operations(config, found) == pytest.approx(counted, rel=tolerance)
+    assert update_operations(found) == pytest.approx(counted, rel=tolerance)
 
 
+@pytest.mark.skipif(peft_fault() is not None, reason=str(peft_fault()))
 def test_adapters_take_a_pass_less():
     model = build("llama", attention="eager", vocabulary=1500)
     _, _, config = one_pass(model)
-    found = estimate_memory(config, shape=model_shape(model))
-    adapted = load_config(overrides={**config.model_dump(), "model.lora.rank": 4})
-    assert update_operations(adapted, found) < 0.75 * update_operations(config, found)
+    whole = estimate_memory(config, shape=model_shape(model))
+    adapting.attach_adapter(model, Model(lora=Lora(rank=1)), None)
+    adapted = estimate_memory(config, shape=model_shape(model))
+    assert update_operations(adapted) < 0.75 * update_operations(whole)
 
 
 def test_seconds_fall_with_a_faster_gpu_and_grow_with_the_responses():
@@ -366,7 +368,7 @@ def test_seconds_fall_with_a_faster_gpu_and_grow_with_the_responses():
     longer = load_config(overrides={**config.model_dump(), "rollout.max_completion_length": 4096})
 
     def seconds(config, gpu):
-        return step_seconds(config, estimate_memory(config, shape=shape), GPUS[gpu])
+        return step_seconds(estimate_memory(config, shape=shape), GPUS[gpu])
 
     slow, fast = seconds(config, "A100"), seconds(config, "B200")
     for part in ("prefill", "decode", "update"):
@@ -387,7 +389,7 @@ def test_decoding_reads_all_weights_for_each_token():
             "rollout.num_generations": 2,
         }
     )
-    found = step_seconds(config, estimate_memory(config, shape=shape), GPUS["A100"])
+    found = step_seconds(estimate_memory(config, shape=shape), GPUS["A100"])
     assert found["decode"].low == pytest.approx(2 * shape.parameters * 1024 / 1.6e12, rel=0.1)
 
 

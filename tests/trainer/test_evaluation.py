@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from g2rpo_trainer import evaluate, train
-from g2rpo_trainer.data import open_run, open_source
-from g2rpo_trainer.evaluation import evaluate_policy
+from g2rpo_trainer.data import open_run
+from g2rpo_trainer.evaluation import Evaluator
 from g2rpo_trainer.scoring import Rewards, Scorer
+
+from .parts import evaluator_of
 
 
 class Graded:
@@ -28,7 +30,7 @@ def config(tiny_run):
 
 
 def test_means_intervals_and_bests(random_policy, config):
-    evaluation = evaluate_policy(random_policy, config, open_source(config.data), Graded())
+    evaluation = evaluator_of(config, Graded()).evaluate(random_policy)
     ocr = evaluation.detail["ocr"]
     # Items have the means 1, 1.1 and 1.2, and Student's quantile for two degrees is 4.303.
     # No closer in single precision than 1e-8, and then JSON would hold many digits of noise.
@@ -55,9 +57,7 @@ def test_every_response_is_handed_over_once(random_policy, config):
     small = config.model_copy(
         update={"data": config.data.model_copy(update={"eval_batch_size": 2})}
     )
-    evaluation = evaluate_policy(
-        random_policy, small, open_source(small.data), Graded(), on_samples=keep
-    )
+    evaluation = evaluator_of(small, Graded()).evaluate(random_policy, on_samples=keep)
     assert batches == [6, 3, 6, 3]
     assert [(each["task"], each["item"]) for each in samples[::3]] == [
         (task, item) for task in ("ocr", "maths") for item in range(3)
@@ -74,9 +74,7 @@ def test_a_temperature_of_0_takes_the_likeliest_tokens(random_policy, config):
         texts = []
         data = config.data.model_copy(update={"eval_temperature": temperature})
         cold = config.model_copy(update={"data": data})
-        evaluate_policy(
-            random_policy, cold, open_source(cold.data), Graded(), on_samples=texts.extend
-        )
+        evaluator_of(cold, Graded()).evaluate(random_policy, on_samples=texts.extend)
         return [each["response"] for each in texts]
 
     greedy, drawn = responses(0.0), responses(None)
@@ -88,9 +86,9 @@ def test_evaluation_leaves_the_random_numbers_alone(random_policy, config):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = evaluate_policy(random_policy, config, open_source(config.data), Graded())
+    first = evaluator_of(config, Graded()).evaluate(random_policy)
     assert torch.equal(torch.rand(3), expected)
-    assert evaluate_policy(random_policy, config, open_source(config.data), Graded()) == first
+    assert evaluator_of(config, Graded()).evaluate(random_policy) == first
 
 
 @pytest.fixture
@@ -132,8 +130,8 @@ def test_a_task_without_held_out_records_is_no_number_and_in_no_mean(
     monkeypatch.setattr(
         source, "held_out", lambda task, *_: iter(()) if task == "rare" else held_out(task, *_)
     )
-    with Scorer(few, source) as scorer:
-        result = evaluate_policy(random_policy, few, source, scorer)
+    with Scorer(few.rewards, few.data, source) as scorer:
+        result = Evaluator(source, scorer, few.data, few.rollout).evaluate(random_policy)
     assert math.isnan(result.reward["rare"])
     assert math.isnan(result.length["rare"])
     assert result.detail["rare"]["items"] == 0

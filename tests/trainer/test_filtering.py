@@ -11,16 +11,16 @@ import torch
 
 import g2rpo_trainer.loop
 from g2rpo_trainer import train
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.metrics import Stopwatch
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
-from g2rpo_trainer.rollouts import draw_rollouts, prompts_to_keep
-from g2rpo_trainer.sampling import sample_with_policy
+from g2rpo_trainer.rollouts import prompts_to_keep
 from g2rpo_trainer.scoring import Rewards, Scorer
 from g2rpo_trainer.step import training_step
+
+from .parts import collector_of, learner_of
 
 SIGNAL = ("rollout.dynamic_sampling.mode=signal", "length.mode=off")
 
@@ -72,8 +72,7 @@ def test_what_is_kept():
 
 def drawn(policy, config, judge, position=0):
     torch.manual_seed(0)
-    source = open_source(config.data)
-    return draw_rollouts(policy, sample_with_policy, judge, config, source, position, Stopwatch())
+    return collector_of(policy, config, judge).collect(position, Stopwatch())
 
 
 def test_dropped_prompts_are_replaced_by_the_next(random_policy, tiny_run):
@@ -106,9 +105,8 @@ def test_tries_are_bounded(random_policy, tiny_run):
 
 def one_step(policy, config, judge, progress):
     optimizer = make_optimizer(policy, config.optimization)
-    shaping = Shaping(config, config.data.tasks)
-    source = open_source(config.data)
-    return training_step(policy, optimizer, shaping, config, source, progress, judge)
+    collector, learner = collector_of(policy, config, judge), learner_of(policy, config, optimizer)
+    return training_step(collector, learner, config.output, progress)
 
 
 @pytest.fixture

@@ -47,22 +47,22 @@ def test_every_write_of_a_checkpoint_may_fail(folder, write):
     with disk_with_room_for(None) as disk:
         folder.save_checkpoint(2, write)
     assert disk.writes > 20
-    complete = contents(folder.checkpoint_dir(2))
+    complete = contents(folder.checkpoints.path_of(2))
     assert set(complete) == set(first)
     for room in range(disk.writes - 1):
-        before, step = folder.latest_checkpoint(), 3 + room
+        before, step = folder.checkpoints.latest(), 3 + room
         with disk_with_room_for(room), pytest.raises(RunError) as failed:
             folder.save_checkpoint(step, write)
         assert f"the checkpoint after step {step} cannot be written" in str(failed.value)
         assert "No space left on device" in str(failed.value)
         assert "make room" in str(failed.value)
-        newest = folder.latest_checkpoint()
+        newest = folder.checkpoints.latest()
         # The very last sync comes after the folder has its name.
         assert newest == before or room == disk.writes - 2
         assert contents(newest.path) == complete
         assert not list((folder.path / "checkpoints").glob(".*"))
     folder.save_checkpoint(10_000, write)
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [10_000]
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [10_000]
 
 
 def test_a_checkpoint_that_cannot_be_dropped_goes_with_the_next(folder, write):
@@ -71,9 +71,9 @@ def test_a_checkpoint_that_cannot_be_dropped_goes_with_the_next(folder, write):
         folder.save_checkpoint(2, write)
     with disk_with_room_for(disk.writes - 1):
         folder.save_checkpoint(3, write)
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [2, 3]
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [2, 3]
     folder.save_checkpoint(4, write)
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [4]
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [4]
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
@@ -134,4 +134,4 @@ def test_a_policy_loads_from_what_is_left(folder, write):
     folder.save_checkpoint(1, write)
     with disk_with_room_for(9), pytest.raises(RunError):
         folder.save_checkpoint(2, write)
-    load_policy(str(folder.latest_checkpoint().path), device="cpu")
+    load_policy(str(folder.checkpoints.latest().path), device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from g2rpo_trainer import evaluate, loop, sampling, train
 from g2rpo_trainer.config import Model, Rollout, load_config
 from g2rpo_trainer.device import deterministic_kernels, dtype_on
 from g2rpo_trainer.model import loading
-from g2rpo_trainer.model.adapting import wants_checkpointing
 from g2rpo_trainer.model.loading import load_policy
-from g2rpo_trainer.sampling import fitting_rows, kv_bytes, sample
+from g2rpo_trainer.model_shape import kv_cache, model_shape, wants_checkpointing
+from g2rpo_trainer.sampling import fitting_rows, sample
 from g2rpo_trainer.vllm import memory_share
 
 GIGABYTE = 2**30
@@ -62,7 +63,7 @@ def test_a_model_is_loaded_in_the_dtype_of_its_device(folders, monkeypatch):
 def test_layers_are_checkpointed_where_their_activations_do_not_fit(large):
     """4,096 tokens of 28 layers take 8 GB beside 27 GB of gradients, masters and moments."""
     found = {
-        (tokens, free): wants_checkpointing(large, tokens, free * GIGABYTE)
+        (tokens, free): wants_checkpointing(model_shape(large), tokens, free * GIGABYTE)
         for tokens in (1024, 4096)
         for free in (30, 40, 70, 130)
     }
@@ -76,8 +77,8 @@ def test_layers_are_checkpointed_where_their_activations_do_not_fit(large):
         (4096, 70): False,
         (4096, 130): False,
     }
-    assert not wants_checkpointing(large, 4096, 40 * GIGABYTE, ranks=4)
-    assert not wants_checkpointing(large, 10**6, None)
+    assert not wants_checkpointing(model_shape(large), 4096, 40 * GIGABYTE, ranks=4)
+    assert not wants_checkpointing(model_shape(large), 10**6, None)
 
 
 @pytest.mark.parametrize(("free", "expected"), [(None, False), (1, True), (GIGABYTE, False)])
@@ -90,7 +91,7 @@ def test_a_loaded_model_checkpoints_by_itself(folders, monkeypatch, free, expect
 
 
 def test_rows_of_a_rollout_are_bounded_by_free_memory(large, monkeypatch):
-    assert kv_bytes(large) == 2 * 28 * 8 * 128 * 2
+    assert kv_cache(large).bytes(1, 1) == 2 * 28 * 8 * 128 * 2
     policy = SimpleNamespace(model=large, device=torch.device("cuda"), padding=lambda width: 0)
     rows = {}
     for free in (10, 60):
@@ -102,6 +103,19 @@ def test_rows_of_a_rollout_are_bounded_by_free_memory(large, monkeypatch):
         assert fitting_rows(policy, 2048) is None
     monkeypatch.setattr(sampling, "free_memory", lambda device: None)
     assert fitting_rows(policy, 2048) is None
+
+
+def test_a_sliding_window_leaves_room_for_more_rows(large, monkeypatch):
+    """Of 28 layers half keep 127 of 2,048 tokens: 125 MB of keys and values a row."""
+    kinds = ["sliding_attention", "full_attention"] * 14
+    config = copy.deepcopy(large.config)
+    config.layer_types, config.sliding_window = kinds, 128
+    windowed = SimpleNamespace(config=config, dtype=large.dtype, modules=large.modules)
+    policy = SimpleNamespace(model=windowed, device=torch.device("cuda"), padding=lambda width: 0)
+    token = 2 * 8 * 128 * 2
+    assert kv_cache(windowed).bytes(1, 2048) == 14 * (2048 + 127) * token
+    monkeypatch.setattr(sampling, "free_memory", lambda device: 10 * GIGABYTE)
+    assert fitting_rows(policy, 2048) == 49
 
 
 def test_what_does_not_fit_is_sampled_in_parts(random_policy, prompts, monkeypatch):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2rpo_trainer.advantage_counts import BIN_EDGES, advantage_counts
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.kept_samples import KeptSamples
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.run_folder import RunFolder
+from g2rpo_trainer.step_log import BIN_EDGES, advantage_counts
 
 
 def sample(task, item, response="yes", **changed):

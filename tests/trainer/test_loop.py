@@ -45,7 +45,7 @@ class Noted:
             "open_sampler": self.open_sampler,
             "choose_shortcuts": lambda policy, *_, **__: policy,
             "training_step": self.take_step,
-            "evaluate_policy": self.evaluate,
+            "Evaluator": lambda *_: self,
             "gather_shards": lambda policy, optimizer, ranks: None,
             "save_checkpoint": self.save,
             "restore_checkpoint": self.restore,
@@ -74,8 +74,9 @@ class Noted:
         if len(record.problem) > 10:
             raise BrokenRecord("is too long")
 
-    def take_step(self, policy, optimizer, shaping, config, source, progress, *_):
+    def take_step(self, collector, learner, output, progress):
         if self.draws:
+            source = collector.source
             for slot in source.slots(seed=0, position=2 * progress.step, prompts=2):
                 source.read(slot, self.use)
         progress.step += 1
@@ -84,7 +85,7 @@ class Noted:
         row = {"task": "sorting", "prompt": "3 1 2", "response": "1 2 3"}
         return StepResult({"reward": self.steps / 10}, [row])
 
-    def evaluate(self, policy, config, source, scorer, sampler, *, advance, on_samples, ranks):
+    def evaluate(self, policy, *, advance, on_samples):
         self.note(f"evaluate after {self.steps}")
         advance(1)
         value = float(self.steps)

@@ -22,6 +22,7 @@ from g2rpo_trainer.prompts.encoding import encode_prompts
 
 from .adapters import OWN, needs_lora, save_own_adapter, tied_folder
 from .one_update import describe, learn_once, rollouts
+from .parts import learner_of
 from .tiny_models import make_records
 
 pytestmark = needs_lora
@@ -244,16 +245,14 @@ def test_a_resumed_run_equals_the_uninterrupted_one(targets, tiny_run, tmp_path)
 
 
 def test_reference_is_the_base(folders):
-    from g2rpo_trainer.update import with_reference
-
     policy = load_policy(str(folders("qwen3")), device="cpu", model=ADAPTED)
-    config = describe()
+    learner = learner_of(policy, describe(), reference=policy)
     at_first = rollouts(policy, "qwen3")
     mask = at_first.mask
-    expected = with_reference(at_first, policy, config).ref_logprobs
+    expected = learner.with_reference(at_first).ref_logprobs
     torch.testing.assert_close(expected[mask], at_first.logprobs[mask], rtol=0, atol=2e-5)
     learn_once(policy, "qwen3")
-    after = with_reference(at_first, policy, config)
+    after = learner.with_reference(at_first)
     assert torch.equal(after.ref_logprobs, expected)
     now, _ = at_first.logprobs_of(policy, 1.0)
     assert (now - expected)[mask].abs().max() > 1e-3

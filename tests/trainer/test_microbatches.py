@@ -11,7 +11,8 @@ import g2rpo
 from g2rpo_trainer.batch import Batch, Lengths, micro_batch_rows, token_bins
 from g2rpo_trainer.model.policy_model import Shortcuts
 from g2rpo_trainer.tasks import TASKS
-from g2rpo_trainer.update import batch_loss
+
+from .parts import learner_of
 
 
 @pytest.fixture(params=[True, False], ids=["packed", "plain"])
@@ -97,8 +98,9 @@ def test_a_pass_computes_what_was_counted(policy, batch, budget, monkeypatch, ti
     totals = g2rpo.batch_totals(
         batch.mask, entropies=batch.entropies, tasks=batch.tasks, num_tasks=6
     )
+    learner = learner_of(policy, tiny_run())
     for part in parts:
-        batch_loss(policy, part, totals, tiny_run())
+        learner.loss(part, totals)
         lengths = Lengths(
             part.prompts["attention_mask"].sum(-1).tolist(),
             part.mask.sum(-1).tolist(),
@@ -119,7 +121,7 @@ def loss_and_gradients(policy, batch, config, budget):
     sums = torch.zeros(5)
     for rows in micro_batch_rows(policy, batch, budget):
         part = batch.rows(rows)
-        terms, _ = batch_loss(policy, part, totals, config)
+        terms, _ = learner_of(policy, config).loss(part, totals)
         terms.total.backward()
         sums += torch.stack([term.detach() for term in terms])
     gradients = [w.grad.clone() for w in policy.model.parameters() if w.grad is not None]

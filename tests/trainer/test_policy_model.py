@@ -1,8 +1,13 @@
 """The embedded policy's build: its tokenizer, its processor, saving and loading."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
+import transformers
 
+from g2rpo_trainer.cold_start import save_small
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.policy import policy_path
 from g2rpo_trainer.tasks import TASKS
@@ -44,6 +49,16 @@ def test_processor_keeps_the_pixels(random_policy, records):
     pixels = random_policy.processor.image_processor([image], return_tensors="pt")["pixel_values"]
     expected = torch.as_tensor(np.array(image)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(pixels[0], expected, atol=1e-6)
+
+
+def test_the_embedded_policy_is_loaded_in_a_dtype_that_trains(random_policy, tmp_path):
+    """By transformers' own choice of the dtype: AdamW makes NaN of weights in float16."""
+    copied = replace(random_policy, model=copy.deepcopy(random_policy.model))
+    save_small(copied, tmp_path)
+    for folder in (policy_path(), tmp_path):
+        assert "F16" in (folder / "model.safetensors").read_bytes()[:4096].decode(errors="ignore")
+        model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def test_embedded_policy_is_small_and_holds_no_pickle():

@@ -108,11 +108,11 @@ def test_as_many_completions_are_kept_as_the_description_says(tmp_path):
 
 
 def test_checkpoints_are_pruned_in_the_order_of_their_steps(folder):
-    assert folder.latest_checkpoint() is None
+    assert folder.checkpoints.latest() is None
     for step in (9, 10, 1_000_000):
         folder.save_checkpoint(step, write_weights)
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [10, 1_000_000]
-    newest = folder.latest_checkpoint()
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [10, 1_000_000]
+    newest = folder.checkpoints.latest()
     assert newest is not None
     assert (newest.path / "weights" / "a.bin").read_bytes() == b"1234"
 
@@ -130,13 +130,13 @@ def test_only_checkpoints_newer_than_the_newest_whole_one_are_set_aside(tmp_path
         path = folder.save_checkpoint(step, write_weights)
         if step != 2:
             (path / "weights" / "a.bin").write_bytes(b"4321")
-    texts = folder.set_damaged_aside()
+    texts = folder.checkpoints.set_damaged_aside()
     assert [text.rpartition(" ")[2] for text in texts] == [
         "damaged-step-000004",
         "damaged-step-000003",
     ]
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [1, 2]
-    assert folder.set_damaged_aside() == []
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [1, 2]
+    assert folder.checkpoints.set_damaged_aside() == []
 
 
 def test_a_folder_is_locked_against_others_until_the_end(tmp_path):
@@ -167,11 +167,11 @@ def test_checkpoint_that_fails_leaves_nothing(folder):
 def test_leftovers_of_a_killed_process_do_not_count_and_are_cleaned(folder):
     for name in (".partial-step-000007", ".dropped-step-000003", "step-of-mine"):
         (folder.path / "checkpoints" / name).mkdir(parents=True)
-    assert folder.latest_checkpoint() is None
+    assert folder.checkpoints.latest() is None
     folder.begin(0)
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-of-mine"]
     folder.save_checkpoint(7, write_weights)
-    assert [checkpoint.step for checkpoint in folder.checkpoints()] == [7]
+    assert [checkpoint.step for checkpoint in folder.checkpoints.all()] == [7]
 
 
 def test_summary(folder):

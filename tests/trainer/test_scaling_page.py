@@ -38,7 +38,7 @@ def table():
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for run in RUNS:
         size, rank, gpus, tokens, rows = run
-        _, found = estimated(*run)
+        found = estimated(*run)
         phases = [f"{sum(parts.values()) / GIB:.0f}" for parts in found.phases.values()]
         share = found.peak / H100.free
         verdict = "yes" if share <= 0.9 else "barely" if share <= 1 else "no"
@@ -52,10 +52,10 @@ def times():
     yield "|---|---|---|---|---|---|---|"
     for run in RUNS:
         size, rank, gpus, tokens, _ = run
-        config, found = estimated(*run)
+        found = estimated(*run)
         if found.peak > H100.free:
             continue
-        ranges = step_seconds(config, found, GPUS["H100"])
+        ranges = step_seconds(found, GPUS["H100"])
         parts = [f"{number(low)}–{number(high)}" for low, high in ranges.values()]
         trained = f"adapters of rank {rank}" if rank else "all"
         cells = [size, trained, str(gpus), f"{tokens:,} + {tokens:,}", *parts]
@@ -78,9 +78,7 @@ def estimated(size, rank, gpus, tokens, rows):
         },
     )
     shape = shape_of(size, rank)
-    return config, estimate_memory(
-        config, shape=shape, ranks=gpus, is_sharded=gpus > 1, gpu_free=H100.free
-    )
+    return estimate_memory(config, shape=shape, ranks=gpus, is_sharded=gpus > 1, gpu_free=H100.free)
 
 
 @pytest.mark.skipif(peft_fault() is not None, reason=str(peft_fault()))

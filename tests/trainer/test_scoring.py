@@ -3,18 +3,21 @@
 import json
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from g2rpo.rewards import RewardPool
-from g2rpo_trainer import train
+from g2rpo_trainer import evaluate, train
 from g2rpo_trainer.answers import Answers, evaluated
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
+from g2rpo_trainer.report.display import Display
 from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.tasks import TASKS
 
@@ -115,6 +118,30 @@ def test_processes_start_only_where_scoring_can_take_long(
         assert seen == [workers]
 
 
+@pytest.mark.parametrize("run", ["train", "evaluate"])
+def test_a_reward_that_no_record_asks_for_is_told(run, tiny_run):
+    def told(problem_type):
+        config = tiny_run(
+            "data.tasks=[ocr]",
+            "optimization.steps=1",
+            "rewards.workers=0",
+            "length.targets={}",
+            f"rewards.functions={{{problem_type}: 'own_scores:length_of'}}",
+            folder=problem_type,
+        )
+        written = StringIO()
+        with Display(1, ["ocr"], console=Console(file=written, width=80), quiet=True) as display:
+            if run == "train":
+                train(config, display=display)
+            else:
+                evaluate(config.model.name, config, display)
+        return written.getvalue()
+
+    said = "no record has problem type 'character OCT'; did you mean 'character OCR'?"
+    assert told("character OCT").count(said) == 1
+    assert "is not used" not in told("Character  ocr")
+
+
 def test_an_answer_without_end_costs_its_own_reward_and_is_counted(own_data):
     config = own_data(
         "colour",
@@ -196,7 +223,7 @@ def test_a_reward_that_fails_says_which_drawn_record_it_was_given():
     bare = TASKS["maths"].item(4, 12).record
     texts = ["<think></think><answer>3</answer>"]
     expected = ("maths, item 12 of seed 4", "maths, held-out item 2", "record of task 'maths'")
-    with Scorer(config, source) as scorer:
+    with Scorer(config.rewards, config.data, source) as scorer:
         for record, place in zip((drawn, held, bare), expected, strict=True):
             with pytest.raises(RunError) as raised:
                 scorer([record], texts)

@@ -11,16 +11,15 @@ import torch
 
 import g2rpo
 from g2rpo_trainer import train
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.batch import Batch
-from g2rpo_trainer.data import open_source
 from g2rpo_trainer.optimizer import make_optimizer
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.sampling import sample_with_policy
 from g2rpo_trainer.scoring import Rewards
 from g2rpo_trainer.step import training_step
 from g2rpo_trainer.token_weights import high_entropy_tokens
-from g2rpo_trainer.update import batch_loss, mini_batch_totals, update_policy
+
+from .parts import collector_of, learner_of
 
 TASKS = ["grounding", "vqa", "spatial", "chart", "ocr", "maths"]
 FOUR = ["rollout.num_generations=4", "length.mode=off"]
@@ -77,9 +76,9 @@ class Judge:
 
 def one_step(policy, config, sampler):
     optimizer, progress = make_optimizer(policy, config.optimization), Progress()
-    shaping = Shaping(config, config.data.tasks)
-    given = (shaping, config, open_source(config.data), progress, Judge())
-    result = training_step(policy, optimizer, *given, sampler=sampler)
+    collector = collector_of(policy, config, Judge(), sampler)
+    learner = learner_of(policy, config, optimizer)
+    result = training_step(collector, learner, config.output, progress)
     return result, progress
 
 
@@ -115,7 +114,7 @@ def test_truncated_responses_count_where_the_option_says(policy, tiny_run, mode)
     optimizer = make_optimizer(by_hand, config.optimization)
     for group in optimizer.param_groups:
         group["lr"] = result.metrics["learning_rate"]
-    metrics = update_policy(by_hand, optimizer, batch, config, Progress())
+    metrics = learner_of(by_hand, config, optimizer).update(batch, Progress())
     assert torch.equal(weights_of(by_hand), weights_of(policy))
     assert metrics["loss/total"] == pytest.approx(result.metrics["loss/total"], rel=1e-5)
     assert [row["advantage"] for row in result.completions] == pytest.approx(advantages.tolist())
@@ -152,15 +151,9 @@ def test_prompts_whose_signal_was_truncated_are_drawn_anew(policy, tiny_run):
     for mode, dropped in (("loss", 0), ("all", 6)):
         described = tiny_run(f"optimization.mask_truncated_completions={mode}", *FOUR, *dynamic)
         optimizer = make_optimizer(policy, described.optimization)
-        source = open_source(described.data)
-        given = (
-            Shaping(described, described.data.tasks),
-            described,
-            source,
-            Progress(),
-            Alternating(),
-        )
-        result = training_step(policy, optimizer, *given, sampler=Cut(every=2))
+        collector = collector_of(policy, described, Alternating(), Cut(every=2))
+        learner = learner_of(policy, described, optimizer)
+        result = training_step(collector, learner, described.output, Progress())
         assert result.metrics["sampling/dropped"] == dropped
 
 
@@ -169,9 +162,10 @@ def test_the_policy_term_is_over_the_tokens_of_high_entropy(policy, batch, tiny_
     batch = replace(batch, ref_logprobs=batch.logprobs - 0.1)
     kept = g2rpo.high_entropy_mask(batch.entropies, batch.mask, batch.tasks, share=0.3)
     restricted, metrics = high_entropy_tokens(batch, 0.3)
-    totals = mini_batch_totals(batch, config)
-    terms, _ = batch_loss(policy, restricted, totals, config)
-    plain, _ = batch_loss(policy, batch, totals, config)
+    learner = learner_of(policy, config)
+    totals = learner.totals(batch)
+    terms, _ = learner.loss(restricted, totals)
+    plain, _ = learner.loss(batch, totals)
     # On policy, and over all tokens.
     by_hand = -(batch.advantages[:, None] * kept).sum() / batch.mask.sum()
     torch.testing.assert_close(terms.policy, by_hand, rtol=1e-4, atol=1e-6)
@@ -203,7 +197,7 @@ def test_the_second_update_leaves_out_what_the_first_has_left_behind(policy, bat
             settings.append(f"optimization.off_policy_mask_threshold={threshold}")
         config = tiny_run(*settings)
         optimizer = make_optimizer(one, config.optimization)
-        metrics = update_policy(one, optimizer, batch, config, Progress())
+        metrics = learner_of(one, config, optimizer).update(batch, Progress())
         return metrics, weights_of(one)
 
     plain, without = learn(None)
@@ -229,7 +223,7 @@ def test_a_sampler_that_is_far_away_masks_in_the_first_update(policy, batch, tin
         "optimization.learning_rate=1e-9",
     )
     optimizer = make_optimizer(policy, config.optimization)
-    metrics = update_policy(policy, optimizer, skewed, config, Progress())
+    metrics = learner_of(policy, config, optimizer).update(skewed, Progress())
     negative = batch.advantages < 0
     negative[:4] = False
     assert metrics["off_policy/masked_ratio"] == pytest.approx(float(negative.float().mean()))

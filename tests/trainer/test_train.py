@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
-from g2rpo_trainer.advantages import Shaping
 from g2rpo_trainer.data import open_source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.loading import resolve_device
 from g2rpo_trainer.scoring import Rewards
+
+from .parts import shaping_of
 
 
 def read_metrics(config) -> list[dict]:
@@ -100,10 +101,10 @@ def test_running_moments_of_ema_grpo_carry_over(tiny_run):
     groups = tasks = np.zeros(2, np.int64)
     wide, narrow = (Rewards(*np.asarray([[0.0, top]] * 4, np.float32)) for top in (1.0, 0.1))
     lengths = np.asarray([1, 1])
-    fresh = Shaping(config, config.data.tasks)(narrow, lengths, groups, tasks).policy
-    shaping = Shaping(config, config.data.tasks)
+    fresh = shaping_of(config)(narrow, lengths, groups, tasks).policy
+    shaping = shaping_of(config)
     shaping(wide, lengths, groups, tasks)
-    restored = Shaping(config, config.data.tasks)
+    restored = shaping_of(config)
     restored.load_state_dict(json.loads(json.dumps(shaping.state_dict())))
     later = shaping(narrow, lengths, groups, tasks).policy
     assert np.abs(later).max() < 0.2 * np.abs(fresh).max()
@@ -171,9 +172,7 @@ def test_length_ranks_only_right_responses(tiny_run):
     groups = np.zeros(4, np.int64)
     tasks = np.full(4, names.index("maths"))
     # Target 2, 4, 6, 8: the first is on it, the second half-way, the third far off.
-    advantages = Shaping(config, config.data.tasks)(
-        rewards, np.asarray([5, 7, 8, 5]), groups, tasks
-    )
+    advantages = shaping_of(config)(rewards, np.asarray([5, 7, 8, 5]), groups, tasks)
     first, second, third, wrong = advantages.length.tolist()
     assert first > second > third
     assert wrong == 0
@@ -185,7 +184,7 @@ def test_a_graded_response_counts_from_any_accuracy(tiny_run):
     rewards = Rewards(accuracy, accuracy, accuracy, accuracy)
     tasks = np.full(4, config.data.tasks.index("grounding"))
     lengths, groups = np.asarray([7, 5, 1, 8]), np.zeros(4, np.int64)
-    length = Shaping(config, config.data.tasks)(rewards, lengths, groups, tasks).length
+    length = shaping_of(config)(rewards, lengths, groups, tasks).length
     assert length[1] > 0 > length[0]
     assert (length[2:] == 0).all()
 
@@ -194,7 +193,5 @@ def test_a_task_without_a_target_has_no_length_advantage(tiny_run):
     config = tiny_run()
     tasks = np.full(4, config.data.tasks.index("vqa"))
     rewards = Rewards(*np.ones((4, 4), np.float32))
-    advantages = Shaping(config, config.data.tasks)(
-        rewards, np.asarray([1, 2, 3, 4]), np.zeros(4, np.int64), tasks
-    )
+    advantages = shaping_of(config)(rewards, np.asarray([1, 2, 3, 4]), np.zeros(4, np.int64), tasks)
     assert (advantages.length == 0).all()

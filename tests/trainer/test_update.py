@@ -11,7 +11,8 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.tasks import TASKS
-from g2rpo_trainer.update import batch_values, update_policy, with_reference
+
+from .parts import learner_of
 
 
 @pytest.fixture
@@ -40,24 +41,25 @@ def equal(one, other):
 def test_a_gradient_that_is_not_finite_changes_nothing(policy, batch, tiny_run):
     config, progress = tiny_run("optimization.max_skipped_steps=2"), Progress(step=6)
     optimizer = make_optimizer(policy, config.optimization)
-    update_policy(policy, optimizer, batch, config, progress)
+    learner = learner_of(policy, config, optimizer)
+    learner.update(batch, progress)
     before = state_of(policy, optimizer)
     assert len(before) > len(list(policy.model.parameters()))
     broken = replace(batch, advantages=batch.advantages.index_fill(0, torch.tensor(3), torch.nan))
     for count in (1, 2):
-        metrics = update_policy(policy, optimizer, broken, config, progress)
+        metrics = learner.update(broken, progress)
         assert equal(state_of(policy, optimizer), before)
         assert all(weight.grad is None for weight in policy.model.parameters())
         assert metrics["optimization/skipped_steps"] == count == progress.skipped_in_a_row
     # One that is finite starts the count anew, but not that of all.
-    update_policy(policy, optimizer, batch, config, progress)
+    learner.update(batch, progress)
     assert not equal(state_of(policy, optimizer), before)
     assert (progress.skipped_steps, progress.skipped_in_a_row) == (2, 0)
     after = state_of(policy, optimizer)
     for _ in range(2):
-        update_policy(policy, optimizer, broken, config, progress)
+        learner.update(broken, progress)
     with pytest.raises(RunError, match=r"step 7: the gradient is not finite .* 3 times in a row"):
-        update_policy(policy, optimizer, broken, config, progress)
+        learner.update(broken, progress)
     assert equal(state_of(policy, optimizer), after)
 
 
@@ -68,7 +70,7 @@ def test_updates_take_whole_prompts(policy, batch, tiny_run, monkeypatch, update
     optimizer = make_optimizer(policy, config.optimization)
     taken, plain = [], optimizer.step
     monkeypatch.setattr(optimizer, "step", lambda: taken.append(plain()))
-    metrics = update_policy(policy, optimizer, batch, config, Progress())
+    metrics = learner_of(policy, config, optimizer).update(batch, Progress())
     assert len(taken) == steps
     # On policy in the first update only.
     assert (metrics["ratio/max"] == pytest.approx(1, abs=1e-4)) == (updates == 1)
@@ -82,7 +84,7 @@ def test_metrics_do_not_depend_on_the_budget(policy, batch, tiny_run):
         one = replace(policy, model=copy.deepcopy(policy.model))
         config = tiny_run(f"optimization.micro_batch_tokens={budget}")
         optimizer = make_optimizer(one, config.optimization)
-        found.append(update_policy(one, optimizer, shifted, config, Progress()))
+        found.append(learner_of(one, config, optimizer).update(shifted, Progress()))
     whole, parts = found
     assert whole["ratio/max"] > 1.5
     assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
@@ -101,7 +103,8 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
     names = ["ocr", "maths", "chart"]
     shifted = replace(shifted, tasks=(batch.groups > 3).long(), task_names=names)
     optimizer = make_optimizer(policy, config.optimization)
-    metrics = update_policy(policy, optimizer, shifted, config, Progress())
+    learner = learner_of(policy, config, optimizer, tasks=names)
+    metrics = learner.update(shifted, Progress())
     for number, task in enumerate(("ocr", "maths")):
         tokens = batch.mask & (shifted.tasks == number)[:, None]
         change, away = (batch.logprobs - old)[tokens], (batch.logprobs - ref)[tokens]
@@ -127,10 +130,11 @@ def test_metrics_of_each_task_are_those_of_its_own_tokens(policy, batch, tiny_ru
 
 def test_values_in_micro_batches_are_those_of_the_whole(random_policy, batch, tiny_run):
     config = tiny_run("optimization.micro_batch_tokens=100")
-    logprobs, entropies = batch_values(batch, random_policy, config)
+    learner = learner_of(random_policy, config, reference=random_policy)
+    logprobs, entropies = learner.values(batch)
     torch.testing.assert_close(logprobs, batch.logprobs, rtol=0, atol=2e-5)
     torch.testing.assert_close(entropies, batch.entropies, rtol=0, atol=2e-5)
-    referred = with_reference(batch, random_policy, config)
+    referred = learner.with_reference(batch)
     assert torch.equal(referred.ref_logprobs, logprobs)
 
 
@@ -143,4 +147,4 @@ def test_the_first_parameter_without_a_finite_gradient_is_named(policy, batch, t
         named[name].register_hook(lambda gradient: gradient * torch.nan)
     optimizer = make_optimizer(policy, config.optimization)
     with pytest.raises(RunError, match=rf"not finite \(nan\), .* first that of {names[2]};"):
-        update_policy(policy, optimizer, batch, config, Progress())
+        learner_of(policy, config, optimizer).update(batch, Progress())

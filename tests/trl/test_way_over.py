@@ -43,7 +43,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
     assert [row["prompt"][-1]["content"] for row in rows] == [r.problem for r in records]
     pairs = [(n, text) for n, r in enumerate(records) for text in ANSWERS[r.problem_type][1]]
     texts = [text for _, text in pairs]
-    with Scorer(settings, source) as scorer:
+    with Scorer(settings.rewards, settings.data, source) as scorer:
         expected = scorer([records[n] for n, _ in pairs], texts, dtype=np.float64)
     columns = {name: [rows[n][name] for n, _ in pairs] for name in ("problem_type", "answer")}
     columns["options"] = [rows[n]["options"] for n, _ in pairs]

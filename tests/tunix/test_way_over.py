@@ -35,7 +35,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(converted)
         {name: column[0] for name, column in batch.items()}
         for batch in names["Records"]("tunix-data/train.parquet", 1)
     ]
-    with Scorer(settings, source) as scorer:
+    with Scorer(settings.rewards, settings.data, source) as scorer:
         for row, record in zip(rows, records, strict=True):
             assert row["prompts"] == f"{FORMAT_INSTRUCTION}\n\n{record.problem}"
             assert row["task"] == record.task

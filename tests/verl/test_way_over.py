@@ -46,7 +46,7 @@ def test_rewards_of_converted_rows_are_those_of_the_reference_trainer(tmp_path, 
     records = list(source.stored_records(lambda record: record, held_out=False))
     data = read(tmp_path / "out" / "train.parquet")
     assert len(data) == len(records)
-    with Scorer(settings, source) as scorer:
+    with Scorer(settings.rewards, settings.data, source) as scorer:
         for number, record in enumerate(records):
             row = data[number]
             assert row["raw_prompt"] == [

@@ -10,10 +10,10 @@ The modules, in the order in which data passes through a run:
 - ``estimate.py``: memory of a run, before anything is loaded, from the sizes of its model
   (``model_shape.py``); ``device_fit.py``: whether it fits; ``step_time.py``: seconds of a step.
 - ``prompts/``: records to texts (``chat``), model inputs (``encoding``) and batches (``batching``).
-- ``rollouts.py``: prompts, responses and rewards of a step. Responses come from the policy
-  (``sampling.py``, with the prompts prefilled by ``prefill.py``, the tokens drawn by ``draws.py``,
-  fixed buffers on a GPU by ``decoding.py``, and the ends found by ``stopping.py``) or from vLLM
-  (``vllm.py``, ``vllm_weights.py``).
+- ``rollouts.py``: prompts, responses and rewards of a step (`Collector`). Responses come from the
+  policy (``sampling.py``, with the prompts prefilled by ``prefill.py``, the tokens drawn by
+  ``draws.py``, fixed buffers on a GPU by ``decoding.py``, and the ends found by ``stopping.py``) or
+  from vLLM (``vllm.py``, ``vllm_weights.py``).
 - ``scoring.py``: responses to rewards, in worker processes.
 - ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
   weights and task weights.
@@ -21,14 +21,16 @@ The modules, in the order in which data passes through a run:
   ``logprobs.py``: the differentiable pass over given responses, with or without logits;
   ``shortcuts.py``: which of the faster ways a run takes.
 - ``batch.py``: a step's rollouts and their micro-batches; ``token_weights.py``: weights of tokens
-  in the surrogates; ``update.py``: loss, gradients and optimiser steps; ``optimizer.py``: AdamW
-  with float32 masters and its learning rate; ``equity.py``: gradient norms of tasks.
+  in the surrogates; ``update.py``: loss, gradients and optimiser steps (`Learner`);
+  ``optimizer.py``: AdamW with float32 masters and its learning rate; ``equity.py``: gradient norms
+  of tasks.
 - ``step.py``: one step, from prompts to update.
 - ``loop.py``: a run, from its first evaluation to its summary; ``progress.py``: its counters;
   ``interruption.py``: signals, errors, and how to resume.
-- ``evaluation.py``: answers to held-out items; ``answers.py``: their statistics; ``metrics.py``:
-  the metrics of a step.
-- ``run_folder.py``: the files of a run; ``checkpoint.py``: the contents of a checkpoint;
+- ``evaluation.py``: answers to held-out items (`Evaluator`); ``answers.py``: their statistics;
+  ``metrics.py``: the metrics of a step.
+- ``run_folder.py``: the files of a run; ``step_log.py``: its log of responses;
+  ``checkpoint_store.py``: its checkpoints, and ``checkpoint.py``: the contents of one;
   ``files.py``: files that survive a crash.
 - ``report/``: progress, tables, plots and trackers.
 - ``distributed.py``: ranks and their collectives; ``sharding.py``: a model sharded by FSDP2;
@@ -39,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .answers import Evaluation
-    from .evaluation import evaluate, evaluate_policy
+    from .evaluation import Evaluator, evaluate
     from .interruption import Interrupted
     from .loop import train
     from .model.loading import load_policy
@@ -47,20 +49,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "Evaluator",
     "Interrupted",
     "Policy",
     "evaluate",
-    "evaluate_policy",
     "load_policy",
     "train",
 ]
 
 _HOMES = {
     "Evaluation": "answers",
+    "Evaluator": "evaluation",
     "Interrupted": "interruption",
     "Policy": "model.policy_model",
     "evaluate": "evaluation",
-    "evaluate_policy": "evaluation",
     "load_policy": "model.loading",
     "train": "loop",
 }

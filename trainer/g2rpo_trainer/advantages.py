@@ -20,19 +20,7 @@ Labels = npt.NDArray[np.integer[Any]]
 
 
 class Shaping(g2rpo.Shaping):
-    """The core's shaping of a run.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        With the sections estimator, rewards, length, entropy and task_weights.
-    tasks : sequence of str
-        Names of the tasks.
-    """
-
-    def __init__(self, config: TrainConfig, tasks: Sequence[str]) -> None:
-        super().__init__(shaping_options(config, tasks))
-        self._by_component = _by_component(config)
+    """The core's shaping, for scored responses."""
 
     def __call__(
         self,
@@ -52,7 +40,7 @@ class Shaping(g2rpo.Shaping):
             As in :meth:`g2rpo.Shaping.advantages`.
         """
         values = rewards.reward
-        if self._by_component:
+        if self.options.reward_weights is not None:
             parts = (rewards.accuracy, rewards.format, rewards.structure)
             values = np.stack(parts, axis=1)
         return self.advantages(
@@ -63,6 +51,8 @@ class Shaping(g2rpo.Shaping):
 def shaping_options(config: TrainConfig, tasks: Sequence[str]) -> ShapingOptions:
     """Return the options of the core's shaping that a configuration asks for these tasks."""
     estimator, length, entropy = config.estimator, config.length, config.entropy
+    by_component = estimator.decoupled or estimator.name == "gdpo"
+    weights = reward_weights(config.rewards.weights, config.data.source)
     targets = {task: length.target_of(task, config.rollout.limit_of(task)) for task in tasks}
     calibration = LengthCalibration(**length.calibration.model_dump())
     factors = config.task_weights
@@ -75,7 +65,7 @@ def shaping_options(config: TrainConfig, tasks: Sequence[str]) -> ShapingOptions
         tasks=tasks,
         estimator=estimator.name,
         estimator_options=estimator.keywords,
-        reward_weights=reward_weights(config) if _by_component(config) else None,
+        reward_weights=weights if by_component else None,
         length_mode=length.mode,
         length_weight=length.weight,
         length_targets={task: target for task, target in targets.items() if target is not None},
@@ -95,7 +85,3 @@ def shaping_options(config: TrainConfig, tasks: Sequence[str]) -> ShapingOptions
         task_weights_low=factors.low,
         task_weights_high=factors.high,
     )
-
-
-def _by_component(config: TrainConfig) -> bool:
-    return config.estimator.decoupled or config.estimator.name == "gdpo"

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .distributed import Ranks
 from .logprobs import completion_logprobs
 from .model.policy_model import Policy
 from .packing import responses_per_row
 from .prompts.batching import Inputs, select_rows, trim_padding
+from .prompts.encoding import encode_prompts
+from .record import Record
+from .sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,77 @@ def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Te
     )
     bins = token_bins(lengths, budget, packed=policy.shortcuts.packed_rows)
     return [torch.tensor(rows, device=batch.tokens.device) for rows in bins]
+
+
+def dummy_passes(policy: Policy, batch: Batch, planned: int, ranks: Ranks) -> list[Batch]:
+    """Return dummy batches so that every rank runs the same number of passes; a collective.
+
+    Only for a sharded model, whose passes contain collectives.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy to run.
+    batch : Batch
+        Batch of the real passes; its columns are those of the dummies.
+    planned : int
+        Number of this rank's real passes.
+    ranks : Ranks
+        Ranks that train together.
+
+    Returns
+    -------
+    list of Batch
+        One response of one token each.
+    """
+    if not is_sharded(policy.model):
+        return []
+    missing = ranks.max(planned) - planned
+    return [_dummy(policy, batch)] * missing if missing else []
+
+
+def _dummy(policy: Policy, like: Batch) -> Batch:
+    columns: dict[str, Any] = {
+        field.name: tensor.new_zeros((1, 1)[: tensor.ndim])
+        for field in fields(like)
+        if isinstance(tensor := getattr(like, field.name), torch.Tensor)
+    }
+    columns["tokens"] += policy.harmless_id
+    columns["mask"] = torch.ones_like(columns["mask"])
+    prompts = encode_prompts(policy, [Record("?", "", "numerical", "dummy")])
+    columns |= {"prompts": prompts, "task_names": like.task_names}
+    return Batch(**{"length_advantages": None, **columns})
+
+
+def batch_values(
+    policy: Policy, batch: Batch, budget: int, temperature: float, ranks: Ranks = Ranks()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies (N, T) of a batch under a policy.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy to run.
+    batch : Batch
+        This rank's rollouts.
+    budget : int
+        Tokens of a micro-batch, as in :func:`micro_batch_rows`.
+    temperature : float
+        Sampling temperature of the responses.
+    ranks : Ranks
+        Ranks that train together.
+    """
+    logprobs, entropies = torch.zeros_like(batch.logprobs), torch.zeros_like(batch.logprobs)
+    micro_batches = micro_batch_rows(policy, batch, budget)
+    dummies = dummy_passes(policy, batch, len(micro_batches), ranks)
+    for rows in micro_batches:
+        part = batch.rows(rows)
+        values = part.logprobs_of(policy, temperature)
+        for table, some in zip((logprobs, entropies), values, strict=True):
+            table[rows, : part.mask.shape[1]] = torch.where(part.mask, some, 0.0)
+    for dummy in dummies:
+        dummy.logprobs_of(policy, temperature)
+    return logprobs, entropies
 
 
 class Lengths(NamedTuple):

@@ -14,6 +14,7 @@ It takes about a quarter of an hour on one core.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,9 +79,20 @@ def main() -> None:
     train_language(policy, arguments.language_steps, arguments.seed)
     train_policy(policy, arguments.policy_steps, arguments.seed)
     train_habit(policy, arguments.habit_steps, arguments.seed)
-    policy.model.half()
-    policy.save(arguments.output)
+    save_small(policy, arguments.output)
     print(f"wrote {arguments.output}")
+
+
+def save_small(policy: Policy, folder: Path) -> None:
+    """Write the weights in 16 bits, and a configuration by which they are loaded in 32.
+
+    Transformers loads a model in the dtype of its configuration, and AdamW overflows in float16.
+    """
+    policy.model.half()
+    policy.save(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def train_vision(policy: Policy, steps: int, seed: int) -> None:

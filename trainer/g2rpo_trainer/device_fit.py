@@ -1,4 +1,4 @@
-"""Whether a run fits on its device, what takes most of it, and what takes less."""
+"""Comparison of a run's estimated memory with its device's, with settings that need less."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
 
-from .config import TrainConfig
+from .config import Model, TrainConfig
 from .estimate import Estimate, estimate_memory
 
 GIB = 2**30
@@ -80,7 +80,7 @@ class Fit:
         return "fits" if share <= _NEAR else "near" if share <= 1 else "too large"
 
     def text(self) -> str:
-        """Return a sentence or two: what is needed, what is there, what helps."""
+        """Return one or two sentences: needed memory, free memory, remedies."""
         estimate, memory = self.estimate, self.memory
         there = f"{_gib(memory.free)} are free on {memory.name}"
         if self.verdict == "impossible":
@@ -111,7 +111,7 @@ def fit_of(
     config : TrainConfig
         Configuration of the run.
     memory : DeviceMemory
-        That of one device, such as :func:`device_memory` returns.
+        Memory of one device, as :func:`device_memory` returns it.
     ranks, is_sharded
         As of :func:`g2rpo_trainer.estimate.estimate_memory`.
 
@@ -139,7 +139,7 @@ def fit_of(
     )
     rows, tokens = rows // each * each, tokens // 64 * 64
     first = "optimiser" if estimate.state > memory.free else _largest(estimate)
-    remedies = _remedies(config, estimate, first, rows, tokens)
+    remedies = _remedies(config.model, estimate, first, rows, tokens)
     return Fit(estimate, memory, rows, tokens, tuple(remedies))
 
 
@@ -152,7 +152,7 @@ def require_memory(
 ) -> str | None:
     """Return a warning if a run may not fit on its device, or None if it will.
 
-    None, too, of a model without an estimate: what is wrong with it is said when it is loaded.
+    Also None for a model without an estimate: loading it reports the fault.
 
     Parameters
     ----------
@@ -220,10 +220,10 @@ def _largest(estimate: Estimate) -> str:
 
 
 def _remedies(
-    config: TrainConfig, estimate: Estimate, first: str, rows: int, tokens: int
+    model: Model, estimate: Estimate, first: str, rows: int, tokens: int
 ) -> Iterator[str]:
-    """Yield what makes the part that comes first smaller, and then the others."""
-    model, work = config.model, estimate.work
+    """Yield settings that make the largest part smaller, then settings for the other parts."""
+    work = estimate.work
     if first in _BY_ROWS and rows and rows < work.rows:
         yield f"rollout.batch_size: {rows}"
     if first in _BY_TOKENS:

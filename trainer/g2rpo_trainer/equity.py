@@ -6,19 +6,19 @@ whether they do, as these also depend on lengths, on the shaping terms and on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
 from .batch import Batch
-from .config import TrainConfig
+from .config import Output
 from .distributed import Ranks
 from .model.policy_model import Policy
 from .optimizer import trained_parameters
 from .sharding import full_tensor
-from .update import accumulate_gradients, mini_batch_totals
+from .update import Learner
 
 
 class TaskNorms(NamedTuple):
@@ -37,14 +37,7 @@ class TaskNorms(NamedTuple):
     with_signal: dict[str, float]
 
 
-def gradient_norms(
-    policy: Policy,
-    batch: Batch,
-    config: TrainConfig,
-    step: int,
-    entropy_weights: Sequence[float] | None = None,
-    ranks: Ranks = Ranks(),
-) -> TaskNorms:
+def gradient_norms(learner: Learner, batch: Batch, output: Output, step: int) -> TaskNorms:
     """Measure each task's own gradient, every ``output.equity_steps`` or ``task_weights.adapt``.
 
     It takes ``output.equity_prompts`` prompts of each task; where one has fewer in the batch, all
@@ -54,35 +47,32 @@ def gradient_norms(
 
     Parameters
     ----------
-    policy : Policy
-        Policy that is trained.
+    learner : Learner
+        Policy that is trained, and its loss.
     batch : Batch
         This rank's rollouts of a step, before its update.
-    config : TrainConfig
-        Configuration of this step.
+    output : Output
+        Period and prompts of the measurement.
     step : int
         Number of the step from 1.
-    entropy_weights : sequence of float, optional
-        Weight of each task's entropy term; by default as the configuration says.
-    ranks : Ranks
-        Ranks that train together.
 
     Returns
     -------
     TaskNorms
         Norms of the tasks in the batch; empty in all other steps.
     """
-    periods = (config.output.equity_steps, config.task_weights.adapt)
+    periods = (output.equity_steps, learner.shaping.options.task_weights_adapt)
     if not any(every and step % every == 0 for every in periods):
         return TaskNorms({}, {})
-    part = batch.rows(_rows_of_each_task(batch, config.output.equity_prompts, ranks))
-    totals = mini_batch_totals(part, config, ranks)
+    ranks = learner.ranks
+    part = batch.rows(_rows_of_each_task(batch, output.equity_prompts, ranks))
+    totals = learner.totals(part)
     found = TaskNorms({}, {})
     (tasks,), _ = ranks.gather_rows(part.tasks)
     for number in tasks.unique().tolist():
         rows = (part.tasks == number).nonzero()[:, 0]
-        with _own_gradients(policy) as weights:
-            accumulate_gradients(policy, part.rows(rows), totals, config, entropy_weights, ranks)
+        with _own_gradients(learner.policy) as weights:
+            learner.accumulate_gradients(part.rows(rows), totals)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         task = batch.task_names[number]

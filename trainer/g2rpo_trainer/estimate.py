@@ -11,42 +11,16 @@ activations, one layer at work) and AdamW's step (gradients, and what it holds f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from g2rpo._shown import error_text
 
-from .config import Model, TrainConfig
+from .config import Model, Rollout, TrainConfig
 from .errors import RunError
-from .model.adapting import wants_checkpointing
 from .model.loading import meta_model
-from .model_shape import ModelShape, Stack, model_shape
+from .model_shape import ADAMW, ModelShape, Stack, model_shape, wants_checkpointing
 from .optimizer import BUCKET
 from .packing import responses_per_row
-
-
-class WeightBytes(NamedTuple):
-    """Bytes that training takes for each trained weight of 16 bits, beside itself.
-
-    Attributes
-    ----------
-    gradient : int
-    state : int
-        Float32 master and two moments.
-    step : int
-        Bytes that AdamW holds while it steps, beside the temporary tensors of a bucket on a CPU.
-    """
-
-    gradient: int
-    state: int
-    step: int
-
-
-ADAMW = WeightBytes(gradient=4, state=12, step=0)
-"""Those of :class:`g2rpo_trainer.optimizer.MasterAdamW`: 18 bytes with the weight itself.
-
-Gradients are float32, and the fused kernel of a GPU has no temporary tensors. A float32 weight
-needs no master.
-"""
 
 ASSUMED_PROMPT = 1024
 """Tokens of a prompt where ``rollout.max_prompt_length`` is null."""
@@ -83,25 +57,35 @@ class Workload(NamedTuple):
         Responses that are sampled at once, in training or evaluation.
     prefilled : int
         Prompts that are computed at once before.
+    prompts : int
+        Prompts of a step that are computed: each once if they are shared, else once a response.
     sampled, sampled_at_once : int
         Responses of a step, and those of them that are sampled at once.
+    engine : str
+        Engine that samples them.
     tokens : int
         Tokens of one pass of the update.
     row : int
         Tokens of a row of it.
     predicted : int
         Response tokens in it.
+    passes : int
+        Passes without gradients over the responses: of the reference, and of the policy over those
+        that vLLM has sampled.
     """
 
     prompt: int
     completion: int
     rows: int
     prefilled: int
+    prompts: int
     sampled: int
     sampled_at_once: int
+    engine: str
     tokens: int
     row: int
     predicted: int
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -166,8 +150,7 @@ def estimate_memory(
         Free bytes of a GPU, by which a run chooses what the configuration leaves open; None for a
         CPU.
     shape : ModelShape, optional
-        Sizes of the model, if they are known already. ``model.gradient_checkpointing: auto`` is
-        then true on a GPU.
+        Sizes of the model, if they are known already.
 
     Raises
     ------
@@ -182,28 +165,26 @@ def estimate_memory(
     True
     """
     is_gpu, parts = gpu_free is not None, ranks if is_sharded else 1
+    shape = shape or _shape_of(config.model, is_gpu=is_gpu)
     checkpointing = config.model.gradient_checkpointing
-    if shape is None:
-        empty, shape = _empty_model(config.model, is_gpu=is_gpu)
-        if checkpointing == "auto":
-            tokens = config.optimization.micro_batch_tokens
-            # Weights are on the device before they are divided only if they are not.
-            there = 0 if is_sharded else shape.weight_bytes
-            room = None if gpu_free is None else gpu_free - there
-            checkpointing = wants_checkpointing(empty, tokens, room, parts)
-    elif checkpointing == "auto":
-        checkpointing = is_gpu
-    wide = shape.trained - shape.narrow
+    if checkpointing == "auto":
+        # Weights are on the device before they are divided only if they are not.
+        there = 0 if is_sharded else shape.weight_bytes
+        room = None if gpu_free is None else gpu_free - there
+        tokens = config.optimization.micro_batch_tokens
+        checkpointing = wants_checkpointing(shape, tokens, room, parts)
     common = {
         "weights": shape.weight_bytes // parts,
-        "optimiser": (ADAMW.state * shape.narrow + 8 * wide) // parts,
+        "optimiser": shape.optimizer_bytes // parts,
     }
-    gradients = (ADAMW.gradient * shape.narrow + 4 * wide) // parts
+    gradients = shape.gradient_bytes // parts
     if config.optimization.beta and not config.model.lora.rank:
         common["reference"] = shape.weight_bytes // parts
     limit = None
     if gpu_free is not None and not is_sharded and not config.model.deterministic:
-        limit = _fitting_rows(config, shape, gpu_free - sum(common.values()))
+        tokens = _prompt_tokens(config.rollout, shape) + config.rollout.max_completion_length
+        free = gpu_free - sum(common.values())
+        limit = rows_that_fit(shape.cache.bytes(1, tokens), shape.vocabulary, free)
     work = workload(config, shape, ranks, limit)
     kept, working = activation_bytes(shape, work, checkpointing)
     update = {**common, "gradients": gradients, "activations": kept}
@@ -211,7 +192,7 @@ def estimate_memory(
     if not is_gpu:
         adamw += BUCKET_WEIGHT * min(BUCKET, shape.trained // parts)
     phases = {
-        "rollout": {**common, **_rollout_parts(config, shape, work, device_total, is_gpu)},
+        "rollout": {**common, **_rollout_parts(config.rollout, shape, work, device_total, is_gpu)},
         "loss": {**update, "output layer": head_bytes(shape, work, is_gpu=is_gpu)},
         "backward": {**update, "layer at work": working},
         "step": {**common, "gradients": gradients, "AdamW": adamw},
@@ -225,22 +206,16 @@ def estimate_memory(
     return Estimate(shape, work, phases, checkpointing)
 
 
-def _empty_model(model: Model, *, is_gpu: bool) -> tuple[Any, ModelShape]:
-    """Return the model of a run without its weights, and its sizes."""
+def _shape_of(model: Model, *, is_gpu: bool) -> ModelShape:
+    """Return the sizes of the model of a run, of which no weights are read."""
     if model.dtype == "auto" and is_gpu:
         model = model.model_copy(update={"dtype": "bfloat16"})
     empty = meta_model(model)
     try:
-        return empty, model_shape(empty)
+        return model_shape(empty)
     except Exception as error:  # of an architecture without such parts
         kind = type(empty).__name__
         raise RunError(f"{kind} has no layers that are known here ({error_text(error)})") from error
-
-
-def _fitting_rows(config: TrainConfig, shape: ModelShape, free: int) -> int:
-    """Return how many rows a run samples at once on a GPU if ``rollout.batch_size`` is null."""
-    tokens = _prompt_tokens(config, shape) + config.rollout.max_completion_length
-    return rows_that_fit(kv_cache_bytes(shape, 1, tokens), shape.vocabulary, free)
 
 
 def rows_that_fit(row: int, vocabulary: int, free: int) -> int:
@@ -248,10 +223,10 @@ def rows_that_fit(row: int, vocabulary: int, free: int) -> int:
     return max(1, int(ROWS_SHARE * free) // (row + SAMPLED_LOGIT * vocabulary))
 
 
-def _prompt_tokens(config: TrainConfig, shape: ModelShape) -> int:
-    completion = config.rollout.max_completion_length
+def _prompt_tokens(rollout: Rollout, shape: ModelShape) -> int:
+    completion = rollout.max_completion_length
     room = max(1, (shape.context or ASSUMED_PROMPT + completion) - completion)
-    return config.rollout.max_prompt_length or min(ASSUMED_PROMPT, room)
+    return rollout.max_prompt_length or min(ASSUMED_PROMPT, room)
 
 
 def workload(
@@ -265,7 +240,7 @@ def workload(
     """
     rollout, data = config.rollout, config.data
     completion, each = rollout.max_completion_length, rollout.num_generations
-    prompt = _prompt_tokens(config, shape)
+    prompt = _prompt_tokens(rollout, shape)
     sampled = -(-rollout.prompts_per_step // ranks) * each
     limit = rollout.batch_size or limit
     at_once = sampled if limit is None else min(sampled, max(1, limit // each) * each)
@@ -283,19 +258,15 @@ def workload(
         completion=completion,
         rows=rows,
         prefilled=-(-rows // each) if shares else rows,
+        prompts=sampled // (each if shares else 1),
         sampled=sampled,
         sampled_at_once=at_once,
+        engine=rollout.engine,
         tokens=tokens,
         row=min(row, tokens),
         predicted=round(tokens * packed * completion / row),
+        passes=(config.optimization.beta > 0) + (rollout.engine == "vllm"),
     )
-
-
-def kv_cache_bytes(shape: ModelShape, rows: int, tokens: int) -> int:
-    """Return the bytes of the keys and values of so many rows of so many tokens."""
-    # A sliding window holds what the next token sees, which is one less than itself.
-    kept = sum(tokens if window is None else min(tokens, window - 1) for window in shape.windows)
-    return 2 * kept * rows * shape.text.kv_heads * shape.text.head_width * shape.item
 
 
 def activation_bytes(shape: ModelShape, work: Workload, checkpointing: bool) -> tuple[int, int]:
@@ -305,7 +276,7 @@ def activation_bytes(shape: ModelShape, work: Workload, checkpointing: bool) -> 
     are then one layer that is computed again, and gradients on their way through it.
     """
     stack, item = shape.text, shape.item
-    whole = layer_bytes(stack, item, work.row, is_eager=shape.is_eager)
+    whole = stack.layer_bytes(item, work.row, is_eager=shape.is_eager)
     kept = item * stack.hidden if checkpointing else whole
     # The last norm, and the mask of packed rows as bytes and in the model's dtype.
     ends = (4 + 2 * item) * stack.hidden + work.row * (1 + item)
@@ -314,22 +285,6 @@ def activation_bytes(shape: ModelShape, work: Workload, checkpointing: bool) -> 
     if shape.vision is not None and shape.is_vision_trained:
         total += _vision_bytes(shape.vision, item, work, checkpointing)
     return round(total), round(work.tokens * working)
-
-
-def layer_bytes(stack: Stack, item: int, row: int, *, is_eager: bool = False) -> float:
-    """Return the bytes that one layer keeps for a token of a row of so many tokens.
-
-    A norm keeps a float32 input, its output and, to train its weight, the normalised value;
-    attention its queries, repeated keys and values, and its output twice; a gated MLP four
-    activations of its inner width, another one three.
-    """
-    width = stack.heads * stack.head_width
-    attention = 5 * item * width
-    if is_eager:
-        attention += stack.heads * row * (4 + (item if item < 4 else 0))
-    mlp = item * (4 if stack.gated else 3) * stack.inner
-    norms = (4 + (2 if stack.is_trained else 1) * item) * stack.normed
-    return norms + attention + mlp
 
 
 def head_bytes(shape: ModelShape, work: Workload, *, is_gpu: bool = False) -> int:
@@ -347,21 +302,21 @@ def head_bytes(shape: ModelShape, work: Workload, *, is_gpu: bool = False) -> in
 
 
 def _rollout_parts(
-    config: TrainConfig, shape: ModelShape, work: Workload, device_total: int, is_gpu: bool
+    options: Rollout, shape: ModelShape, work: Workload, device_total: int, is_gpu: bool
 ) -> dict[str, int]:
-    if config.rollout.engine == "vllm":
-        share = config.rollout.vllm_memory
+    if options.engine == "vllm":
+        share = options.vllm_memory
         if share is None and is_gpu:
-            row = kv_cache_bytes(shape, 1, work.prompt + work.completion)
+            row = shape.cache.bytes(1, work.prompt + work.completion)
             share = vllm_share(shape.weight_bytes, row, work.sampled, device_total)
         return {"vLLM": round((share or VLLM_SHARE) * device_total)}
     stack, item = shape.text, shape.item
     passing = (4 + 3 * item) * stack.hidden + 3 * item * stack.inner
-    cache = kv_cache_bytes(shape, work.rows, work.prompt + work.completion)
+    cache = shape.cache.bytes(work.rows, work.prompt + work.completion)
     logits = SAMPLED_LOGIT * shape.vocabulary * work.rows
     # It is over before the cache is full and the first token is sampled.
     prefill = work.prefilled * work.prompt * passing
-    prefill += kv_cache_bytes(shape, work.prefilled, work.prompt)
+    prefill += shape.cache.bytes(work.prefilled, work.prompt)
     return {
         "KV cache": cache,
         "sampled logits": logits,
@@ -396,6 +351,6 @@ def _vision_bytes(stack: Stack, item: int, work: Workload, checkpointing: bool) 
     """Return the bytes of the vision tower, as if prompts were nothing but images."""
     # Four patches, usually, become one token of the prompt.
     patches = 4 * work.tokens * work.prompt / work.row
-    whole = layer_bytes(stack, item, 0)
+    whole = stack.layer_bytes(item)
     kept = item * stack.hidden * stack.layers + whole if checkpointing else whole * stack.layers
     return patches * kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from g2rpo_trainer.answers import Answers, Evaluation, Sample, evaluated
-from g2rpo_trainer.config import TrainConfig
+from g2rpo_trainer.config import Data, Rollout, TrainConfig
 from g2rpo_trainer.data import Source, open_run
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.report.display import Display
-from g2rpo_trainer.scoring import Rewards, Scorer
+from g2rpo_trainer.scoring import Rewards, Scorer, unused_rewards
 
 from .device import run_kernels
 from .distributed import Ranks, join_ranks
@@ -55,7 +55,7 @@ def evaluate(
     source : Source, optional
         Source of the records, if :func:`g2rpo_trainer.data.open_run` has opened it already.
     on_samples : callable, optional
-        As in :func:`evaluate_policy`.
+        Called with every batch of responses, as `Answers.samples` returns them.
 
     Returns
     -------
@@ -66,8 +66,10 @@ def evaluate(
     source = open_run(config, source)
     data = config.data
     display = display or Display(0, source.tasks)
+    for text in unused_rewards(config.rewards.functions, source):
+        display.warn(text)
     kernels = run_kernels(config.model)
-    with join_ranks() as ranks, kernels, Scorer(config, source) as scorer:
+    with join_ranks() as ranks, kernels, Scorer(config.rewards, data, source) as scorer:
         policy = load_run_policy(config, model, ranks=ranks)
         if data.eval_generations > 1:  # a single response shares its prompt with none
             policy = choose_shortcuts(
@@ -77,130 +79,128 @@ def evaluate(
         engine = open_sampler(config.model_copy(update={"model": named}), policy, ranks)
         count = len(source.tasks) * data.eval_items
         with engine as sampler, display.phase("held-out items", count) as advance:
-            evaluation = evaluate_policy(
-                policy,
-                config,
-                source,
-                scorer,
-                sampler,
-                advance=advance,
-                on_samples=on_samples,
-                ranks=ranks,
-            )
+            evaluator = Evaluator(source, scorer, data, config.rollout, sampler, ranks)
+            evaluation = evaluator.evaluate(policy, advance=advance, on_samples=on_samples)
     return asdict(evaluation)
 
 
-def evaluate_policy(
-    policy: Policy,
-    config: TrainConfig,
-    source: Source,
-    scorer: Scorer,
-    sampler: Sampler = sample_with_policy,
-    *,
-    advance: Callable[[int], None] = lambda items: None,
-    on_samples: Callable[[list[Sample]], None] | None = None,
-    ranks: Ranks = Ranks(),
-) -> Evaluation:
-    """Sample answers to the held-out items of every task and score them.
+@dataclass(frozen=True)
+class Evaluator:
+    """Samples answers to the held-out items of every task and scores them.
 
-    Parameters
+    Attributes
     ----------
-    policy : Policy
-        Policy to sample, at ``data.eval_temperature``, by default the temperature of the rollouts.
-    config : TrainConfig
-        Configuration; the sections data and rollout.
     source : Source
         Source of the held-out items.
     scorer : Scorer
         Scores the responses.
+    data : Data
+        Number of items and of responses to each, and their temperature, by default that of the
+        rollouts.
+    rollout : Rollout
+        The other options of sampling.
     sampler : Sampler
         Samples the responses; that of the run.
-    advance : callable
-        Called with the number of items done since its last call.
-    on_samples : callable, optional
-        Called with every batch of responses, as `Answers.samples` returns them.
     ranks : Ranks
         Ranks that evaluate together.
-
-    Returns
-    -------
-    Evaluation
     """
-    with _own_random_numbers(policy.device):
-        answers = {
-            task: _answers(policy, config, source, scorer, sampler, task, ranks)
-            for task in source.tasks
-        }
-        return evaluated(answers, advance, on_samples if ranks.is_main else None)
 
+    source: Source
+    scorer: Scorer
+    data: Data
+    rollout: Rollout
+    sampler: Sampler = sample_with_policy
+    ranks: Ranks = Ranks()
 
-def _answers(
-    policy: Policy,
-    config: TrainConfig,
-    source: Source,
-    scorer: Scorer,
-    sampler: Sampler,
-    task: str,
-    ranks: Ranks,
-) -> Iterator[Answers]:
-    """Yield the answers to the held-out items of a task, batch by batch."""
-    # Each rank has as many at once as a single one would have.
-    size = config.data.eval_batch_size * ranks.size
-    own, numbers = set(ranks.share(size).own), count()
+    def evaluate(
+        self,
+        policy: Policy,
+        *,
+        advance: Callable[[int], None] = lambda items: None,
+        on_samples: Callable[[list[Sample]], None] | None = None,
+    ) -> Evaluation:
+        """Evaluate a policy, always with the same items and random numbers.
 
-    def read(record: Record) -> Prompt:
-        # Where broken records are left out, the items of a rank follow from all before them.
-        if config.data.skip_broken or next(numbers) % size in own:
-            return Prompt.encoded(policy, record)
-        return Prompt(policy, record)
+        Parameters
+        ----------
+        policy : Policy
+            Policy to sample.
+        advance : callable
+            Called with the number of items done since its last call.
+        on_samples : callable, optional
+            Called with every batch of responses, as `Answers.samples` returns them.
 
-    items = source.held_out(task, config.data.eval_items, read)
-    for first in count(0, size):
+        Returns
+        -------
+        Evaluation
+        """
+        with _own_random_numbers(policy.device):
+            answers = {task: self._answers(policy, task) for task in self.source.tasks}
+            return evaluated(answers, advance, on_samples if self.ranks.is_main else None)
+
+    def _answers(self, policy: Policy, task: str) -> Iterator[Answers]:
+        """Yield the answers to the held-out items of a task, batch by batch."""
+        data, ranks = self.data, self.ranks
+        # Each rank has as many at once as a single one would have.
+        size = data.eval_batch_size * ranks.size
+        own, numbers = set(ranks.share(size).own), count()
+
+        def read(record: Record) -> Prompt:
+            # Where broken records are left out, the items of a rank follow from all before them.
+            if data.skip_broken or next(numbers) % size in own:
+                return Prompt.encoded(policy, record)
+            return Prompt(policy, record)
+
+        items = self.source.held_out(task, data.eval_items, read)
+        for first in count(0, size):
+            with ranks.raise_on_all_ranks():
+                batch = list(islice(items, size))
+            if not batch:
+                return
+            yield self._answered(policy, batch, first)
+
+    def _answered(self, policy: Policy, items: list[Prompt], first: int) -> Answers:
+        """Sample and score answers to one batch of items, divided over the ranks."""
+        data, ranks = self.data, self.ranks
+        share = ranks.share(len(items))
+        asked = [items[number] for number in share.padded]
         with ranks.raise_on_all_ranks():
-            batch = list(islice(items, size))
-        if not batch:
-            return
-        yield _answered(policy, config, scorer, sampler, batch, first, ranks)
+            prompts = join_prompts(asked)
+        records = [prompt.record for prompt in asked]
+        completions = self.sampler(
+            policy, prompts, records, self._options, share, with_values=False
+        )
+        own = asked[: len(share.own)]
+        whole = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
+        with ranks.raise_on_all_ranks():
+            scored = self.scorer([prompt.record for prompt in own], whole, dtype=np.float64)
+        numbers = torch.tensor(share.own, dtype=torch.int64)
+        numbers = numbers.repeat_interleave(data.eval_generations)
+        rewards_of_own = map(torch.from_numpy, scored.columns().values())
+        columns = (completions.lengths.cpu(), completions.ended.cpu(), *rewards_of_own)
+        gathered, _ = ranks.gather_sorted(numbers, *columns)
+        lengths, ended, *rewards = (column.numpy() for column in gathered)
+        return Answers(
+            first,
+            [prompt.record for prompt in items],
+            ranks.gather_sorted_objects(numbers.tolist(), whole),
+            Rewards(*rewards),
+            lengths,
+            ended,
+            ranks.gather_sorted_objects(share.own, [prompt.chat.opened for prompt in own]),
+        )
 
-
-def _answered(
-    policy: Policy,
-    config: TrainConfig,
-    scorer: Scorer,
-    sampler: Sampler,
-    items: list[Prompt],
-    first: int,
-    ranks: Ranks,
-) -> Answers:
-    """Sample and score answers to one batch of items, divided over the ranks."""
-    data, rollout = config.data, config.rollout
-    share = ranks.share(len(items))
-    asked = [items[number] for number in share.padded]
-    with ranks.raise_on_all_ranks():
-        prompts = join_prompts(asked)
-    temperature = rollout.temperature if data.eval_temperature is None else data.eval_temperature
-    sampling = {"num_generations": data.eval_generations, "temperature": max(temperature, _GREEDY)}
-    options = rollout.model_copy(update=sampling)
-    records = [prompt.record for prompt in asked]
-    completions = sampler(policy, prompts, records, options, share, with_values=False)
-    own = asked[: len(share.own)]
-    whole = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
-    with ranks.raise_on_all_ranks():
-        scored = scorer([prompt.record for prompt in own], whole, dtype=np.float64)
-    numbers = torch.tensor(share.own, dtype=torch.int64).repeat_interleave(data.eval_generations)
-    rewards_of_own = map(torch.from_numpy, scored.columns().values())
-    columns = (completions.lengths.cpu(), completions.ended.cpu(), *rewards_of_own)
-    gathered, _ = ranks.gather_sorted(numbers, *columns)
-    lengths, ended, *rewards = (column.numpy() for column in gathered)
-    return Answers(
-        first,
-        [prompt.record for prompt in items],
-        ranks.gather_sorted_objects(numbers.tolist(), whole),
-        Rewards(*rewards),
-        lengths,
-        ended,
-        ranks.gather_sorted_objects(share.own, [prompt.chat.opened for prompt in own]),
-    )
+    @property
+    def _options(self) -> Rollout:
+        """The options of sampling, with the number of responses and temperature of evaluations."""
+        data, temperature = self.data, self.data.eval_temperature
+        if temperature is None:
+            temperature = self.rollout.temperature
+        sampling = {
+            "num_generations": data.eval_generations,
+            "temperature": max(temperature, _GREEDY),
+        }
+        return self.rollout.model_copy(update=sampling)
 
 
 @contextmanager

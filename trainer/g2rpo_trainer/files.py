@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from g2rpo._shown import error_text
+from g2rpo_trainer.errors import RunError
+
 __all__ = [
     "append_lines",
     "checksum_fault",
-    "is_full",
     "read_lines",
     "replacing",
     "sync",
@@ -23,6 +25,7 @@ __all__ = [
     "truncate_lines",
     "write_checksums",
     "write_text",
+    "writing",
 ]
 
 _CHECKSUMS = "checksums.json"
@@ -180,22 +183,47 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_full(error: BaseException) -> bool:
+def _is_full(error: BaseException) -> bool:
     """Return whether a write failed for lack of room: full disk, quota, or limit of file size.
 
     Examples
     --------
-    >>> is_full(OSError(errno.ENOSPC, "No space left on device"))
+    >>> _is_full(OSError(errno.ENOSPC, "No space left on device"))
     True
-    >>> is_full(ValueError("I/O error: No space left on device (os error 28)"))
+    >>> _is_full(ValueError("I/O error: No space left on device (os error 28)"))
     True
-    >>> is_full(ValueError("no such key"))
+    >>> _is_full(ValueError("no such key"))
     False
     """
     if isinstance(error, OSError):
         return error.errno in _FULL
     found = _OS_ERROR.search(str(error))
     return found is not None and int(found[1]) in _FULL
+
+
+@contextmanager
+def writing(folder: Path, name: str) -> Iterator[None]:
+    """Turn errors of the disk into a `RunError` with what could not be written, and the remedy.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of a run.
+    name : str
+        The file or content that is written inside the context.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error) and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or error_text(error)
+        advice = (
+            "make room there: older runs, or fewer checkpoints (output.keep_checkpoints)"
+            if _is_full(error)
+            else "it must be a folder that this process may write to"
+        )
+        raise RunError(f"{folder}: {name} cannot be written ({reason}); {advice}") from error
 
 
 def to_json(value: Any) -> Any:

@@ -111,7 +111,7 @@ def resume_command(path: Path) -> str:
 
 
 def _resume_note(folder: RunFolder, steps: int) -> str:
-    newest = folder.latest_checkpoint()
+    newest = folder.checkpoints.latest()
     saved = f"the checkpoint after step {newest.step}" if newest else "the start, as none was saved"
     return (
         f"the run had done {steps} of {folder.config.optimization.steps} steps; "

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from g2rpo_trainer.advantages import Shaping
+from g2rpo_trainer.advantages import Shaping, shaping_options
 from g2rpo_trainer.answers import Evaluation
 from g2rpo_trainer.checkpoint import (
     export_merged,
@@ -23,7 +23,8 @@ from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, open_run, skipped_text
 from g2rpo_trainer.environment import environment
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.evaluation import evaluate_policy
+from g2rpo_trainer.evaluation import Evaluator
+from g2rpo_trainer.files import writing
 from g2rpo_trainer.interruption import Interrupted, StopRequest, resumable
 from g2rpo_trainer.kept_samples import KeptSamples
 from g2rpo_trainer.progress import Progress
@@ -31,7 +32,7 @@ from g2rpo_trainer.report.display import Display
 from g2rpo_trainer.report.plots import draw_plots
 from g2rpo_trainer.report.trackers import Trackers, require_trackers
 from g2rpo_trainer.run_folder import RunFolder
-from g2rpo_trainer.scoring import Scorer
+from g2rpo_trainer.scoring import Scorer, unused_rewards
 
 from .device import dtype_on, run_kernels
 from .distributed import Ranks, join_ranks
@@ -39,8 +40,10 @@ from .model.adapting import trained_share
 from .model.loading import load_run_policy, resolve_device
 from .model.policy_model import Policy, Shortcuts
 from .optimizer import make_optimizer
+from .rollouts import Collector
 from .shortcuts import choose_shortcuts
 from .step import StepResult, training_step
+from .update import Learner
 from .vllm import open_sampler
 
 # Seconds: a launcher passes on the signal that its processes have got from the terminal already.
@@ -116,20 +119,22 @@ class _Run:
             damaged: list[str] = []
             if folder and ranks.is_main:
                 at_end.enter_context(RunFolder.locked(path))
-                damaged = folder.set_damaged_aside()
+                damaged = folder.checkpoints.set_damaged_aside()
             require_trackers(config.output.trackers)
             self.config, self.source = config, open_run(config, source)
         with ranks.raise_on_all_ranks():  # rank 0 has renamed what is damaged
-            checkpoint = folder.latest_checkpoint() if folder else None
+            checkpoint = folder.checkpoints.latest() if folder else None
         self.display = display or self._own_display()
         for text in damaged:
             self.display.message(text)
+        for text in unused_rewards(config.rewards.functions, self.source):
+            self.display.warn(text)
         self.progress = Progress()
         self._load(checkpoint.path if checkpoint else None)
         # Records that other runs of this process skipped are not skipped by this one.
         self.source.restore_skipped(self.progress.skipped_records)
         with ranks.raise_on_all_ranks():
-            self.scorer = at_end.enter_context(Scorer(self.config, self.source))
+            self._put_together()
             self.folder = self._own_folder(folder)
         self.trackers: Trackers | None = None
 
@@ -140,7 +145,7 @@ class _Run:
         self.policy = load_run_policy(config, start, ranks=self.ranks)
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
-        self.shaping = Shaping(config, self.source.tasks)
+        self.shaping = Shaping(shaping_options(config, self.source.tasks))
         self.optimizer = make_optimizer(self.policy, options)
         self.sampler = self.at_end.enter_context(open_sampler(config, self.policy, self.ranks))
         self.reference: Policy | None = None
@@ -163,6 +168,26 @@ class _Run:
             )
         if self.reference is not None:
             self.reference = replace(self.reference, shortcuts=self.policy.shortcuts)
+
+    def _put_together(self) -> None:
+        """Make what collects rollouts, learns from them and evaluates."""
+        config, source, ranks = self.config, self.source, self.ranks
+        rollout, optimization = config.rollout, config.optimization
+        scorer = self.at_end.enter_context(Scorer(config.rewards, config.data, source))
+        self.evaluator = Evaluator(source, scorer, config.data, rollout, self.sampler, ranks)
+        self.collector = Collector(
+            self.policy,
+            self.sampler,
+            scorer,
+            source,
+            rollout,
+            seed=config.seed,
+            is_truncated_absent=optimization.mask_truncated_completions == "all",
+            ranks=ranks,
+        )
+        self.learner = Learner(
+            self.policy, self.optimizer, self.shaping, optimization, rollout, self.reference, ranks
+        )
 
     def _own_display(self) -> Display:
         console = None if self.ranks.is_main else Console(quiet=True)
@@ -191,7 +216,9 @@ class _Run:
         if progress.step < steps:
             while progress.step < steps:
                 self._stop_if_asked()
-                self._end_step(self._take_step())
+                output = self.config.output
+                result = training_step(self.collector, self.learner, output, progress)
+                self._end_step(result)
             self._save()
         # Nothing is lost by stopping here: a resumed run evaluates again.
         after = self._evaluate("held-out items after training", keep="after")
@@ -210,20 +237,6 @@ class _Run:
             self.display.recall(self.folder.read_metrics())
         self.trackers = Trackers(self.folder, self.progress.step)
         self.at_end.enter_context(closing(self.trackers))
-
-    def _take_step(self) -> StepResult:
-        return training_step(
-            self.policy,
-            self.optimizer,
-            self.shaping,
-            self.config,
-            self.source,
-            self.progress,
-            self.scorer,
-            self.reference,
-            self.sampler,
-            self.ranks,
-        )
 
     def _end_step(self, result: StepResult) -> None:
         """Evaluate if due; log and show the step; save if due."""
@@ -258,16 +271,8 @@ class _Run:
                 if keep and self._is_asked_to_stop():
                     raise Interrupted(self.progress.step, self.folder.path)
 
-            evaluation = evaluate_policy(
-                self.policy,
-                self.config,
-                self.source,
-                self.scorer,
-                self.sampler,
-                advance=report,
-                on_samples=kept.add if keep else None,
-                ranks=self.ranks,
-            )
+            on_samples = kept.add if keep else None
+            evaluation = self.evaluator.evaluate(self.policy, advance=report, on_samples=on_samples)
         if keep:
             self._on_main(lambda: self._keep(kept, keep))
         return evaluation
@@ -303,8 +308,8 @@ class _Run:
     def _finish(self, summary: dict[str, Any]) -> None:
         """Write the merged model of an adapter, the summary and the plots."""
         if self.policy.has_adapter:
-            with self.folder.writing("the merged model"):
-                newest = self.folder.checkpoints()[-1].path
+            with writing(self.folder.path, "the merged model"):
+                newest = self.folder.checkpoints.all()[-1].path
                 model = self.config.model
                 # The merged model has the dtype of the run, though it is made on the CPU.
                 dtype = dtype_on(model.dtype, resolve_device(model.device))
@@ -312,7 +317,7 @@ class _Run:
                 export_merged(newest, self.folder.path / "final", model)
         self.folder.write_summary(summary)
         if self.config.output.plots:
-            with self.folder.writing("plots"):
+            with writing(self.folder.path, "plots"):
                 draw_plots(self.folder, self.source.tasks)
 
     def _summary(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:

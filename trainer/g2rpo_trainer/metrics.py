@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import g2rpo
 from g2rpo.diagnostics import equity
-from g2rpo.metrics import suffixed
+from g2rpo.metrics import BY_TASK, named, suffixed
 from g2rpo_trainer.scoring import Floats, Rewards
 
 Labels = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
 
-_BY_TASK = "tasks/"
 # Entropies are reported of all rollouts, also of those from which nothing is learned.
 _OF_ROLLOUTS = {"entropy", "tasks/entropy"}
 
@@ -98,6 +98,61 @@ def equity_metrics(norms: Mapping[str, float]) -> dict[str, float]:
     return metrics | {"equity/ratio": equity(norms)}
 
 
+class Reports:
+    """Loss terms and other metrics of slices of a mini-batch, accumulated on the host.
+
+    Attributes
+    ----------
+    values : dict of str to array
+        Float64; loss terms under ``loss/<term>``, the rest under the names of
+        :func:`g2rpo.g2rpo_loss`. Over the slices of all ranks they reduce to the mini-batch's
+        values: by the maximum where the name ends in ``/max``, else by the sum.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, npt.NDArray[np.float64]] = {}
+
+    def add(
+        self, terms: g2rpo.LossTerms, metrics: dict[str, torch.Tensor], share: torch.Tensor
+    ) -> None:
+        """Add a slice.
+
+        Parameters
+        ----------
+        terms : LossTerms
+            Loss terms of the slice, computed with the totals of the mini-batch.
+        metrics : dict of str to Tensor
+            Its metrics; scalars and those by task.
+        share : Tensor
+            The slice's share of the mini-batch's tokens, a scalar from 0 to 1.
+        """
+        found = {f"loss/{name}": term.detach() for name, term in terms._asdict().items()}
+        for name, metric in metrics.items():
+            # Means over the slice's tokens become shares; metrics by task are shares already.
+            is_mean = not name.endswith("/max") and not name.startswith(BY_TASK)
+            found[name] = share * metric if is_mean else metric
+        for name, value in _on_host(found).items():
+            if name in self.values:
+                join = np.maximum if name.endswith("/max") else np.add
+                value = join(self.values[name], value)
+            self.values[name] = value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return numbers and lists of numbers by name."""
+        return {name: value.tolist() for name, value in self.values.items()}
+
+
+def _on_host(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float64]]:
+    # One transfer for all numbers.
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).cpu().double().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors.values()])
+    pieces = np.split(flat, ends[:-1])
+    return {
+        name: piece.reshape(tuple(tensor.shape))
+        for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
+    }
+
+
 class Update(NamedTuple):
     """The metrics of one optimiser step.
 
@@ -140,10 +195,11 @@ def update_metrics(updates: Sequence[Update], tasks: Sequence[str]) -> dict[str,
     columns: dict[str, list[float]] = {}
     largest: dict[str, bool] = {}
     for update in updates:
+        present = np.asarray(update.task_tokens) > 0
         for name, value in update.reported.items():
             if name in _OF_ROLLOUTS:
                 continue
-            for own, number in _named(name, value, update.task_tokens, tasks):
+            for own, number in named(name, value, tasks, present).items():
                 columns.setdefault(own, []).append(number)
                 largest[own] = name.endswith("/max")
     return {
@@ -179,15 +235,3 @@ class Stopwatch:
         """Return the seconds of every part, and of all since the stopwatch was made."""
         parts = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         return {**parts, "step_time": time.monotonic() - self._started}
-
-
-def _named(
-    name: str, value: Any, task_tokens: npt.ArrayLike, tasks: Sequence[str]
-) -> Iterator[tuple[str, float]]:
-    if not name.startswith(_BY_TASK):
-        yield name, float(value)
-        return
-    counts = np.asarray(task_tokens)
-    for task, number, count in zip(tasks, np.asarray(value), counts, strict=True):
-        if count > 0:
-            yield f"{name.removeprefix(_BY_TASK)}/{task}", float(number)

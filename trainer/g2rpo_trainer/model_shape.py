@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .model.adapting import vision_tower
+
+
+class WeightBytes(NamedTuple):
+    """Bytes that training takes for each trained weight of 16 bits, beside itself.
+
+    Attributes
+    ----------
+    gradient : int
+    state : int
+        Float32 master and two moments.
+    step : int
+        Bytes that AdamW holds while it steps, beside the temporary tensors of a bucket on a CPU.
+    """
+
+    gradient: int
+    state: int
+    step: int
+
+
+ADAMW = WeightBytes(gradient=4, state=12, step=0)
+"""Bytes of :class:`g2rpo_trainer.optimizer.MasterAdamW`: 18 with the weight itself.
+
+Gradients are float32, and the fused kernel of a GPU has no temporary tensors. A float32 weight
+needs no master.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,42 @@ class Stack:
     weights: int
     is_trained: bool
 
+    def layer_bytes(self, item: int, row: int = 0, *, is_eager: bool = False) -> float:
+        """Return the bytes that one layer keeps for a token of a row of so many tokens.
+
+        A norm keeps a float32 input, its output and, to train its weight, the normalised value;
+        attention its queries, repeated keys and values, and its output twice; a gated MLP four
+        activations of its inner width, another one three.
+        """
+        attention = 5 * item * self.heads * self.head_width
+        if is_eager:
+            attention += self.heads * row * (4 + (item if item < 4 else 0))
+        mlp = item * (4 if self.gated else 3) * self.inner
+        norms = (4 + (2 if self.is_trained else 1) * item) * self.normed
+        return norms + attention + mlp
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values that layers keep of a row.
+
+    Attributes
+    ----------
+    windows : tuple of int or None
+        Sliding window of each layer that has keys and values; None for all tokens.
+    token_bytes : int
+        Bytes of a token in one layer.
+    """
+
+    windows: tuple[int | None, ...]
+    token_bytes: int
+
+    def bytes(self, rows: int, tokens: int) -> int:
+        """Return the bytes of so many rows of so many tokens."""
+        # A sliding window holds what the next token sees, which is one less than itself.
+        kept = sum(tokens if window is None else min(tokens, window - 1) for window in self.windows)
+        return kept * rows * self.token_bytes
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -57,7 +118,7 @@ class ModelShape:
     parameters, weight_bytes : int
         All weights, each once.
     trained : int
-        Those that take gradients.
+        Weights that take gradients.
     narrow : int
         Trained ones of 16 bits, which have a float32 master.
     unit_bytes : int
@@ -66,15 +127,16 @@ class ModelShape:
         Weights outside of the decoder layers, in bytes, and how many of them are trained.
     text : Stack
     vision : Stack or None
-        Of a vision tower, if there is one.
+        Vision tower, if there is one.
     is_vision_trained, is_head_trained, is_eager : bool
         Whether the tower and the output layer take gradients, and whether attention stores its
         probabilities.
     vocabulary : int
     context : int or None
         Longest row [tokens].
-    windows : tuple of int or None
-        Sliding window of each layer that has keys and values; None for all tokens.
+    cache : KVCache
+    can_checkpoint : bool
+        Whether its layers can be computed twice in the update.
     """
 
     item: int
@@ -92,7 +154,18 @@ class ModelShape:
     is_eager: bool
     vocabulary: int
     context: int | None
-    windows: tuple[int | None, ...]
+    cache: KVCache
+    can_checkpoint: bool
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Masters of 16-bit weights, and two moments of all that are trained."""
+        return ADAMW.state * self.narrow + 8 * (self.trained - self.narrow)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Float32 gradients."""
+        return ADAMW.gradient * self.trained
 
 
 def model_shape(model: Any) -> ModelShape:
@@ -127,8 +200,41 @@ def model_shape(model: Any) -> ModelShape:
         is_eager=text._attn_implementation == "eager",
         vocabulary=text.vocab_size,
         context=_width(text, "max_position_embeddings") or None,
-        windows=tuple(_windows(text)),
+        cache=kv_cache(model),
+        can_checkpoint=model.supports_gradient_checkpointing,
     )
+
+
+def kv_cache(model: Any) -> KVCache:
+    """Return the sizes of a model's keys and values."""
+    text = model.config.get_text_config()
+    _, kv_heads, head_width = _heads(text)
+    return KVCache(tuple(_windows(text)), 2 * kv_heads * head_width * model.dtype.itemsize)
+
+
+def wants_checkpointing(shape: ModelShape, tokens: int, free: int | None, ranks: int = 1) -> bool:
+    """Tell whether the activations of an update need more than half of a GPU's free memory.
+
+    Activations of the language model are counted, without the scores of attention.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        Sizes of the model.
+    tokens : int
+        Tokens of a pass.
+    free : int or None
+        Free bytes of the GPU with the model on it; None on other devices, where nothing is
+        checkpointed.
+    ranks : int
+        Number of ranks that divide the model.
+    """
+    if free is None or not shape.can_checkpoint:
+        return False
+    stack = shape.text
+    activations = tokens * stack.layers * stack.layer_bytes(shape.item)
+    state = (shape.optimizer_bytes + shape.gradient_bytes) // ranks
+    return activations > (free - state) / 2
 
 
 def _bytes(weights: Any) -> int:
@@ -148,9 +254,7 @@ def _decoder_layers(model: Any) -> list[Any]:
 
 def _stack(config: Any, layers: list[Any], count: int) -> Stack:
     hidden = _width(config, "hidden_size", "embed_dim")
-    heads = _width(config, "num_attention_heads", "num_heads", default=1)
-    head_width = _width(config, "head_dim", default=hidden // heads)
-    kv_heads = _width(config, "num_key_value_heads", default=heads)
+    heads, kv_heads, head_width = _heads(config)
     experts = _width(config, "num_experts_per_tok", default=0)
     inner = _width(config, "intermediate_size", default=4 * hidden)
     if experts:
@@ -171,6 +275,14 @@ def _stack(config: Any, layers: list[Any], count: int) -> Stack:
         weights=round(sum(_used(config, layer) for layer in layers)),
         is_trained=all(weight.requires_grad for layer in layers for weight in layer.parameters()),
     )
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Return the numbers of heads of queries and of keys and values, and their width."""
+    heads = _width(config, "num_attention_heads", "num_heads", default=1)
+    hidden = _width(config, "hidden_size", "embed_dim")
+    head_width = _width(config, "head_dim", default=hidden // heads)
+    return heads, _width(config, "num_key_value_heads", default=heads), head_width
 
 
 def _normed(layer: Any, hidden: int, heads: int, kv_heads: int, head_width: int) -> int:

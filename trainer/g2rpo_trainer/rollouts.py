@@ -1,6 +1,6 @@
 """Rollouts of a step: prompts, sampled responses and their rewards, with dynamic sampling.
 
-Where all responses to a prompt get the same reward, none of them has an advantage, and the update
+If all responses to a prompt get the same reward, none of them has an advantage, and the update
 learns nothing from the prompt. *Dynamic sampling* (DAPO, arXiv:2503.14476) replaces such prompts by
 others.
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 import g2rpo
-from g2rpo_trainer.config import DynamicSampling, TrainConfig
+from g2rpo_trainer.config import DynamicSampling, Rollout
 from g2rpo_trainer.data import Slot, Source
 from g2rpo_trainer.metrics import Stopwatch
 from g2rpo_trainer.record import Record
@@ -140,19 +140,11 @@ class _Try:
     keeps: Flags
 
 
-def draw_rollouts(
-    policy: Policy,
-    sampler: Sampler,
-    scorer: Scorer,
-    config: TrainConfig,
-    source: Source,
-    position: int,
-    watch: Stopwatch,
-    ranks: Ranks = Ranks(),
-) -> Rollouts:
-    """Sample and score responses to prompts, until as many prompts as a step has are kept.
+@dataclass(frozen=True)
+class Collector:
+    """Draws the prompts of a run, and has responses to them sampled and scored.
 
-    Parameters
+    Attributes
     ----------
     policy : Policy
         Policy to sample.
@@ -160,78 +152,84 @@ def draw_rollouts(
         Samples the responses.
     scorer : Scorer
         Computes their rewards.
-    config : TrainConfig
-        Configuration; its rollout section, and its seed.
     source : Source
         Source of the prompts.
-    position : int
-        Number of prompts that the run has drawn before.
-    watch : Stopwatch
-        Measures the times of ``rollout`` and ``scoring``.
+    options : Rollout
+        Number of prompts, sampling, dynamic sampling.
+    seed : int
+        Seed of the run.
+    is_truncated_absent : bool
+        Whether responses that were cut off count as absent in dynamic sampling.
     ranks : Ranks
         Ranks that train together.
-
-    Returns
-    -------
-    Rollouts
-        Rollouts of all prompts drawn. Fewer than a step's prompts are kept, or none, where
-        ``rollout.dynamic_sampling.max_tries`` were not enough.
     """
-    options = config.rollout
-    tries: list[_Try] = []
-    missing = options.prompts_per_step
-    while missing and len(tries) < options.dynamic_sampling.max_tries:
-        slots = source.slots(seed=config.seed, position=position, prompts=missing)
-        tries.append(_try(policy, sampler, scorer, config, source, slots, watch, ranks))
-        position += len(slots)
-        missing -= ranks.sum(int(tries[-1].keeps.sum()))
-    with watch.part("rollout"):
-        return _joined(tries, source.tasks, options.num_generations, ranks)
 
+    policy: Policy
+    sampler: Sampler
+    scorer: Scorer
+    source: Source
+    options: Rollout
+    seed: int = 0
+    is_truncated_absent: bool = False
+    ranks: Ranks = Ranks()
 
-def _try(
-    policy: Policy,
-    sampler: Sampler,
-    scorer: Scorer,
-    config: TrainConfig,
-    source: Source,
-    slots: list[Slot],
-    watch: Stopwatch,
-    ranks: Ranks,
-) -> _Try:
-    """Sample and score responses to this rank's share of some prompts."""
-    options = config.rollout
-    share = ranks.share(len(slots))
-    with watch.part("rollout"):
-        with ranks.raise_on_all_ranks():
-            asked = _read_share(policy, source, slots, share)
-            prompts = join_prompts(asked)
-        records = [prompt.record for prompt in asked]
-        completions = sampler(policy, prompts, records, options, share)
-        own = asked[: len(share.own)]
-        texts = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
-        completions = replace(completions, texts=texts)
-    with watch.part("scoring"), ranks.raise_on_all_ranks():
-        rewards = scorer(records[: len(own)], texts)
-    counted = rewards
-    if config.optimization.mask_truncated_completions == "all":
-        counted = rewards.without(~completions.ended.cpu().numpy())
-    keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
-    return _Try(slots, share, own, prompts, completions, rewards, keeps)
+    def collect(self, position: int, watch: Stopwatch) -> Rollouts:
+        """Sample and score responses to prompts, until as many prompts as a step has are kept.
 
+        Parameters
+        ----------
+        position : int
+            Number of prompts that the run has drawn before.
+        watch : Stopwatch
+            Measures the times of ``rollout`` and ``scoring``.
 
-def _read_share(
-    policy: Policy, source: Source, slots: Sequence[Slot], share: Share
-) -> list[Prompt]:
-    """Read and encode the prompts of ``share.padded``, each once."""
+        Returns
+        -------
+        Rollouts
+            Rollouts of all prompts drawn. Fewer than a step's prompts are kept, or none, where
+            ``rollout.dynamic_sampling.max_tries`` were not enough.
+        """
+        options, source = self.options, self.source
+        tries: list[_Try] = []
+        missing = options.prompts_per_step
+        while missing and len(tries) < options.dynamic_sampling.max_tries:
+            slots = source.slots(seed=self.seed, position=position, prompts=missing)
+            tries.append(self._try(slots, watch))
+            position += len(slots)
+            missing -= self.ranks.sum(int(tries[-1].keeps.sum()))
+        with watch.part("rollout"):
+            return _joined(tries, source.tasks, options.num_generations, self.ranks)
 
-    def encoded(record: Record) -> Prompt:
-        return Prompt.encoded(policy, record)
+    def _try(self, slots: list[Slot], watch: Stopwatch) -> _Try:
+        """Sample and score responses to this rank's share of some prompts."""
+        options, ranks = self.options, self.ranks
+        share = ranks.share(len(slots))
+        with watch.part("rollout"):
+            with ranks.raise_on_all_ranks():
+                asked = self._read(slots, share)
+                prompts = join_prompts(asked)
+            records = [prompt.record for prompt in asked]
+            completions = self.sampler(self.policy, prompts, records, options, share)
+            own = asked[: len(share.own)]
+            texts = whole_responses([prompt.chat.opened for prompt in own], completions.texts)
+            completions = replace(completions, texts=texts)
+        with watch.part("scoring"), ranks.raise_on_all_ranks():
+            rewards = self.scorer(records[: len(own)], texts)
+        counted = rewards
+        if self.is_truncated_absent:
+            counted = rewards.without(~completions.ended.cpu().numpy())
+        keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
+        return _Try(slots, share, own, prompts, completions, rewards, keeps)
 
-    prompts = {
-        number: source.read(slots[number], encoded) for number in dict.fromkeys(share.padded)
-    }
-    return [prompts[number] for number in share.padded]
+    def _read(self, slots: Sequence[Slot], share: Share) -> list[Prompt]:
+        """Read and encode the prompts of ``share.padded``, each once."""
+
+        def encoded(record: Record) -> Prompt:
+            return Prompt.encoded(self.policy, record)
+
+        numbers = dict.fromkeys(share.padded)
+        prompts = {number: self.source.read(slots[number], encoded) for number in numbers}
+        return [prompts[number] for number in share.padded]
 
 
 def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> Flags:

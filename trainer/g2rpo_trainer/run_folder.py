@@ -20,45 +20,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from g2rpo._shown import error_text
-from g2rpo_trainer.advantage_counts import advantage_counts
+from g2rpo_trainer.checkpoint_store import CheckpointStore
 from g2rpo_trainer.config import TrainConfig, dump_config, load_config
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.files import (
     append_lines,
-    checksum_fault,
-    is_full,
     read_lines,
-    replacing,
     sync,
     to_json,
     truncate_lines,
-    write_checksums,
     write_text,
+    writing,
 )
+from g2rpo_trainer.step_log import advantage_counts, keep_some
 
-__all__ = ["Checkpoint", "RunFolder", "keep_some"]
-
-_CHECKPOINT_NAME = re.compile(r"step-(\d+)")
-
-
-@dataclass(frozen=True, order=True)
-class Checkpoint:
-    """A complete checkpoint: the number of steps behind it, and its folder."""
-
-    step: int
-    path: Path
+__all__ = ["RunFolder"]
 
 
 class RunFolder:
@@ -70,11 +53,17 @@ class RunFolder:
         The folder, which exists.
     config : TrainConfig
         The configuration in ``config.yaml``.
+
+    Attributes
+    ----------
+    checkpoints : CheckpointStore
+        Its checkpoints.
     """
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
         self.config = config
+        self.checkpoints = CheckpointStore(path / "checkpoints")
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig) -> Self:
@@ -140,7 +129,7 @@ class RunFolder:
     def update_config(self, config: TrainConfig) -> None:
         """Replace the configuration, for a run that is continued with more steps."""
         if config != self.config:
-            with self.writing("config.yaml"):
+            with writing(self.path, "config.yaml"):
                 write_text(self.path / "config.yaml", dump_config(config))
         self.config = config
 
@@ -150,12 +139,10 @@ class RunFolder:
         Logged lines of later steps are removed, because a resumed run writes them again; so is what
         a killed process left of a checkpoint.
         """
-        with self.writing("the run"):
+        with writing(self.path, "the run"):
             for path in self._logs:
                 truncate_lines(path, step)
-            for pattern in (".partial-*", ".dropped-*"):
-                for path in self._checkpoints_path.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+            self.checkpoints.remove_leftovers()
 
     @property
     def is_finished(self) -> bool:
@@ -187,15 +174,11 @@ class RunFolder:
         return self.path / "plots"
 
     @property
-    def _checkpoints_path(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
     def run_id(self) -> str:
         """The name under which trackers file the run: drawn once, kept in the folder."""
         path = self.path / "run_id"
         if not path.exists():
-            with self.writing("run_id"):
+            with writing(self.path, "run_id"):
                 write_text(path, secrets.token_hex(4))
         return path.read_text(encoding="utf-8")
 
@@ -222,7 +205,7 @@ class RunFolder:
         RunError
             If the disk is full.
         """
-        with self.writing("metrics.jsonl"):
+        with writing(self.path, "metrics.jsonl"):
             kept = keep_some(completions, self.config.output.completions)
             if kept:
                 rows = [{"step": step} | dict(row) for row in kept]
@@ -245,7 +228,7 @@ class RunFolder:
     def read_advantages(self) -> dict[str, list[int]]:
         """Return the histogram of the advantages of each task over all steps.
 
-        The bins are those of :func:`g2rpo_trainer.advantage_counts.advantage_counts`.
+        The bins are those of :func:`g2rpo_trainer.step_log.advantage_counts`.
         """
         totals: dict[str, list[int]] = {}
         for record, _ in read_lines(self.advantages_path):
@@ -257,7 +240,7 @@ class RunFolder:
     def write_samples(self, when: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Replace the answers to held-out items that are kept of ``before`` or ``after``."""
         path = self.path / "samples" / f"{when}.jsonl"
-        with self.writing(f"samples/{path.name}"):
+        with writing(self.path, f"samples/{path.name}"):
             path.parent.mkdir(exist_ok=True)
             lines = [json.dumps(to_json(row), allow_nan=False) for row in rows]
             write_text(path, "".join(f"{line}\n" for line in lines))
@@ -275,7 +258,7 @@ class RunFolder:
         if not kept or {**kept[-1], "step": step} != {"step": step, **environment}:
             kept.append({"step": step, **environment})
         if kept != noted:
-            with self.writing("environment.json"):
+            with writing(self.path, "environment.json"):
                 write_text(self.path / "environment.json", json.dumps(kept, indent=2) + "\n")
 
     def read_environments(self) -> list[dict[str, Any]]:
@@ -283,84 +266,18 @@ class RunFolder:
         path = self.path / "environment.json"
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
-    def checkpoint_dir(self, step: int) -> Path:
-        """Return the folder of the checkpoint after `step` steps, whether it exists or not."""
-        return self._checkpoints_path / f"step-{step:06d}"
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """Return the complete checkpoints, oldest first."""
-        paths = self._checkpoints_path.glob("step-*")
-        matches = [(_CHECKPOINT_NAME.fullmatch(path.name), path) for path in paths]
-        return sorted(Checkpoint(int(match[1]), path) for match, path in matches if match)
-
-    def latest_checkpoint(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None before the first."""
-        return max(self.checkpoints(), default=None)
-
-    def set_damaged_aside(self) -> list[str]:
-        """Rename the checkpoints that are newer than the newest whole one, as they are damaged.
-
-        Returns
-        -------
-        list of str
-            A sentence for each.
-
-        Raises
-        ------
-        RunError
-            If there are checkpoints, and none is whole. They then keep their names.
-        """
-        damaged: list[tuple[Checkpoint, str]] = []
-        for checkpoint in reversed(self.checkpoints()):
-            fault = checksum_fault(checkpoint.path)
-            if fault is None:
-                break
-            damaged.append((checkpoint, fault))
-        else:
-            if damaged:
-                faults = "; ".join(f"{each.path.name}: {fault}" for each, fault in damaged)
-                raise RunError(
-                    f"every checkpoint in {self._checkpoints_path} is damaged ({faults}); bring "
-                    "back a copy, or start again in another folder with --output-dir"
-                )
-        texts = []
-        for each, fault in damaged:
-            aside = each.path.with_name(f"damaged-{each.path.name}")
-            with self.writing("the name of a damaged checkpoint"):
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(each.path, aside)
-            texts.append(f"{each.path} is damaged ({fault}); it is now {aside.name}")
-        return texts
-
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Write a checkpoint by `write(folder)`, then drop the oldest beyond ``keep_checkpoints``.
-
-        `write` fills a temporary folder, which takes its name only once it is on the disk: a
-        folder named ``step-…`` is complete whatever happens. So are the logs up to its step.
-
-        An existing checkpoint of that step stays: a run is deterministic, so a second one would be
-        the same, and there is no moment without either.
-        """
-        path = self.checkpoint_dir(step)
-        with self.writing(f"the checkpoint after step {step}"):
+        """Write a checkpoint after the logs up to its step, see :meth:`CheckpointStore.save`."""
+        with writing(self.path, f"the checkpoint after step {step}"):
             for log in self._logs:
                 if log.exists():
                     sync(log)
-            if path.exists():
-                return path
-            with replacing(path) as partial:
-                partial.mkdir(parents=True)
-                write(partial)
-                write_checksums(partial)
-            sync(path.parent)
-        for old in self.checkpoints()[: -self.config.output.keep_checkpoints]:
-            _drop(old.path)
-        return path
+        return self.checkpoints.save(step, write, keep=self.config.output.keep_checkpoints)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write ``summary.json``; numbers that JSON lacks become null or text."""
         path = self.path / "summary.json"
-        with self.writing("summary.json"):
+        with writing(self.path, "summary.json"):
             write_text(path, json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
         return path
 
@@ -377,28 +294,6 @@ class RunFolder:
                 "--resume write it again"
             ) from None
 
-    @contextmanager
-    def writing(self, name: str) -> Iterator[None]:
-        """Turn errors of the disk into a `RunError` with what could not be written, and the remedy.
-
-        Parameters
-        ----------
-        name : str
-            The file or content that is written inside the context.
-        """
-        try:
-            yield
-        except Exception as error:
-            if not is_full(error) and not isinstance(error, OSError):
-                raise
-            reason = getattr(error, "strerror", None) or error_text(error)
-            advice = (
-                "make room there: older runs, or fewer checkpoints (output.keep_checkpoints)"
-                if is_full(error)
-                else "it must be a folder that this process may write to"
-            )
-            raise RunError(f"{self.path}: {name} cannot be written ({reason}); {advice}") from error
-
 
 @contextmanager
 def _creating(path: Path) -> Iterator[None]:
@@ -410,46 +305,3 @@ def _creating(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} cannot be written ({error.strerror}); name another folder with --output-dir"
         ) from None
-
-
-def keep_some(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Return at most `count` responses of a step: tasks take turns, each in the batch's order.
-
-    Nothing is drawn at random, so a resumed run keeps the same. As the responses to a prompt are
-    sampled alike, the first of them is no better than any other.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        All responses, with at least ``task`` and ``prompt``; those to one prompt stand together.
-    count : int
-        Number of responses to keep.
-
-    Examples
-    --------
-    >>> rows = [{"task": t, "prompt": p} for t, p in ["a1", "a1", "a2", "b1", "b1"]]
-    >>> [row["task"] + row["prompt"] for row in keep_some(rows, 3)]
-    ['a1', 'b1', 'a2']
-    """
-    by_prompt: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_prompt.setdefault((row["task"], row["prompt"]), []).append(row)
-    by_task: dict[str, list[list[Mapping[str, Any]]]] = {}
-    for (task, _), answers in by_prompt.items():
-        by_task.setdefault(task, []).append(answers)
-    # One response to each prompt of a task comes before the second to any of them.
-    orders = [_in_turn(prompts) for prompts in by_task.values()]
-    return _in_turn(orders)[:count]
-
-
-def _in_turn(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    return [item for item in chain.from_iterable(zip_longest(*lists)) if item is not None]
-
-
-def _drop(checkpoint: Path) -> None:
-    # Under its own name a folder that has lost half of its files would count as complete.
-    dropped = checkpoint.with_name(f".dropped-{checkpoint.name}")
-    # One that cannot go now goes with the next checkpoint: it is no reason to end a run.
-    with suppress(OSError):
-        os.replace(checkpoint, dropped)
-        shutil.rmtree(dropped)

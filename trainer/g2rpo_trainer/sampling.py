@@ -34,6 +34,7 @@ from .draws import Draws, wide_dtype
 from .estimate import rows_that_fit
 from .model.head import float32_logits
 from .model.policy_model import Policy
+from .model_shape import kv_cache
 from .packing import packing_obstacle
 from .prefill import expanded_prompts
 from .prompts.batching import Inputs, pad_left, select_rows, trim_padding
@@ -240,16 +241,8 @@ def fitting_rows(policy: Policy, width: int) -> int | None:
     if free is None or is_fixed:
         return None
     vocabulary = policy.model.config.get_text_config().vocab_size
-    row = (width + policy.padding(width)) * kv_bytes(policy.model)
+    row = kv_cache(policy.model).bytes(1, width + policy.padding(width))
     return rows_that_fit(row, vocabulary, free)
-
-
-def kv_bytes(model: Any) -> int:
-    """Return the bytes of the keys and values of a token."""
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 
 def concatenated(parts: Sequence[Completions]) -> Completions:

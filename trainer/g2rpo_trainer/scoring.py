@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from g2rpo._suggest import did_you_mean
 from g2rpo.rewards import (
     RewardError,
     RewardFunction,
@@ -23,7 +24,8 @@ from g2rpo.rewards import (
 )
 from g2rpo.rewards.pool import default_workers
 from g2rpo.rewards.score import STRUCTURE_WEIGHT
-from g2rpo_trainer.config import BUILTIN_SOURCES, TrainConfig
+from g2rpo_trainer.config import BUILTIN_SOURCES, Data, RewardWeights
+from g2rpo_trainer.config import Rewards as RewardOptions
 from g2rpo_trainer.data import Source
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
@@ -75,8 +77,10 @@ class Scorer:
 
     Parameters
     ----------
-    config : TrainConfig
-        Configuration; its data and rewards sections.
+    options : Rewards
+        Section ``rewards`` of the configuration.
+    data : Data
+        Section ``data``, by whose source a weight that is null is chosen.
     source : Source
         Source of the records.
 
@@ -86,13 +90,13 @@ class Scorer:
         If an import path leads nowhere.
     """
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
-        self._weights = reward_weights(config)
+    def __init__(self, options: RewardOptions, data: Data, source: Source) -> None:
+        self._weights = reward_weights(options.weights, data.source)
         self._reported: Counter[str] = Counter()
-        options, functions = config.rewards, source.reward_functions
+        functions = source.reward_functions
         try:
             self._pool = RewardPool(
-                _workers(config, source, with_own(functions)),
+                _workers(options.workers, source, with_own(functions)),
                 functions=functions,
                 seconds=options.timeout,
                 skip_errors=options.skip_errors,
@@ -163,34 +167,62 @@ class Scorer:
         return Rewards(totals, *components.T)
 
 
-def reward_weights(config: TrainConfig) -> Weights:
+def reward_weights(weights: RewardWeights, source: str) -> Weights:
     """Return the weight of each component in the reward of a run.
+
+    Parameters
+    ----------
+    weights : RewardWeights
+        ``rewards.weights`` of the configuration.
+    source : str
+        Its ``data.source``, by which the weight of the structure is chosen if it is null.
 
     Examples
     --------
-    >>> from g2rpo_trainer.config import load_config
-    >>> reward_weights(load_config())
+    >>> reward_weights(RewardWeights(), "builtin")
     Weights(accuracy=0.9, format=0.1, structure=0.0)
     """
-    weights = config.rewards.weights
     structure = weights.structure
     if structure is None:
         # Answers to the built-in tasks have no shape beyond the format that is rewarded already.
-        structure = 0.0 if config.data.source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
+        structure = 0.0 if source in BUILTIN_SOURCES else STRUCTURE_WEIGHT
     return Weights(weights.accuracy, weights.format, structure)
 
 
+def unused_rewards(functions: Iterable[str], source: Source) -> list[str]:
+    """Return a line for each reward of the user's own whose problem type no record has.
+
+    Parameters
+    ----------
+    functions : iterable of str
+        Problem types of ``rewards.functions``.
+    source : Source
+        Source of the records, opened with these functions.
+    """
+    types = _problem_types(source)
+    known = with_own(source.reward_functions)
+    used = {find_type(kind, known) for kind in types}
+    there = ", ".join(sorted(types))
+    return [
+        f"rewards.functions: no record has problem type {name!r}{did_you_mean(name, sorted(types))}"
+        f" (there are: {there}); its function is not used"
+        for name in functions
+        if find_type(name, known) not in used
+    ]
+
+
+def _problem_types(source: Source) -> set[str]:
+    return {kind for task in source.summary().tasks.values() for kind in task.problem_types}
+
+
 def _workers(
-    config: TrainConfig, source: Source, functions: Mapping[str, RewardFunction]
+    workers: int | None, source: Source, functions: Mapping[str, RewardFunction]
 ) -> int | None:
     """Return the number of worker processes of this rank; None is the pool's own default.
 
     By default there are none, unless the scoring of some problem type of the data may take long.
     """
-    workers = config.rewards.workers
-    tasks = source.summary().tasks.values()
-    types = {kind for task in tasks for kind in task.problem_types}
-    if workers is None and not _any_takes_long(types, functions):
+    if workers is None and not _any_takes_long(_problem_types(source), functions):
         workers = 0
     # Ranks of one machine divide its workers.
     sharers = Launch.read().local_size

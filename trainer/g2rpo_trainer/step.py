@@ -9,21 +9,17 @@ import numpy as np
 import torch
 
 from g2rpo_trainer.advantages import Advantages, Flags, Shaping
-from g2rpo_trainer.config import TrainConfig
-from g2rpo_trainer.data import Source
+from g2rpo_trainer.config import Optimization, Output, Rollout
 from g2rpo_trainer.metrics import Stopwatch, equity_metrics, rollout_metrics
 from g2rpo_trainer.progress import Progress
-from g2rpo_trainer.scoring import Floats, Scorer
+from g2rpo_trainer.scoring import Floats
 
 from .batch import Batch
-from .distributed import Ranks
 from .equity import gradient_norms
-from .model.policy_model import Policy
 from .optimizer import set_learning_rate
-from .rollouts import Rollouts, draw_rollouts
-from .sampling import Sampler, sample_with_policy
+from .rollouts import Collector, Rollouts
 from .token_weights import high_entropy_tokens, importance_weights, sampler_metrics
-from .update import mini_batch_totals, update_policy, with_reference
+from .update import Learner
 
 
 @dataclass(frozen=True)
@@ -46,92 +42,75 @@ class StepResult:
 
 
 def training_step(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    shaping: Shaping,
-    config: TrainConfig,
-    source: Source,
-    progress: Progress,
-    scorer: Scorer,
-    reference: Policy | None = None,
-    sampler: Sampler = sample_with_policy,
-    ranks: Ranks = Ranks(),
+    collector: Collector, learner: Learner, output: Output, progress: Progress
 ) -> StepResult:
     """Sample responses, score them, and update the policy once.
 
     Parameters
     ----------
-    policy : Policy
-        Policy to train.
-    optimizer : torch.optim.Optimizer
-        Optimiser of the policy's parameters.
-    shaping : Shaping
-        Turns rewards into advantages.
-    config : TrainConfig
-        Configuration of the run.
-    source : Source
-        Source of the prompts.
+    collector : Collector
+        Draws prompts, and has responses sampled and scored.
+    learner : Learner
+        Policy to train, with its optimiser and loss.
+    output : Output
+        Period and prompts of the measurement of each task's gradient.
     progress : Progress
         Counters of the run, which the step advances. They and the seed determine data and random
         numbers, so a resumed run repeats them.
-    scorer : Scorer
-        Scores the responses.
-    reference : Policy, optional
-        Reference of the KL term.
-    sampler : Sampler
-        Samples the responses; by default the policy itself does.
-    ranks : Ranks
-        Ranks that train together.
 
     Returns
     -------
     StepResult
     """
-    watch = Stopwatch()
-    set_learning_rate(optimizer, config.optimization, progress.step)
-    torch.manual_seed(_step_seed(config.seed, progress.step))
-    drawn = draw_rollouts(policy, sampler, scorer, config, source, progress.position, watch, ranks)
+    watch, ranks = Stopwatch(), learner.ranks
+    options, rollout, shaping = learner.options, collector.options, learner.shaping
+    set_learning_rate(learner.optimizer, options, progress.step)
+    torch.manual_seed(_step_seed(collector.seed, progress.step))
+    drawn = collector.collect(progress.position, watch)
     with watch.part("scoring"):
-        counts = _counted(drawn, config)
-        advantages = _advantages(drawn, counts, shaping, config)
-        batch = _own_batch(drawn, counts, advantages, config)
+        counts = _counted(drawn, options)
+        advantages = _advantages(drawn, counts, shaping, options)
+        batch = _own_batch(drawn, counts, advantages, rollout)
     learned: dict[str, float] = {}
     if batch is None:
         progress.empty_steps += 1
     else:
         with watch.part("update"):
-            learned = _learn(policy, optimizer, batch, shaping, config, progress, reference, ranks)
+            learned = _learn(learner, batch, output, progress)
     completions = _completion_rows(drawn, progress.position, advantages)
     progress.step += 1
     progress.position += len(drawn.problems)
-    metrics = {
-        **_rollout_metrics(drawn, advantages, config, progress, ranks),
+    metrics = _rollout_metrics(drawn, advantages, options)
+    metrics |= sampler_metrics(drawn.logprobs, drawn.sampler_logprobs, drawn.mask, rollout, ranks)
+    if rollout.dynamic_sampling.mode != "off":
+        metrics |= {**drawn.metrics(), "sampling/empty_steps": float(progress.empty_steps)}
+    metrics |= {
         **shaping.metrics(),
-        **ranks.reduce_by_name(scorer.metrics()),
+        **ranks.reduce_by_name(collector.scorer.metrics()),
         **learned,
-        "learning_rate": optimizer.param_groups[0]["lr"],
+        "learning_rate": learner.optimizer.param_groups[0]["lr"],
         **watch.metrics(),
     }
     return StepResult(metrics, completions)
 
 
-def _counted(drawn: Rollouts, config: TrainConfig) -> Flags:
+def _counted(drawn: Rollouts, options: Optimization) -> Flags:
     """Return which of the kept rollouts enter the loss: those not masked as truncated."""
-    if config.optimization.mask_truncated_completions == "off":
+    if options.mask_truncated_completions == "off":
         return np.ones(len(drawn.kept), bool)
     counts: Flags = drawn.ended[drawn.kept]
     return counts
 
 
 def _advantages(
-    drawn: Rollouts, counts: Flags, shaping: Shaping, config: TrainConfig
+    drawn: Rollouts, counts: Flags, shaping: Shaping, options: Optimization
 ) -> Advantages:
     """Return the advantages of the kept rollouts of all ranks."""
     kept = drawn.kept
     if not len(kept):
         nothing = np.zeros(0, np.float32)
         return Advantages(nothing, None, None, np.ones(len(drawn.task_names)))
-    absent = ~counts if config.optimization.mask_truncated_completions == "all" else None
+    absent = ~counts if options.mask_truncated_completions == "all" else None
     return shaping(
         drawn.rewards.rows(kept),
         drawn.lengths[kept],
@@ -142,7 +121,7 @@ def _advantages(
 
 
 def _own_batch(
-    drawn: Rollouts, counts: Flags, advantages: Advantages, config: TrainConfig
+    drawn: Rollouts, counts: Flags, advantages: Advantages, options: Rollout
 ) -> Batch | None:
     """Return this rank's rollouts that enter the loss; None if no rank has any."""
     if not counts.any():
@@ -170,46 +149,38 @@ def _own_batch(
         length_advantages=None if weighted.length is None else on_device(weighted.length[used]),
         tasks=on_device(tasks[used]),
         task_names=drawn.task_names,
-        importance_weights=importance_weights(logprobs, sampled, mask, config.rollout),
+        importance_weights=importance_weights(logprobs, sampled, mask, options),
         # All ranks number the prompts alike.
         numbers=on_device(np.searchsorted(np.unique(prompts[counts]), prompts[used])),
         sampler_logprobs=sampled,
     )
 
 
-def _learn(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    shaping: Shaping,
-    config: TrainConfig,
-    progress: Progress,
-    reference: Policy | None,
-    ranks: Ranks,
-) -> dict[str, float]:
+def _learn(learner: Learner, batch: Batch, output: Output, progress: Progress) -> dict[str, float]:
     """Update the policy and the controllers; return the metrics of both."""
-    totals: Any = mini_batch_totals(batch, config, ranks)
+    shaping, step = learner.shaping, progress.step + 1
+    totals: Any = learner.totals(batch)
     present = totals.task_tokens.cpu().numpy() > 0
     shaping.adapt_entropy_weights(totals.task_entropy.cpu().numpy(), present)
-    entropy_weights = shaping.entropy_weights.tolist()
-    options = config.optimization
-    batch, metrics = high_entropy_tokens(batch, options.top_entropy_quantile, ranks)
-    if reference is not None:
-        batch = with_reference(batch, reference, config, ranks)
-    measured = gradient_norms(policy, batch, config, progress.step + 1, entropy_weights, ranks)
+    quantile = learner.options.top_entropy_quantile
+    batch, metrics = high_entropy_tokens(batch, quantile, learner.ranks)
+    batch = learner.with_reference(batch)
+    measured = gradient_norms(learner, batch, output, step)
     if measured.norms:
         metrics |= equity_metrics(measured.norms)
-    metrics |= update_policy(policy, optimizer, batch, config, progress, entropy_weights, ranks)
-    shaping.adapt_task_weights(measured.with_signal, progress.step + 1)
+    metrics |= learner.update(batch, progress)
+    shaping.adapt_task_weights(measured.with_signal, step)
     return metrics
 
 
 def _rollout_metrics(
-    drawn: Rollouts, advantages: Advantages, config: TrainConfig, progress: Progress, ranks: Ranks
+    drawn: Rollouts, advantages: Advantages, options: Optimization
 ) -> dict[str, float]:
     """Return the metrics of all rollouts: the mean of the kept ones is not that of the policy."""
     length_reward = advantages.length_reward
-    metrics = rollout_metrics(
+    if length_reward is not None:
+        length_reward = _column_of_all(drawn, length_reward, np.nan)
+    return rollout_metrics(
         drawn.rewards,
         lengths=drawn.lengths,
         ended=drawn.ended,
@@ -217,18 +188,9 @@ def _rollout_metrics(
         groups=drawn.groups,
         tasks=drawn.tasks,
         names=drawn.task_names,
-        length_reward=None
-        if length_reward is None
-        else _column_of_all(drawn, length_reward, np.nan),
-        masks_truncated=config.optimization.mask_truncated_completions != "off",
+        length_reward=length_reward,
+        masks_truncated=options.mask_truncated_completions != "off",
     )
-    metrics |= sampler_metrics(
-        drawn.logprobs, drawn.sampler_logprobs, drawn.mask, config.rollout, ranks
-    )
-    if config.rollout.dynamic_sampling.mode != "off":
-        metrics |= drawn.metrics()
-        metrics["sampling/empty_steps"] = float(progress.empty_steps)
-    return metrics
 
 
 def _completion_rows(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .config import TrainConfig
-from .estimate import Estimate, kv_cache_bytes
+from .estimate import Estimate
 
 
 class Gpu(NamedTuple):
@@ -65,15 +64,13 @@ def gpu_of(name: str) -> Gpu | None:
     return next((gpu for known, gpu in GPUS.items() if known.lower() in name.lower()), None)
 
 
-def step_seconds(config: TrainConfig, estimate: Estimate, gpu: Gpu) -> dict[str, Range]:
+def step_seconds(estimate: Estimate, gpu: Gpu) -> dict[str, Range]:
     """Return the range of seconds of the parts of a step: ``prefill``, ``decode``, ``update``.
 
     Parameters
     ----------
-    config : TrainConfig
-        Configuration of the run.
     estimate : Estimate
-        Its memory, with the sizes of the model and the work of a rank.
+        Memory of the run, with the sizes of the model and the work of a rank.
     gpu : Gpu
         Figures of each rank's device.
 
@@ -84,22 +81,20 @@ def step_seconds(config: TrainConfig, estimate: Estimate, gpu: Gpu) -> dict[str,
     where the weights are frozen; checkpointing a forward pass more. Communication between ranks
     and the scoring of responses are left out.
     """
-    ends = [_seconds(config, estimate, gpu, shares) for shares in (BEST, WORST)]
+    ends = [_seconds(estimate, gpu, shares) for shares in (BEST, WORST)]
     return {name: Range(ends[0][name], ends[1][name]) for name in ends[0]}
 
 
-def _seconds(config: TrainConfig, estimate: Estimate, gpu: Gpu, shares: Shares) -> dict[str, float]:
+def _seconds(estimate: Estimate, gpu: Gpu, shares: Shares) -> dict[str, float]:
     shape, work = estimate.shape, estimate.work
     operations = shares.operations * gpu.operations
     bandwidth = shares.bandwidth * gpu.bandwidth
-    each = config.rollout.num_generations
-    prompts = work.sampled // (each if config.rollout.shared_prompts != "off" else 1)
     middle = work.prompt + work.completion // 2
     calls = -(-work.sampled // max(1, work.sampled_at_once))
     # Weights and cache are read once for each token of all rows.
-    cache = kv_cache_bytes(shape, work.sampled_at_once, middle)
+    cache = shape.cache.bytes(work.sampled_at_once, middle)
     launch = shares.launch * shape.text.layers
-    if config.rollout.engine == "vllm":
+    if work.engine == "vllm":
         launch *= _GRAPH_LAUNCH
     token = max(
         work.sampled_at_once * (_forward(estimate, middle) + _head(estimate)) / operations,
@@ -107,13 +102,13 @@ def _seconds(config: TrainConfig, estimate: Estimate, gpu: Gpu, shares: Shares) 
         launch,
     )
     return {
-        "prefill": prompts * work.prompt * _forward(estimate, work.prompt // 2) / operations,
+        "prefill": work.prompts * work.prompt * _forward(estimate, work.prompt // 2) / operations,
         "decode": calls * work.completion * token,
-        "update": update_operations(config, estimate) / operations,
+        "update": update_operations(estimate) / operations,
     }
 
 
-def update_operations(config: TrainConfig, estimate: Estimate) -> float:
+def update_operations(estimate: Estimate) -> float:
     """Return the operations of one rank's passes over all responses of a step."""
     work = estimate.work
     packed = max(1, (work.row - work.prompt) // work.completion)
@@ -121,12 +116,9 @@ def update_operations(config: TrainConfig, estimate: Estimate) -> float:
     # Of packed rows the pairs of tokens that are masked are computed, too.
     body = _forward(estimate, work.row) * work.row * rows
     head = _head(estimate) * work.sampled * work.completion
-    frozen = config.model.lora.rank > 0
-    passes = 2 if frozen else 3
+    passes = 3 if estimate.shape.text.is_trained else 2
     passes += estimate.checkpointing
-    # Another pass each for the reference, and for the policy's view of what vLLM has sampled.
-    more = (config.optimization.beta > 0) + (config.rollout.engine == "vllm")
-    return (passes + more) * body + (3 + more) * head
+    return (passes + work.passes) * body + (3 + work.passes) * head
 
 
 def _forward(estimate: Estimate, context: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import g2rpo
-from g2rpo_trainer.config import Rollout, TrainConfig
+from g2rpo_trainer.config import Rollout
 
 from .batch import Batch
 from .distributed import Ranks
@@ -117,7 +117,11 @@ def high_entropy_tokens(
 
 
 def without_off_policy(
-    batch: Batch, logprobs: torch.Tensor, config: TrainConfig, ranks: Ranks
+    batch: Batch,
+    logprobs: torch.Tensor,
+    threshold: float,
+    length_weight: float,
+    ranks: Ranks = Ranks(),
 ) -> tuple[Batch, dict[str, float]]:
     """Restrict a mini-batch to responses that :func:`g2rpo.off_policy_mask` keeps.
 
@@ -127,9 +131,10 @@ def without_off_policy(
         This rank's part of a mini-batch.
     logprobs : Tensor (N, T)
         Log-probabilities under the policy before the update.
-    config : TrainConfig
-        Configuration; the threshold and the weight of the length. With length advantages the
-        weighted sum of both advantages decides.
+    threshold : float
+        Largest mean log-ratio of sampler to policy [nats].
+    length_weight : float
+        Weight of the length advantages in the sum of both, which decides.
     ranks : Ranks
         Ranks that train together.
 
@@ -139,11 +144,9 @@ def without_off_policy(
     metrics : dict of str to float
         ``off_policy/masked_ratio``, the share of all ranks' responses that are masked.
     """
-    threshold = config.optimization.off_policy_mask_threshold
-    assert threshold is not None
     advantages = batch.advantages
     if batch.length_advantages is not None:
-        advantages = advantages + config.length.weight * batch.length_advantages
+        advantages = advantages + length_weight * batch.length_advantages
     sampled = batch.logprobs if batch.sampler_logprobs is None else batch.sampler_logprobs
     counts = g2rpo.off_policy_mask(logprobs, sampled, advantages, batch.mask, threshold=threshold)
     masked = (batch.mask & ~counts).any(-1)

@@ -23,18 +23,18 @@ from g2rpo_trainer.config import Rollout, TrainConfig
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
-from .batch import Batch
+from .batch import Batch, batch_values
 from .device import dtype_on, release_memory
 from .distributed import Ranks, Share
 from .estimate import VLLM_SHARE, vllm_share
 from .model.adapting import base_of, is_adapter
 from .model.loading import BUILTIN
 from .model.policy_model import Policy
+from .model_shape import kv_cache
 from .prompts.batching import Inputs
 from .prompts.chat import chat_of
-from .sampling import Completions, Sampler, kv_bytes, sample_with_policy
+from .sampling import Completions, Sampler, sample_with_policy
 from .stopping import response_texts, stop_texts
-from .update import batch_values
 from .vllm_weights import require_handover, save_whole, weights_of
 
 # Characters of vLLM's own error text; some of its errors list all layers of a model.
@@ -216,7 +216,9 @@ class VLLMSampler:
         if with_values:
             columns = (tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
             batch = Batch(prompts, groups, *columns, task_names=())
-            logprobs, entropies = batch_values(batch, policy, self._config, self._ranks)
+            budget = self._config.optimization.micro_batch_tokens
+            temperature = self._config.rollout.temperature
+            logprobs, entropies = batch_values(policy, batch, budget, temperature, self._ranks)
         return Completions(
             tokens=tokens,
             mask=mask,
@@ -354,7 +356,7 @@ def memory_share(policy: Policy, options: Rollout, rows: int, total: int) -> flo
     """
     weights = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
     longest = options.max_prompt_length or policy.max_prompt_length or 1024
-    row = (longest + options.max_completion_length) * kv_bytes(policy.model)
+    row = kv_cache(policy.model).bytes(1, longest + options.max_completion_length)
     return vllm_share(weights, row, rows, total)
 
 

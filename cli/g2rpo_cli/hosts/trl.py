@@ -255,7 +255,9 @@ _TABLE: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (f"rewards.weights.{name}" for name in ("accuracy", "format", "structure")),
-        option("reward_weights", to=lambda _, c: list(reward_weights(c))),
+        option(
+            "reward_weights", to=lambda _, c: list(reward_weights(c.rewards.weights, c.data.source))
+        ),
     ),
     "estimator.name": _estimator,
     **dict.fromkeys(

@@ -124,7 +124,9 @@ def _updates(value: int, config: TrainConfig) -> Fate:
 def _estimator(value: str, config: TrainConfig) -> Fate:
     options: dict[str, Any] = {f"{_OURS}.estimator.name": value}
     if value == "gdpo" or config.estimator.decoupled:
-        options[f"{_OURS}.rewards.weights"] = reward_weights(config)._asdict()
+        options[f"{_OURS}.rewards.weights"] = reward_weights(
+            config.rewards.weights, config.data.source
+        )._asdict()
     return carried(options)
 
 

@@ -30,7 +30,7 @@ def files_of(config: TrainConfig, settled: list[Settled]) -> dict[str, str]:
     options = nested({**_COMMON, **options_of(settled)})
     rewards = config.rewards
     keywords = {
-        "weights": dict(reward_weights(config)._asdict()),
+        "weights": dict(reward_weights(config.rewards.weights, config.data.source)._asdict()),
         "seconds": rewards.timeout,
         "workers": 1 if rewards.workers is None else rewards.workers,
     }

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from g2rpo_trainer.advantage_counts import BIN_EDGES
 from g2rpo_trainer.report.figures import Line, Panel, SmallMultiples
 from g2rpo_trainer.report.plots import COLOURS, densities
+from g2rpo_trainer.step_log import BIN_EDGES
 
 _HEIGHT = 210  # pixels
 _GREEN = "#2ca02c"

@@ -322,32 +322,6 @@ def enable_gradient_checkpointing(model: Any) -> None:
     model.base_model.register_forward_pre_hook(switch)
 
 
-def wants_checkpointing(model: Any, tokens: int, free: int | None, ranks: int = 1) -> bool:
-    """Tell whether the activations of an update need more than half of a GPU's free memory.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        On its device, or sharded later over ``ranks``.
-    tokens : int
-        Tokens of a pass.
-    free : int or None
-        Free bytes of the GPU with the model on it; None on other devices, where nothing is
-        checkpointed.
-    """
-    if free is None or not model.supports_gradient_checkpointing:
-        return False
-    text = model.config.get_text_config()
-    item, inner = model.dtype.itemsize, getattr(text, "intermediate_size", 4 * text.hidden_size)
-    # Attention, MLP and two norms with float32 inputs, without the scores of attention.
-    layer = item * (5 * text.hidden_size + 4 * inner) + 2 * (4 + 2 * item) * text.hidden_size
-    activations = tokens * text.num_hidden_layers * layer
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    # Gradient and two moments in float32, and the master of a 16-bit weight.
-    state = trained * (16 if item < 4 else 12) // ranks
-    return activations > (free - state) / 2
-
-
 def _without_dropout(layer: Any) -> None:
     # A layer may apply dropout itself, with a rate among its attributes.
     for name, value in vars(layer).items():

@@ -19,6 +19,7 @@ from g2rpo_trainer.policy import policy_path
 
 from ..device import dtype_on, free_memory
 from ..distributed import Ranks
+from ..model_shape import model_shape, wants_checkpointing
 from ..sharding import shard, wants_sharding
 from .adapting import (
     attach_adapter,
@@ -27,7 +28,6 @@ from .adapting import (
     enable_gradient_checkpointing,
     freeze_vision,
     is_adapter,
-    wants_checkpointing,
 )
 from .chat_template import missing_opening
 from .policy_model import GENERATION_SETTINGS, Policy, make_policy
@@ -148,7 +148,7 @@ def load_policy(
         if chosen == "auto":
             parts = ranks.size if is_sharded else 1
             free = free_memory(device)
-            chosen = wants_checkpointing(loaded, micro_batch_tokens, free, parts)
+            chosen = wants_checkpointing(model_shape(loaded), micro_batch_tokens, free, parts)
         if chosen:
             enable_gradient_checkpointing(loaded)
         longest = _longest_prompt(loaded, max_prompt_length, max_completion_length)

@@ -22,7 +22,7 @@ from g2rpo._shown import visible
 from g2rpo_trainer.report.live_table import LiveTable
 from g2rpo_trainer.report.tables import completions_table
 from g2rpo_trainer.report.watch import Bounds, Watch
-from g2rpo_trainer.run_folder import keep_some
+from g2rpo_trainer.step_log import keep_some
 
 # Without a terminal a line is printed after this many steps or seconds, whichever comes first.
 _LINE_STEPS = 10

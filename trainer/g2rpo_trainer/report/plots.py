@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from g2rpo_trainer.advantage_counts import BIN_EDGES
 from g2rpo_trainer.report.figures import Line, Panel, Records, SmallMultiples, run_figures
 from g2rpo_trainer.run_folder import RunFolder
+from g2rpo_trainer.step_log import BIN_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
