@@ -31,6 +31,8 @@ class Sizes:
     tokens: int = 8192
     prompt: int = 256
     response: int = 96
+    long_prompt: int = 1000
+    long_response: int = 800
     rows: tuple[int, ...] = (64, 256)
     optimised: int = 2**30
     rewards: int = 4096
@@ -49,6 +51,8 @@ class Sizes:
             tokens=256,
             prompt=20,
             response=16,
+            long_prompt=150,
+            long_response=40,
             rows=(4, 8),
             optimised=2**16,
             rewards=64,
@@ -362,6 +366,69 @@ def update(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def blocks(sizes: Sizes) -> dict[str, Any]:
+    """Compare block masks with dense ones: 8 long responses to a prompt, by responses a row.
+
+    Values and gradients, milliseconds and peak of a forward and backward pass; the first pass under
+    block masks compiles. On a CPU block masks are compared without gradients.
+    """
+    from g2rpo_trainer.block_attention import blocks_obstacle, use_blocks
+    from g2rpo_trainer.logprobs import packed_predictions, plain_predictions
+    from g2rpo_trainer.model.adapting import enable_gradient_checkpointing
+    from g2rpo_trainer.packing import BLOCK_COST, CUDA_COST, responses_per_row, split_groups
+
+    policy = _text_policy(sizes)
+    learns = sizes.device == "cuda"
+    started = time.monotonic()
+    obstacle = blocks_obstacle(policy.model)
+    found: dict[str, Any] = {"obstacle": obstacle, "check_s": round(time.monotonic() - started, 1)}
+    if learns and obstacle:
+        return found
+    use_blocks(policy.model)
+    if learns:
+        enable_gradient_checkpointing(policy.model)
+    in_blocks = replace(policy, block_masks=True)
+    prompts = _prompts(replace(sizes, prompt=sizes.long_prompt), 1)
+    groups = torch.zeros(8, dtype=torch.int64, device=sizes.device)
+    tokens = torch.randint(10, 200, (8, sizes.long_response), device=sizes.device)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    embedding = policy.model.get_input_embeddings().weight
+
+    def run(which: Any, size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.set_grad_enabled(learns):
+            if size == 1 and not which.block_masks:
+                made = plain_predictions(which, prompts, groups, tokens, mask)
+            else:
+                rows, kept = split_groups(groups, size)
+                shared = {name: tensor[kept] for name, tensor in prompts.items()}
+                made = packed_predictions(which, shared, rows, tokens, mask)
+            values = made.values()[0]
+            if not learns:
+                return values, None
+            values.sum().backward()
+        gradient = embedding.grad
+        policy.model.zero_grad(set_to_none=True)
+        return values.detach(), gradient
+
+    costs = {"dense": (policy, CUDA_COST), "blocks": (in_blocks, BLOCK_COST)}
+    for name, (which, cost) in costs.items():
+        sizes_given = (sizes.long_prompt, sizes.long_response, 8, sizes.hidden)
+        found[name] = {"chosen": responses_per_row(*sizes_given, cost)}
+        for size in (1, 2, 4, 8):
+            call = partial(run, which, size)
+            try:
+                found[name][str(size)] = {"ms": milliseconds(call, 1), "peak_gib": peak(call)}
+            except torch.OutOfMemoryError:
+                found[name][str(size)] = {"error": "out of memory"}
+                policy.model.zero_grad(set_to_none=True)
+    dense, ours = run(policy, 2), run(in_blocks, 2)
+    found["nats_apart"] = float((dense[0] - ours[0]).abs().mean())
+    if dense[1] is not None and ours[1] is not None:
+        distance = (dense[1] - ours[1]).float().norm() / dense[1].float().norm()
+        found["gradients_apart"] = float(distance)
+    return found
+
+
 def head(sizes: Sizes) -> dict[str, Any]:
     """Measure the output layer with its loss: operator, fused in chunks, and full logits."""
     from g2rpo_torch import fused_g2rpo_loss, logprobs_and_entropy
@@ -475,6 +542,7 @@ PARTS = {
     "ratios": ratios,
     "decoding": decoding,
     "update": update,
+    "blocks": blocks,
     "head": head,
     "adamw": adamw,
     "advantages": advantages,

@@ -33,7 +33,17 @@ def test_each_part_prints_one_line():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_other_parts_can_be_rehearsed():
-    names = ["attention", "ratios", "decoding", "update", "head", "repeats", "builtin", "tests"]
+    names = [
+        "attention",
+        "ratios",
+        "decoding",
+        "update",
+        "blocks",
+        "head",
+        "repeats",
+        "builtin",
+        "tests",
+    ]
     found = lines_of(*(part for name in names for part in ("--part", name)))
     assert [line["part"] for line in found] == names
     assert not any("error" in line or "skipped" in line for line in found)

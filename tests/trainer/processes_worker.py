@@ -29,7 +29,7 @@ from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors, trained_p
 from g2rpo_trainer.progress import Progress
 from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.sampling import sample
-from g2rpo_trainer.sharding import full_weights, is_sharded, shard
+from g2rpo_trainer.sharding import full_tensor, is_sharded, reshard, shard
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trainer import tiny_models
@@ -142,13 +142,14 @@ def learn(case, sharded, ranks):
         metrics = equity_metrics(gradient_norms(learner, part, config.output, 1).norms)
         metrics |= learner.update(part, progress)
         losses.append(metrics)
-    state = {**saved_weights(policy, sharded, ranks), **optimizer_tensors(policy, optimizer, ranks)}
-    return losses, {name: value.float().clone() for name, value in state.items()}
+    state = {**saved_weights(policy), **optimizer_tensors(policy, optimizer)}
+    return losses, {name: full_tensor(value).float().clone() for name, value in state.items()}
 
 
-def saved_weights(policy, sharded, ranks):
+def saved_weights(policy):
     """Return what a checkpoint holds."""
-    weights = full_weights(policy.model, ranks) if sharded else policy.model.state_dict()
+    reshard(policy.model)
+    weights = policy.model.state_dict()
     if not policy.has_adapter:
         return weights
     weights = {name: weight for name, weight in weights.items() if "lora_" in name}

@@ -27,16 +27,9 @@ from g2rpo_trainer.scoring import Scorer
 from g2rpo_trainer.step import training_step
 from g2rpo_trainer.tasks import TASKS
 from g2rpo_trainer.token_weights import importance_weights, sampler_metrics
-from g2rpo_trainer.vllm import (
-    Request,
-    Sampled,
-    VLLMEngine,
-    VLLMSampler,
-    engine_arguments,
-    make_requests,
-    open_sampler,
-    require_same_prompt,
-)
+from g2rpo_trainer.vllm import VLLMSampler, open_sampler
+from g2rpo_trainer.vllm_engine import Sampled, VLLMEngine, engine_arguments
+from g2rpo_trainer.vllm_requests import Request, make_requests, require_same_prompt
 from g2rpo_trainer.vllm_weights import save_whole, weights_of
 
 from . import tiny_models
@@ -552,3 +545,86 @@ def test_memory_is_given_back_before_vllm_wakes(policy, prompts, records, tiny_r
         "generate",
         "sleep 1",
     ]
+
+
+@pytest.fixture
+def of_an_adapter(stand_in, folders, tiny_run):
+    """Return a function that describes a run of bfloat16 with an adapter, and loads its policy."""
+
+    def load(family="llama", *settings):
+        config = tiny_run(
+            f"model.name={folders(family)}",
+            "model.dtype=bfloat16",
+            "rollout.engine=vllm",
+            "data.source=builtin-text",
+            "length.mode=off",
+            "length.targets={}",
+            *settings,
+        )
+        return config, load_policy(config.model.name, device="cpu", model=config.model)
+
+    return load
+
+
+def changed(policy, value):
+    """Set the outer matrices of an adapter to a value."""
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(value)
+
+
+@needs_lora
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl"])
+def test_vllm_gets_the_adapter_itself(of_an_adapter, family):
+    """Changes of the sum that bfloat16 would lose arrive, one after the other."""
+    config, policy = of_an_adapter(family, "model.lora.rank=3", "rollout.vllm_adapter=request")
+    base = {name: weight.clone() for name, weight in weights_of(policy)}
+    records = tiny_models.make_records(family)
+    prompts = encode_prompts(policy, records)
+    with open_sampler(config, policy) as sampler:
+        engine = sampler._engine._llm
+        assert engine.rank == 8
+        for number, change in enumerate((0.0, 1e-5, 2e-5), 1):
+            changed(policy, change)
+            merged = weights_of(policy)
+            moved = torch.cat([(weight != base[name]).flatten() for name, weight in merged])
+            assert float(moved.float().mean()) < 0.05
+            for _ in range(2):
+                drawn = sampler(policy, prompts, records, config.rollout)
+            assert engine.adapters == [*range(1, number + 1)]
+            loaded = dict(engine.policy.model.named_parameters())
+            for name, weight in policy.model.named_parameters():
+                if "lora_" in name:
+                    theirs = loaded[name.replace("default", f"policy-{number}")]
+                    assert torch.equal(theirs, weight), name
+            differences = (drawn.logprobs - drawn.sampler_logprobs)[drawn.mask]
+            assert float(differences.abs().max()) < 0.1
+
+
+@needs_lora
+def test_an_adapter_is_merged_unless_the_run_says_otherwise(of_an_adapter):
+    config, policy = of_an_adapter("llama", "model.lora.rank=3")
+    with open_sampler(config, policy) as sampler:
+        records = tiny_models.make_records("llama")
+        sampler(policy, encode_prompts(policy, records), records, config.rollout)
+        assert not sampler._engine._llm.rank
+
+
+@needs_lora
+@pytest.mark.parametrize(
+    ("family", "settings", "fault"),
+    [
+        ("qwen2_5_vl", ["model.lora.target_modules=[attn.proj]"], r"the adapter of .*visual"),
+        ("llama", ["model.lora.target_modules=[lm_head]"], "the adapter of lm_head"),
+    ],
+)
+def test_what_vllm_cannot_add_is_refused_at_the_start(of_an_adapter, family, settings, fault):
+    config, policy = of_an_adapter(
+        family, "model.lora.rank=3", "rollout.vllm_adapter=request", *settings
+    )
+    with (
+        pytest.raises(RunError, match=f"vllm_adapter is 'request', .* {fault} that way; name"),
+        open_sampler(config, policy),
+    ):
+        pass

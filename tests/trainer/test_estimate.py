@@ -24,8 +24,9 @@ from g2rpo_trainer.estimate import (
 )
 from g2rpo_trainer.model import adapting
 from g2rpo_trainer.model.adapting import peft_fault, vision_tower
-from g2rpo_trainer.model.loading import load_policy, meta_model
+from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model.policy_model import Shortcuts, make_policy
+from g2rpo_trainer.model.reading import meta_model
 from g2rpo_trainer.model_shape import model_shape
 from g2rpo_trainer.optimizer import MasterAdamW, make_optimizer
 from g2rpo_trainer.policy.build import build_tokenizer

@@ -17,7 +17,7 @@ from g2rpo_trainer.model import loading
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model_shape import kv_cache, model_shape, wants_checkpointing
 from g2rpo_trainer.sampling import fitting_rows, sample
-from g2rpo_trainer.vllm import memory_share
+from g2rpo_trainer.vllm_engine import memory_share
 
 GIGABYTE = 2**30
 

@@ -15,7 +15,7 @@ import transformers
 from g2rpo_trainer.config import Model, load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError, memory_advice
-from g2rpo_trainer.model import loading
+from g2rpo_trainer.model import reading
 from g2rpo_trainer.model.adapting import count_parameters, vision_tower
 from g2rpo_trainer.model.loading import load_policy, load_run_policy
 from g2rpo_trainer.prompts.chat import chat_of, conversation
@@ -308,7 +308,7 @@ def test_too_little_memory_says_what_to_change(folders, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
 
-    monkeypatch.setattr(loading, "_load_model", full)
+    monkeypatch.setattr(reading, "_load_model", full)
     with pytest.raises(RunError, match=r"out of memory in loading the model.*model\.dtype"):
         load(folders("llama"))
 

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Noted:
             "choose_shortcuts": lambda policy, *_, **__: policy,
             "training_step": self.take_step,
             "Evaluator": lambda *_: self,
-            "gather_shards": lambda policy, optimizer, ranks: None,
+            "staged_shards": lambda folder, policy, optimizer, ranks: nullcontext(),
             "save_checkpoint": self.save,
             "restore_checkpoint": self.restore,
             "export_merged": lambda checkpoint, folder, model: self.note("export"),

@@ -91,7 +91,7 @@ def test_a_restored_optimiser_goes_on_to_the_bit(dtype):
     other = make_policy(dtype, seed=9)
     other.model.load_state_dict(saved)
     resumed = make_optimizer(other, OPTIONS)
-    restore_optimizer_tensors(other, resumed, tensors)
+    restore_optimizer_tensors(other, resumed, tensors.items())
     take_steps(other, resumed, 3, seed=1)
     assert all(map(torch.equal, weights_of(whole), weights_of(other)))
     expected, found = optimizer_tensors(whole, optimizer), optimizer_tensors(other, resumed)
@@ -112,7 +112,7 @@ def test_without_masters_a_restored_optimiser_would_differ():
     other.model.load_state_dict(whole.model.state_dict())
     resumed = make_optimizer(other, OPTIONS)
     moments = {key: value for key, value in tensors.items() if not key.startswith("master/")}
-    restore_optimizer_tensors(other, resumed, moments)
+    restore_optimizer_tensors(other, resumed, moments.items())
     assert not all(map(torch.equal, optimizer.masters, resumed.masters))
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from g2rpo_trainer.config import Model
+from g2rpo_trainer.device import resolve_device
 from g2rpo_trainer.distributed import Ranks
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
-from g2rpo_trainer.model.loading import resolve_device
 from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.sharding import wants_sharding
 

@@ -20,36 +20,12 @@ from .shared_prompt_models import (
     GROUPS,
     MASK,
     PREFIX_MODELS,
+    assert_packed_equals_plain,
     make,
     make_prompts,
     make_responses,
     with_shared_prompts,
 )
-
-
-def gradients(policy, results):
-    """Return the gradients of a function in which every token has its own weight."""
-    logprobs, entropies = results
-    weights = torch.linspace(-1, 1, MASK.numel()).view(MASK.shape)
-    policy.model.zero_grad()
-    ((weights * logprobs + 0.3 * weights.flip(0) * entropies) * MASK).sum().backward()
-    found = {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
-    policy.model.zero_grad()
-    return found
-
-
-def assert_packed_equals_plain(policy, prompts):
-    arguments = (policy, prompts, GROUPS, make_responses(), MASK)
-    shared = packed_predictions(*arguments).values()
-    plain = plain_predictions(*arguments).values()
-    for ours, expected in zip(shared, plain, strict=True):
-        torch.testing.assert_close(ours[MASK], expected[MASK], rtol=1e-5, atol=1e-5)
-    expected, ours = gradients(policy, plain), gradients(policy, shared)
-    assert set(ours) == set(expected)
-    # The gradient of a key's bias is zero but for rounding; hence the share of the largest.
-    largest = max(gradient.norm() for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * largest, name
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -9,8 +9,8 @@ import torch
 
 from g2rpo_trainer import train
 from g2rpo_trainer.data import open_source
+from g2rpo_trainer.device import resolve_device
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.model.loading import resolve_device
 from g2rpo_trainer.scoring import Rewards
 
 from .parts import shaping_of

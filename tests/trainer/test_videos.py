@@ -230,7 +230,7 @@ def films(tmp_path):
 
 def test_a_run_on_videos(films, folders, tmp_path, monkeypatch):
     policy = build_policy("qwen2_5_vl")
-    monkeypatch.setattr("g2rpo_trainer.model.loading.load_processor", lambda *_: policy.processor)
+    monkeypatch.setattr("g2rpo_trainer.model.reading.load_processor", lambda *_: policy.processor)
     config = load_config(
         overrides={
             "data.source": str(films),

@@ -106,8 +106,10 @@ def test_sixteen_bits(folder, tmp_path):
     assert largest_difference(config, "qwen3") < BFLOAT16
 
 
-def test_an_adapter(folder, tmp_path):
-    config = describe(folder("llama"), tmp_path / "run", "model.lora.rank=2")
+@pytest.mark.parametrize("way", ["merged", "request"])
+def test_an_adapter(folder, tmp_path, way):
+    settings = ["model.lora.rank=2", f"rollout.vllm_adapter={way}"]
+    config = describe(folder("llama"), tmp_path / "run", *settings)
     assert largest_difference(config, "llama") < FLOAT32
 
 

@@ -49,6 +49,8 @@ def test_processes_sample_what_one_does(launcher, random_policy_folder, tmp_path
         assert both[0][name] == pytest.approx(alone[0][name], rel=1e-4, abs=1e-5)
 
 
-def test_an_adapter_that_is_divided(random_policy_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["merged", "request"])
+def test_an_adapter_that_is_divided(random_policy_folder, tmp_path, monkeypatch, way):
     monkeypatch.syspath_prepend(str(STAND_IN))
-    sampled(launched.SHARDS, tmp_path, random_policy_folder, "model.lora.rank=2")
+    settings = ["model.lora.rank=2", f"rollout.vllm_adapter={way}"]
+    sampled(launched.SHARDS, tmp_path, random_policy_folder, *settings)

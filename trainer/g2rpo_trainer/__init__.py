@@ -13,7 +13,7 @@ The modules, in the order in which data passes through a run:
 - ``rollouts.py``: prompts, responses and rewards of a step (`Collector`). Responses come from the
   policy (``sampling.py``, with the prompts prefilled by ``prefill.py``, the tokens drawn by
   ``draws.py``, fixed buffers on a GPU by ``decoding.py``, and the ends found by ``stopping.py``) or
-  from vLLM (``vllm.py``, ``vllm_weights.py``).
+  from vLLM (``vllm.py``, ``vllm_engine.py``, ``vllm_requests.py``, ``vllm_weights.py``).
 - ``scoring.py``: responses to rewards, in worker processes.
 - ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
   weights and task weights.

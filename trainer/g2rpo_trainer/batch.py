@@ -15,7 +15,7 @@ import torch
 from .distributed import Ranks
 from .logprobs import completion_logprobs
 from .model.policy_model import Policy
-from .packing import responses_per_row
+from .packing import CPU_COST, AttentionCost, attention_cost, responses_per_row
 from .prompts.batching import Inputs, select_rows, trim_padding
 from .prompts.encoding import encode_prompts
 from .record import Record
@@ -126,6 +126,7 @@ def micro_batch_rows(policy: Policy, batch: Batch, budget: int) -> list[torch.Te
         responses=batch.mask.sum(-1).tolist(),
         groups=batch.groups.tolist(),
         hidden=policy.model.config.get_text_config().hidden_size,
+        attention=attention_cost(policy),
     )
     bins = token_bins(lengths, budget, packed=policy.shortcuts.packed_rows)
     return [torch.tensor(rows, device=batch.tokens.device) for rows in bins]
@@ -213,12 +214,15 @@ class Lengths(NamedTuple):
         Prompt of each response.
     hidden : int
         Hidden size of the language model.
+    attention : AttentionCost
+        Cost of attention over packed rows.
     """
 
     prompts: Sequence[int]
     responses: Sequence[int]
     groups: Sequence[int]
     hidden: int
+    attention: AttentionCost = CPU_COST
 
     def rows_of(self, responses: Sequence[int], packed: bool) -> tuple[int, int]:
         """Return number and length of the rows of a pass over some responses."""
@@ -230,7 +234,8 @@ class Lengths(NamedTuple):
         size = 1
         if packed:
             most = max(map(len, by_prompt.values()))
-            size = responses_per_row(prompt, sum(tokens) / len(tokens), most, self.hidden)
+            mean = sum(tokens) / len(tokens)
+            size = responses_per_row(prompt, mean, most, self.hidden, self.attention)
         if size == 1:
             return len(tokens), prompt + max(tokens)
         # A response's last token predicts nothing and is left out.

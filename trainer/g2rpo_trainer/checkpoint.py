@@ -1,53 +1,125 @@
 """The contents of a checkpoint, and the merged model at the end of a run with an adapter.
 
 A checkpoint is a Hugging Face folder with the state of the optimiser and the run beside it. Nothing
-is pickled: moments go into ``optimizer.safetensors``, everything else is JSON.
+is pickled: moments go into ``optimizer.safetensors``, everything else is JSON. Of a sharded policy
+each rank writes some of the safetensors files, and reads its own rows of the moments.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from g2rpo._shown import error_text
 from g2rpo_trainer.config import Model
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.files import replacing
+from g2rpo_trainer.files import replacing, writing
 
 from .distributed import Ranks
 from .model.adapting import tied_layers
-from .model.loading import read_parts
 from .model.policy_model import GENERATION_SETTINGS, Policy
+from .model.reading import read_parts
 from .optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
-from .sharding import full_weights, is_sharded
+from .shard_files import PART, stored_tensors, write_parts
+from .sharding import full_adapter, full_tensor, is_sharded
+from .vllm_weights import named_as_on_disk, weights_of
 
-_OPTIMIZER = "optimizer.safetensors"
+_OPTIMIZER, _MODEL = "optimizer", "model"
 _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """The unsharded weights of a policy and moments of its optimiser, by name."""
+class Staged:
+    """What a sharded policy adds to a checkpoint.
 
+    Attributes
+    ----------
+    folder : Path
+        Files that the ranks have written.
+    weights : dict of str to Tensor
+        Weights of an adapter; empty where the weights are among the files.
+    """
+
+    folder: Path
     weights: dict[str, torch.Tensor]
-    moments: dict[str, torch.Tensor]
 
 
-def gather_shards(policy: Policy, optimizer: MasterAdamW, ranks: Ranks) -> Gathered | None:
-    """Gather a sharded policy on rank 0, on the CPU; None if each rank has all of it.
+@contextmanager
+def staged_shards(
+    folder: Path,
+    policy: Policy,
+    optimizer: MasterAdamW,
+    ranks: Ranks,
+    *,
+    part_bytes: int = PART,
+) -> Iterator[Staged | None]:
+    """Let each rank of a sharded policy write its part of a checkpoint; a collective.
 
-    Every rank must call this.
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run.
+    policy : Policy
+        Policy to save.
+    optimizer : MasterAdamW
+        Its optimiser.
+    ranks : Ranks
+        Ranks that train together.
+    part_bytes : int
+        Largest file, and about the most that a rank has in main memory.
+
+    Yields
+    ------
+    Staged or None
+        For :func:`save_checkpoint` on rank 0, inside the context; None if each rank has all of the
+        policy.
     """
     if not is_sharded(policy.model):
-        return None
-    return Gathered(full_weights(policy.model, ranks), optimizer_tensors(policy, optimizer, ranks))
+        yield None
+        return
+    staging = folder / "checkpoints" / ".partial-shards"
+    with ranks.raise_on_all_ranks(), writing(folder, "shards"):
+        if ranks.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+    options: dict[str, Any] = {
+        "guard": partial(writing, folder, "shards"),
+        "part_bytes": part_bytes,
+    }
+    try:
+        moments = optimizer_tensors(policy, optimizer).items()
+        whole = ((name, full_tensor(value)) for name, value in moments)
+        write_parts(staging, _OPTIMIZER, whole, ranks, **options)
+        weights = {}
+        if policy.has_adapter:
+            weights = full_adapter(policy.model)
+        else:
+            write_parts(staging, _MODEL, _saved_weights(policy), ranks, **options)
+        yield Staged(staging, weights)
+    finally:
+        if ranks.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _saved_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all weights, and the buffers that are saved with them."""
+    model = policy.model
+    ignored = set(model._keys_to_ignore_on_save or ())
+    yield from ((name, weight) for name, weight in weights_of(policy) if name not in ignored)
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in model.state_dict().items() if name not in known}
+    yield from named_as_on_disk(model, buffers).items()
 
 
 def save_checkpoint(
@@ -55,7 +127,7 @@ def save_checkpoint(
     policy: Policy,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    gathered: Gathered | None = None,
+    staged: Staged | None = None,
 ) -> None:
     """Fill an empty folder with the policy, the optimiser's moments and the state of the run.
 
@@ -69,12 +141,17 @@ def save_checkpoint(
         Its optimiser.
     state : dict
         State of the run, as JSON holds it.
-    gathered : Gathered, optional
-        Result of :func:`gather_shards`; the files are the same with and without.
+    staged : Staged, optional
+        From :func:`staged_shards`; the tensors are the same with and without.
     """
-    policy.save(folder, gathered.weights if gathered else None)
-    moments = gathered.moments if gathered else optimizer_tensors(policy, optimizer)
-    save_file(moments, folder / _OPTIMIZER)
+    policy.save(folder, staged.weights if staged else None)
+    if staged is None:
+        tensors = optimizer_tensors(policy, optimizer).items()
+        moments = {name: value.cpu().contiguous() for name, value in tensors}
+        save_file(moments, folder / f"{_OPTIMIZER}.safetensors")
+    else:
+        for path in staged.folder.iterdir():
+            os.replace(path, folder / path.name)
     (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
@@ -89,7 +166,7 @@ def restore_checkpoint(folder: Path, policy: Policy, optimizer: MasterAdamW) -> 
         If a file is missing or damaged: no crash leaves such a folder, but a copy may.
     """
     try:
-        restore_optimizer_tensors(policy, optimizer, load_file(folder / _OPTIMIZER))
+        restore_optimizer_tensors(policy, optimizer, stored_tensors(folder, _OPTIMIZER))
         state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = error_text(error)

@@ -1,4 +1,4 @@
-"""Memory, dtype and kernels of the device of a run."""
+"""The device of a run: which it is, its memory, dtype and kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,50 @@ from contextlib import contextmanager
 import torch
 
 from g2rpo_trainer.config import Model
+from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.launch import Launch
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a configuration; several ranks of a machine take a GPU each.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` for a GPU if there is one and the CPU otherwise, or a PyTorch device.
+
+    Raises
+    ------
+    RunError
+        If this machine does not have the device, or not one for each process.
+    """
+    launch = Launch.read()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and not launch.on_cpu else "cpu"
+    device = torch.device(name)
+    if launch.size > 1 and device.type != "cpu":
+        return _own_device(name, device, launch)
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= available:
+        raise RunError(
+            f"--device is {name!r}, but this machine has {available} {device.type} devices; "
+            "leave it out, or name cpu"
+        )
+    return device
+
+
+def _own_device(name: str, device: torch.device, launch: Launch) -> torch.device:
+    available = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.index is not None or launch.local_size > available:
+        raise RunError(
+            f"--device is {name!r} in {launch.local_size} processes on a machine with {available} "
+            "cuda devices; start as many processes as it has devices and name cuda, or name cpu"
+        )
+    return torch.device("cuda", launch.local_rank)
 
 
 def free_memory(device: torch.device) -> int | None:

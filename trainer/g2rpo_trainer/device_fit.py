@@ -189,8 +189,7 @@ def device_memory(name: str) -> DeviceMemory:
     import psutil
     import torch
 
-    from .device import dtype_on
-    from .model.loading import resolve_device
+    from .device import dtype_on, resolve_device
 
     device = resolve_device(name)
     dtype = dtype_on("auto", device)

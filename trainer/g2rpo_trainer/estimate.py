@@ -17,7 +17,7 @@ from g2rpo._shown import error_text
 
 from .config import Model, Rollout, TrainConfig
 from .errors import RunError
-from .model.loading import meta_model
+from .model.reading import meta_model
 from .model_shape import ADAMW, ModelShape, Stack, model_shape, wants_checkpointing
 from .optimizer import BUCKET
 from .packing import responses_per_row

@@ -17,11 +17,13 @@ from torch.nn.functional import pad
 import g2rpo
 from g2rpo_torch import fused_g2rpo_loss, linear_head, logprobs_and_entropy
 
+from .block_attention import BLOCK
 from .model.head import float32_logits
 from .model.policy_model import Policy
 from .packing import (
     accepts_positions,
     as_response_types,
+    attention_cost,
     has_image_positions,
     next_positions,
     pack,
@@ -136,8 +138,9 @@ def completion_predictions(
             float(mask.sum()) / max(len(groups), 1),
             int(groups.bincount().max()) if len(groups) else 1,
             policy.model.config.get_text_config().hidden_size,
+            attention_cost(policy),
         )
-    if size == 1:
+    if size == 1 and not (policy.shortcuts.packed_rows and policy.block_masks):
         return plain_predictions(*arguments, temperature=temperature)
     rows, kept = split_groups(groups, size)
     shared = select_rows(prompts, kept)
@@ -198,14 +201,16 @@ def packed_predictions(
     """Return the same with all responses of a prompt in one row behind it."""
     prompt_length = prompts["input_ids"].shape[1]
     packing = pack(tokens, mask, groups, len(prompts["input_ids"]))
-    packing = with_padding(packing, policy.padding(prompt_length + packing.tokens.shape[1]))
+    length = prompt_length + packing.tokens.shape[1]
+    in_blocks = policy.block_masks
+    packing = with_padding(packing, -length % BLOCK if in_blocks else policy.padding(length))
     positions = prompt_positions(policy.model, prompts)
     behind = next_positions(prompts, positions)[:, None] + packing.offsets
     inputs: dict[str, Any] = extend_rows(prompts, packing.tokens)
     inputs["position_ids"] = torch.cat(
         [positions, behind.expand(*positions.shape[:-1], -1)], dim=-1
     )
-    inputs["attention_mask"] = row_masks(policy.model, prompts, packing)
+    inputs["attention_mask"] = row_masks(policy.model, prompts, packing, in_blocks=in_blocks)
     num_last = inputs["input_ids"].shape[1] - prompt_length + 1
     places = groups[:, None], packing.sources
     if policy.shortcuts.without_logits:

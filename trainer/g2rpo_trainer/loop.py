@@ -15,9 +15,9 @@ from g2rpo_trainer.advantages import Shaping, shaping_options
 from g2rpo_trainer.answers import Evaluation
 from g2rpo_trainer.checkpoint import (
     export_merged,
-    gather_shards,
     restore_checkpoint,
     save_checkpoint,
+    staged_shards,
 )
 from g2rpo_trainer.config import TrainConfig
 from g2rpo_trainer.data import Source, open_run, skipped_text
@@ -34,12 +34,13 @@ from g2rpo_trainer.report.trackers import Trackers, require_trackers
 from g2rpo_trainer.run_folder import RunFolder
 from g2rpo_trainer.scoring import Scorer, unused_rewards
 
-from .device import dtype_on, run_kernels
+from .device import dtype_on, resolve_device, run_kernels
 from .distributed import Ranks, join_ranks
 from .model.adapting import trained_share
-from .model.loading import load_run_policy, resolve_device
+from .model.loading import load_run_policy, with_block_masks
 from .model.policy_model import Policy, Shortcuts
 from .optimizer import make_optimizer
+from .prompts.ahead import PromptReader
 from .rollouts import Collector
 from .shortcuts import choose_shortcuts
 from .step import StepResult, training_step
@@ -142,7 +143,8 @@ class _Run:
         """Load the policy and what trains it, from the start or from a checkpoint."""
         config, options = self.config, self.config.optimization
         start = str(checkpoint) if checkpoint else config.model.name
-        self.policy = load_run_policy(config, start, ranks=self.ranks)
+        policy = load_run_policy(config, start, ranks=self.ranks)
+        self.policy = with_block_masks(policy, config.model)
         if shown := trained_share(self.policy.model):
             self.display.message(shown)
         self.shaping = Shaping(shaping_options(config, self.source.tasks))
@@ -151,10 +153,10 @@ class _Run:
         self.reference: Policy | None = None
         if options.beta:
             # The reference of an adapter is its base.
-            has_adapter = self.policy.has_adapter
-            self.reference = (
-                self.policy if has_adapter else load_run_policy(config, ranks=self.ranks)
-            )
+            self.reference = self.policy
+            if not self.policy.has_adapter:
+                reference = load_run_policy(config, ranks=self.ranks)
+                self.reference = with_block_masks(reference, config.model)
         if checkpoint:
             with self.ranks.raise_on_all_ranks():
                 state = restore_checkpoint(checkpoint, self.policy, self.optimizer)
@@ -184,6 +186,7 @@ class _Run:
             seed=config.seed,
             is_truncated_absent=optimization.mask_truncated_completions == "all",
             ranks=ranks,
+            reader=PromptReader(self.policy, source, skips_broken=config.data.skip_broken),
         )
         self.learner = Learner(
             self.policy, self.optimizer, self.shaping, optimization, rollout, self.reference, ranks
@@ -285,6 +288,9 @@ class _Run:
 
     def _save(self) -> None:
         """Write a checkpoint, unless there is one of this step."""
+        path = self.folder.checkpoints.path_of(self.progress.step)
+        if self.ranks.any(self.ranks.is_main and path.exists()):
+            return
         self.progress.skipped_records = self.source.skipped_state()
         state = {
             "progress": self.progress.to_json(),
@@ -292,12 +298,12 @@ class _Run:
             "shortcuts": asdict(self.policy.shortcuts),
             "tasks": list(self.source.tasks),
         }
-        gathered = gather_shards(self.policy, self.optimizer, self.ranks)
+        with staged_shards(self.folder.path, self.policy, self.optimizer, self.ranks) as staged:
 
-        def write(path: Path) -> None:
-            save_checkpoint(path, self.policy, self.optimizer, state, gathered)
+            def write(path: Path) -> None:
+                save_checkpoint(path, self.policy, self.optimizer, state, staged)
 
-        self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
+            self._on_main(lambda: self.folder.save_checkpoint(self.progress.step, write))
 
     def _stop_if_asked(self) -> None:
         """Save and raise `Interrupted` after a signal."""

@@ -11,14 +11,14 @@ the temporary tensors of one bucket of weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .config import Optimization
-from .distributed import Ranks, buckets
-from .sharding import as_float32, full_tensor, reshard, shard_like
+from .distributed import buckets
+from .sharding import as_float32, reshard, shard_like
 
 if TYPE_CHECKING:
     from .model.policy_model import Policy
@@ -114,14 +114,8 @@ def trained_parameters(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, weight) for name, weight in named if weight.requires_grad]
 
 
-def optimizer_tensors(
-    policy: Policy,
-    optimizer: MasterAdamW,
-    ranks: Ranks = Ranks(),
-) -> dict[str, torch.Tensor]:
-    """Return the state of an optimiser on the CPU of rank 0; {} on others.
-
-    A collective where the policy is sharded.
+def optimizer_tensors(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
+    """Return the state of an optimiser by name; sharded where the policy is.
 
     Parameters
     ----------
@@ -129,45 +123,51 @@ def optimizer_tensors(
         Policy that is trained.
     optimizer : MasterAdamW
         Optimiser from :func:`make_optimizer` of the same policy.
-    ranks : Ranks
-        Ranks that train together.
 
     Returns
     -------
     dict of str to Tensor
         ``"slot/name"``: moments, the number of steps, and the master of a weight that has one.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for (name, weight), master in zip(trained_parameters(policy), optimizer.masters, strict=True):
         slots = dict(optimizer.state.get(master, {}))
         if master is not weight:
             slots[_MASTER] = master
-        for slot, value in slots.items():
-            found = full_tensor(value.detach())
-            if ranks.is_main:
-                tensors[f"{slot}/{name}"] = found.cpu().contiguous()
+        tensors |= {f"{slot}/{name}": value.detach() for slot, value in slots.items()}
     return tensors
 
 
 def restore_optimizer_tensors(
-    policy: Policy, optimizer: MasterAdamW, tensors: dict[str, torch.Tensor]
+    policy: Policy, optimizer: MasterAdamW, tensors: Iterable[tuple[str, Any]]
 ) -> None:
-    """Load the tensors of :func:`optimizer_tensors` into a new optimiser of the same policy."""
+    """Load the tensors of :func:`optimizer_tensors` into a new optimiser of the same policy.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy that is trained.
+    optimizer : MasterAdamW
+        Optimiser whose state is replaced.
+    tensors : iterable of (str, Tensor)
+        Names and whole tensors; of those with rows each rank reads its own.
+    """
     names = [name for name, _ in trained_parameters(policy)]
     masters = dict(zip(names, optimizer.masters, strict=True))
-    for key, value in tensors.items():
+    for key, stored in tensors:
         slot, name = key.split("/", 1)
         master = masters[name]
+        if isinstance(stored, torch.Tensor) and stored.ndim == 0:
+            # Steps live on the CPU, but for the fused kernel.
+            is_fused = optimizer.defaults["fused"]
+            optimizer.state[master][slot] = stored.to(master.device) if is_fused else stored
+            continue
+        value = shard_like(stored, master)
         if slot == _MASTER:
             with torch.no_grad():
-                master.copy_(shard_like(value, master))
-            continue
-        # Moments live where the parameter does, and so does the fused kernel's number of steps.
-        if value.ndim:
-            value = shard_like(value, master)
-        elif optimizer.defaults["fused"]:
-            value = value.to(master.device)
-        optimizer.state[master][slot] = value
+                master.copy_(value)
+        else:
+            optimizer.state[master][slot] = value
 
 
 def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:

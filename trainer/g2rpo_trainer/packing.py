@@ -16,13 +16,50 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 
+from .block_attention import BLOCK, NAME, block_mask
+from .model.policy_model import Policy
 from .prompts.batching import Inputs
 
 PROMPT, PADDING = 0, -1
 """Segment numbers of tokens outside of the responses, which are numbered from 1."""
 
 
-def responses_per_row(prompt: float, response: float, generations: int, hidden: int) -> int:
+class AttentionCost(NamedTuple):
+    """Cost of attention beside that of matrix products.
+
+    Attributes
+    ----------
+    pair : float
+        Time of an operation of a pair of tokens over that of an operation of a matrix product.
+    block : int or None
+        Side of the blocks that are skipped where no pair is visible [tokens]; None where all
+        pairs of a row are computed.
+    """
+
+    pair: float
+    block: int | None = None
+
+
+CPU_COST = AttentionCost(1.0)
+# Assumed, not measured: kernels with masks reach a fraction of the rate of matrix products.
+CUDA_COST = AttentionCost(4.0)
+BLOCK_COST = AttentionCost(2.0, BLOCK)
+
+
+def attention_cost(policy: Policy) -> AttentionCost:
+    """Return the cost of attention over packed rows of a policy on its device."""
+    if policy.block_masks:
+        return BLOCK_COST
+    return CUDA_COST if policy.device.type == "cuda" else CPU_COST
+
+
+def responses_per_row(
+    prompt: float,
+    response: float,
+    generations: int,
+    hidden: int,
+    attention: AttentionCost = CPU_COST,
+) -> int:
     """Return the cheapest number of responses to pack behind one copy of their prompt.
 
     Parameters
@@ -33,6 +70,8 @@ def responses_per_row(prompt: float, response: float, generations: int, hidden: 
         Number of responses to the prompt.
     hidden : int
         Hidden size of the language model.
+    attention : AttentionCost
+        Cost of a pair of tokens; by default that of a CPU.
 
     Returns
     -------
@@ -41,8 +80,8 @@ def responses_per_row(prompt: float, response: float, generations: int, hidden: 
 
     Notes
     -----
-    A layer takes about 24·hidden² operations per token for its weights, and 4·hidden per pair of
-    tokens in a row, masked pairs included.
+    A layer takes about 24·hidden² operations per token for its weights, and 4·hidden per computed
+    pair of tokens: all pairs of a row, or those in blocks with a visible pair.
 
     Examples
     --------
@@ -52,13 +91,30 @@ def responses_per_row(prompt: float, response: float, generations: int, hidden: 
     4
     >>> responses_per_row(prompt=64, response=4096, generations=8, hidden=2048)
     1
+
+    Blocks that are skipped leave the prompt's tokens as the largest saving:
+
+    >>> responses_per_row(1024, 1024, 8, 2048, BLOCK_COST)
+    8
     """
 
     def cost(responses: int) -> float:
         row = prompt + responses * response
-        return math.ceil(generations / responses) * row * (6 * hidden + row)
+        keys = keys_of_a_token(prompt, response, responses, attention.block)
+        return math.ceil(generations / responses) * row * (6 * hidden + attention.pair * keys)
 
     return min(range(1, generations + 1), key=cost)
+
+
+def keys_of_a_token(prompt: float, response: float, responses: int, block: int | None) -> float:
+    """Return the mean number of keys that are computed for a token of a row, seen or masked."""
+    row = prompt + responses * response
+    if block is None:
+        return row
+    # Half a block more at the diagonal, and behind the prompt as much at both ends of a response.
+    pairs = prompt * (prompt + block) / 2
+    pairs += responses * response * (prompt + response / 2 + 3 * block / 2)
+    return min(row, pairs / row)
 
 
 def split_groups(groups: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,9 +275,7 @@ def own_prompt_masks(model: Any, prompts: Inputs) -> dict[str, torch.Tensor]:
     return {kind: _as_bool(own[kind])[:, 0] for kind in layer_kinds(model) if own[kind] is not None}
 
 
-def row_masks(
-    model: Any, prompts: Inputs, packing: Packing
-) -> torch.Tensor | dict[str, torch.Tensor]:
+def row_masks(model: Any, prompts: Inputs, packing: Packing, *, in_blocks: bool = False) -> Any:
     """Return the attention masks of packed rows in the model's format.
 
     Parameters
@@ -232,10 +286,13 @@ def row_masks(
         P prompts of L tokens.
     packing : Packing
         The responses behind them, W tokens.
+    in_blocks : bool
+        Return block masks, for which L + W must be a multiple of
+        :data:`~g2rpo_trainer.block_attention.BLOCK`.
 
     Returns
     -------
-    Tensor or dict of str to Tensor
+    Tensor or BlockMask, or dict of str to one of them
         (P, 1, L + W, L + W), one for each kind of layers if there are two. Bool for SDPA, additive
         for eager attention.
     """
@@ -254,7 +311,10 @@ def row_masks(
     for kind, own in own_prompt_masks(model, prompts).items():
         corner = masks[kind][:, :length, :length]
         corner.copy_(torch.where(is_token, own, corner))
-    return in_format(model, {kind: mask[:, None] for kind, mask in masks.items()})
+    wide = {kind: mask[:, None] for kind, mask in masks.items()}
+    if in_blocks:
+        return _by_kind({kind: block_mask(mask) for kind, mask in wide.items()})
+    return in_format(model, wide)
 
 
 def as_response_types(model: Any, inputs: Inputs, prompt_length: int) -> Inputs:
@@ -284,12 +344,18 @@ def in_format(model: Any, masks: dict[str, torch.Tensor]) -> torch.Tensor | dict
 
     One mask if the model has a single kind. Bool for SDPA, additive for eager attention.
     """
-    ready = {kind: _of_attention(model, mask) for kind, mask in masks.items()}
-    return ready if len(ready) > 1 else ready.popitem()[1]
+    ready: torch.Tensor | dict[str, torch.Tensor] = _by_kind(
+        {kind: _of_attention(model, mask) for kind, mask in masks.items()}
+    )
+    return ready
+
+
+def _by_kind(masks: dict[str, Any]) -> Any:
+    return masks if len(masks) > 1 else masks.popitem()[1]
 
 
 def _of_attention(model: Any, allowed: torch.Tensor) -> torch.Tensor:
-    if model.config.get_text_config()._attn_implementation == "sdpa":
+    if model.config.get_text_config()._attn_implementation in ("sdpa", NAME):
         return allowed
     lowest = torch.finfo(model.dtype).min
     return torch.zeros_like(allowed, dtype=model.dtype).masked_fill(~allowed, lowest)
@@ -358,7 +424,7 @@ def accepts_positions(model: Any) -> bool:
 def packing_obstacle(model: Any) -> str | None:
     """Return why a model cannot take packed rows as far as its configuration tells, or None."""
     attention = model.config.get_text_config()._attn_implementation
-    if attention not in ("sdpa", "eager"):
+    if attention not in ("sdpa", "eager", NAME):
         return f"attention {attention!r} takes no mask of its own; 'sdpa' and 'eager' do"
     if unknown := layer_kinds(model) - {"full_attention", "sliding_attention"}:
         return f"the model has layers of {', '.join(sorted(unknown))}"

@@ -11,6 +11,7 @@ rewards of the responses, are gathered once, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +22,11 @@ import g2rpo
 from g2rpo_trainer.config import DynamicSampling, Rollout
 from g2rpo_trainer.data import Slot, Source
 from g2rpo_trainer.metrics import Stopwatch
-from g2rpo_trainer.record import Record
 from g2rpo_trainer.scoring import Floats, Rewards, Scorer
 
 from .distributed import Ranks, Share
 from .model.policy_model import Policy
+from .prompts.ahead import PromptReader
 from .prompts.batching import Inputs, select_rows
 from .prompts.chat import whole_responses
 from .prompts.encoding import Prompt, join_prompts
@@ -162,6 +163,8 @@ class Collector:
         Whether responses that were cut off count as absent in dynamic sampling.
     ranks : Ranks
         Ranks that train together.
+    reader : PromptReader, optional
+        Reads the prompts; by default none ahead of its step.
     """
 
     policy: Policy
@@ -172,6 +175,7 @@ class Collector:
     seed: int = 0
     is_truncated_absent: bool = False
     ranks: Ranks = Ranks()
+    reader: PromptReader | None = None
 
     def collect(self, position: int, watch: Stopwatch) -> Rollouts:
         """Sample and score responses to prompts, until as many prompts as a step has are kept.
@@ -206,7 +210,7 @@ class Collector:
         share = ranks.share(len(slots))
         with watch.part("rollout"):
             with ranks.raise_on_all_ranks():
-                asked = self._read(slots, share)
+                asked = (self.reader or PromptReader(self.policy, self.source)).read(slots, share)
                 prompts = join_prompts(asked)
             records = [prompt.record for prompt in asked]
             completions = self.sampler(self.policy, prompts, records, options, share)
@@ -221,15 +225,14 @@ class Collector:
         keeps = prompts_to_keep(counted, len(own), options.dynamic_sampling)
         return _Try(slots, share, own, prompts, completions, rewards, keeps)
 
-    def _read(self, slots: Sequence[Slot], share: Share) -> list[Prompt]:
-        """Read and encode the prompts of ``share.padded``, each once."""
-
-        def encoded(record: Record) -> Prompt:
-            return Prompt.encoded(self.policy, record)
-
-        numbers = dict.fromkeys(share.padded)
-        prompts = {number: self.source.read(slots[number], encoded) for number in numbers}
-        return [prompts[number] for number in share.padded]
+    def ahead(self, position: int) -> AbstractContextManager[None]:
+        """Read the prompts of the step from a position on, while the context runs."""
+        if self.reader is None:
+            return nullcontext()
+        slots = self.source.slots(
+            seed=self.seed, position=position, prompts=self.options.prompts_per_step
+        )
+        return self.reader.ahead(slots, self.ranks)
 
 
 def prompts_to_keep(rewards: Rewards, prompts: int, options: DynamicSampling) -> Flags:

@@ -23,13 +23,12 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from g2rpo_torch import gather_rollouts
 
 from .config import Model
 from .device import free_memory
-from .distributed import Ranks
 from .errors import SharedError
 from .launch import Launch
 
@@ -208,32 +207,17 @@ def _leaves(loss: torch.Tensor) -> set[int]:
     return found
 
 
-def full_weights(model: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Gather the weights that are saved of a sharded model on the CPU of rank 0; {} on others.
-
-    Of a model with an adapter only the adapter's.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
+def full_adapter(model: Any) -> dict[str, torch.Tensor]:
+    """Return the whole weights of a model's adapter on the CPU; a collective if it is sharded."""
     reshard(model)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        return _full_adapter(model, ranks)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    return weights
-
-
-def _full_adapter(model: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters(remove_duplicate=False))
     # With an adapted output layer peft saves more than what is trained.
     saved = {id(part) for part in model.get_adapter_state_dict(state_dict=named).values()}
-    weights = {}
-    for name, weight in named.items():
-        if id(weight) in saved:
-            found = full_tensor(weight.detach())
-            if ranks.is_main:
-                weights[name] = found.cpu()
-    return weights
+    return {
+        name: full_tensor(weight.detach()).cpu()
+        for name, weight in named.items()
+        if id(weight) in saved
+    }
 
 
 def full_tensor(value: torch.Tensor) -> torch.Tensor:
@@ -261,13 +245,26 @@ def as_float32(value: torch.Tensor) -> torch.Tensor:
     )
 
 
-def shard_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this rank's shard of a full tensor, placed like another tensor."""
-    value = value.to(like.device)
+def shard_like(value: Any, like: torch.Tensor) -> torch.Tensor:
+    """Return this rank's shard of a whole tensor, placed like another tensor of its shape.
+
+    Parameters
+    ----------
+    value : Tensor or safetensors slice
+        Whole tensor with at least one axis; of a stored one only this rank's rows are read.
+    like : Tensor
+        Sharded by rows, or not sharded.
+    """
     if not isinstance(like, DTensor):
-        return value
-    # Every rank has the full value: no communication.
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        whole: torch.Tensor = value[:]
+        return whole.to(like.device)
+    mesh, local = like.device_mesh, like.to_local()
+    # As FSDP2 shards: rows in equal chunks, of which the last may be smaller or empty.
+    start = mesh.get_local_rank() * -(-like.shape[0] // mesh.size())
+    rows = value[start : start + len(local)].to(local.device) if len(local) else local.clone()
+    return DTensor.from_local(
+        rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _require_input_grad(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,10 @@ def training_step(
     if batch is None:
         progress.empty_steps += 1
     else:
-        with watch.part("update"):
+        position = progress.position + len(drawn.problems)
+        is_last = progress.step + 1 >= options.steps
+        ahead = nullcontext() if is_last else collector.ahead(position)
+        with watch.part("update"), ahead:
             learned = _learn(learner, batch, output, progress)
     completions = _completion_rows(drawn, progress.position, advantages)
     progress.step += 1

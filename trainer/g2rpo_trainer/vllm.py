@@ -8,73 +8,45 @@ one pass without gradient; the ratio of the two distributions weights the surrog
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
 
 import torch
 
-from g2rpo._shown import error_text
 from g2rpo_trainer.config import Rollout, TrainConfig
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
 from .batch import Batch, batch_values
-from .device import dtype_on, release_memory
+from .device import dtype_on
 from .distributed import Ranks, Share
-from .estimate import VLLM_SHARE, vllm_share
 from .model.adapting import base_of, is_adapter
-from .model.loading import BUILTIN
 from .model.policy_model import Policy
-from .model_shape import kv_cache
+from .model.reading import BUILTIN
 from .prompts.batching import Inputs
-from .prompts.chat import chat_of
 from .sampling import Completions, Sampler, sample_with_policy
-from .stopping import response_texts, stop_texts
-from .vllm_weights import require_handover, save_whole, weights_of
-
-# Characters of vLLM's own error text; some of its errors list all layers of a model.
-_LONGEST_REASON = 400
-
-
-class Request(NamedTuple):
-    """One prompt, as vLLM takes it.
-
-    Attributes
-    ----------
-    prompt : dict
-        Token ids of the chat with a single placeholder for each image, and the images.
-    sampling : dict
-        Arguments of ``vllm.SamplingParams``.
-    tokens : list of int
-        Token ids of the prompt as the policy reads it, with all placeholders.
-    """
-
-    prompt: dict[str, Any]
-    sampling: dict[str, Any]
-    tokens: list[int]
-
-
-class Sampled(NamedTuple):
-    """One response of vLLM.
-
-    Attributes
-    ----------
-    tokens : list of int
-        Token ids, the end token included.
-    logprobs : list of float
-        Log-probability of each in nats under vLLM's distribution.
-    ended : bool
-        False where it was cut off at its length limit.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    ended: bool
+from .sharding import full_adapter
+from .stopping import response_texts
+from .vllm_engine import (
+    Sampled,
+    VLLMEngine,
+    adapter_arguments,
+    engine_arguments,
+    memory_share,
+)
+from .vllm_requests import make_requests
+from .vllm_weights import (
+    require_handover,
+    require_request,
+    save_adapter,
+    save_whole,
+    sends_adapter,
+    weights_of,
+)
 
 
 @contextmanager
@@ -123,9 +95,13 @@ def open_sampler(
             responses = config.rollout.prompts_per_step * config.rollout.num_generations
             rows = -(-responses // ranks.size)
             arguments["gpu_memory_utilization"] = memory_share(policy, config.rollout, rows, total)
+        if sends_adapter(config.rollout, policy):
+            require_request(policy, config.model)
+            arguments |= adapter_arguments(policy.model.peft_config["default"].r)
         engine = VLLMEngine(arguments)
     try:
-        yield VLLMSampler(engine, config, ranks)
+        with TemporaryDirectory(prefix="g2rpo-adapter-") as folder:
+            yield VLLMSampler(engine, config, ranks, Path(folder))
     finally:
         engine.close()
 
@@ -141,6 +117,8 @@ class VLLMSampler:
         Its rollout and optimization sections.
     ranks : Ranks
         Ranks that train together.
+    folder : Path, optional
+        Folder for adapters, where ``rollout.vllm_adapter`` sends them.
     """
 
     def __init__(
@@ -148,9 +126,11 @@ class VLLMSampler:
         engine: VLLMEngine,
         config: TrainConfig,
         ranks: Ranks = Ranks(),
+        folder: Path | None = None,
     ) -> None:
-        self._engine, self._config, self._ranks = engine, config, ranks
+        self._engine, self._config, self._ranks, self._folder = engine, config, ranks, folder
         self._loaded: int | None = None
+        self._adapters = 0
 
     def __call__(
         self,
@@ -182,6 +162,10 @@ class VLLMSampler:
         version = sum(weight._version for weight in policy.model.parameters())
         if not self._ranks.any(version != self._loaded):
             return
+        self._loaded = version
+        if self._folder and sends_adapter(self._config.rollout, policy):
+            self._send_adapter(policy, self._folder)
+            return
         weights = weights_of(policy)
         with self._ranks.raise_on_all_ranks():
             try:
@@ -189,7 +173,16 @@ class VLLMSampler:
             finally:
                 # The other ranks of a sharded policy wait for this one's part of every weight.
                 deque(weights, maxlen=0)
-        self._loaded = version
+
+    def _send_adapter(self, policy: Policy, folder: Path) -> None:
+        weights = full_adapter(policy.model)
+        self._adapters += 1
+        path = folder / str(self._adapters)
+        with self._ranks.raise_on_all_ranks():
+            # vLLM reads it at the next rollout, and none before it again.
+            shutil.rmtree(folder / str(self._adapters - 1), ignore_errors=True)
+            save_adapter(policy, path, weights)
+            self._engine.load_adapter(path, self._adapters)
 
     def _evaluated(
         self,
@@ -230,234 +223,6 @@ class VLLMSampler:
         )
 
 
-class VLLMEngine:
-    """vLLM in this process.
-
-    Parameters
-    ----------
-    arguments : dict
-        Arguments of ``vllm.LLM``, as :func:`engine_arguments` returns them. With
-        ``enable_sleep_mode`` it gives its memory to the policy between the rollouts.
-
-    Raises
-    ------
-    RunError
-        If vLLM is not installed, or cannot start with this model or in this memory.
-    """
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        # In this process, so that weights are handed over without a copy through a pipe.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            import vllm
-        except ImportError as error:
-            raise RunError(
-                f"rollout.engine is 'vllm', which cannot be imported ({error}); pip install vllm, "
-                "or name 'transformers'"
-            ) from error
-        self._params: Any = vllm.SamplingParams
-        with _random_numbers_kept(), _start_errors(arguments):
-            self._llm: Any = vllm.LLM(**arguments)
-        self._asleep: set[str] = set()
-        self._sleeps: bool = arguments["enable_sleep_mode"]
-        self._sleep()
-
-    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy weights over the engine's, and drop what was cached of the old ones."""
-        self._wake("weights")
-        # Unlike the model's own method this one also redoes what a kernel has repacked.
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        self._llm.reset_prefix_cache()
-        self._llm.reset_mm_cache()
-        # The workers have dropped theirs, and the scheduler must know.
-        self._llm.llm_engine.reset_encoder_cache()
-
-    def generate(self, requests: Sequence[Request]) -> list[list[Sampled]]:
-        """Sample the responses to each prompt, and put the engine to sleep again."""
-        if not requests:
-            return []
-        self._wake("weights", "kv_cache")
-        prompts = [request.prompt for request in requests]
-        parameters = [self._params(**request.sampling) for request in requests]
-        with _random_numbers_kept():
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        self._sleep()
-        for request, output in zip(requests, outputs, strict=True):
-            require_same_prompt(request, output.prompt_token_ids)
-        return [[_as_sampled(response) for response in output.outputs] for output in outputs]
-
-    def close(self) -> None:
-        """End vLLM, and with it all process groups: no collective may follow."""
-        self._llm.llm_engine.engine_core.shutdown()
-
-    def _sleep(self) -> None:
-        if self._sleeps:
-            # Weights go to the machine's memory, so that a second try need not load them again.
-            self._llm.sleep(level=1)
-            self._asleep = {"weights", "kv_cache"}
-
-    def _wake(self, *parts: str) -> None:
-        for part in parts:
-            if part in self._asleep:
-                # vLLM wakes outside of PyTorch's allocator, which keeps what the update has freed.
-                release_memory()
-                self._llm.wake_up(tags=[part])
-                self._asleep.remove(part)
-
-
-def engine_arguments(
-    config: TrainConfig, model: str, *, sleeps: bool, ranks: int
-) -> dict[str, Any]:
-    """Return the arguments of ``vllm.LLM``.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        Its model and rollout sections, and its seed.
-    model : str
-        Folder, or model of the hub.
-    sleeps : bool
-        Whether it gives its memory to the policy between the rollouts.
-    ranks : int
-        Number of ranks, each with a vLLM of its own.
-    """
-    rollout, longest = config.rollout, config.rollout.max_prompt_length
-    return {
-        "model": model,
-        "dtype": config.model.dtype,
-        "trust_remote_code": config.model.trust_remote_code,
-        "gpu_memory_utilization": rollout.vllm_memory or VLLM_SHARE,
-        "max_model_len": None if longest is None else longest + rollout.max_completion_length,
-        "enable_sleep_mode": sleeps,
-        # vLLM's own defaults, not those of the model's folder.
-        "generation_config": "vllm",
-        # Those of the distribution that was sampled: after temperature and bans.
-        "logprobs_mode": "processed_logprobs",
-        "seed": config.seed,
-        # Each process of a launcher has an engine to itself, and keeps to its own GPU.
-        "distributed_executor_backend": "external_launcher" if ranks > 1 else "uni",
-    }
-
-
-def memory_share(policy: Policy, options: Rollout, rows: int, total: int) -> float:
-    """Return the share of a GPU's memory that vLLM needs.
-
-    Parameters
-    ----------
-    policy : Policy
-        Its model, of which vLLM has a whole copy.
-    options : Rollout
-        Lengths of prompts and responses.
-    rows : int
-        Responses of a rollout; the KV cache of more than 256 is not held at a time.
-    total : int
-        Bytes of the GPU.
-    """
-    weights = sum(weight.numel() * weight.element_size() for weight in policy.model.parameters())
-    longest = options.max_prompt_length or policy.max_prompt_length or 1024
-    row = kv_cache(policy.model).bytes(1, longest + options.max_completion_length)
-    return vllm_share(weights, row, rows, total)
-
-
-def make_requests(
-    policy: Policy,
-    prompts: Inputs,
-    records: Sequence[Record],
-    options: Rollout,
-    seeds: Sequence[int],
-) -> list[Request]:
-    """Return the requests of P records.
-
-    Parameters
-    ----------
-    policy : Policy
-        Its chat template, tokenizer, end tokens and banned tokens are used.
-    prompts : dict of str to Tensor
-        Model inputs of the records.
-    records : sequence of Record
-        The prompts.
-    options : Rollout
-        Sampling options.
-    seeds : sequence of int
-        One for each record.
-
-    Raises
-    ------
-    RunError
-        If one of them has a video.
-    """
-    stops = stop_texts(policy, options.stop)
-    shared = {
-        "n": options.num_generations,
-        "temperature": options.temperature,
-        "top_p": 1.0,
-        "top_k": -1,
-        # The sampled token's own.
-        "logprobs": 0,
-        "stop_token_ids": list(policy.eos_ids),
-        "stop": stops or None,
-        "include_stop_str_in_output": True,
-        # Text is needed only to find the end in, which may be a special token.
-        "detokenize": bool(stops),
-        "skip_special_tokens": False,
-        # The lowest there is: as good as never.
-        "logit_bias": dict.fromkeys(policy.banned_ids.tolist(), -100.0),
-    }
-    rows = zip(prompts["input_ids"], prompts["attention_mask"].bool(), records, seeds, strict=True)
-    requests = []
-    for ids, mask, record, seed in rows:
-        if record.videos:
-            raise RunError(
-                f"rollout.engine is 'vllm', which takes no videos (task {record.task}); "
-                "name 'transformers', or leave these records out"
-            )
-        images, tokens = list(record.images), ids[mask].tolist()
-        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
-        if images:
-            one_each = _with_one_placeholder_each(policy, record)
-            prompt = {"prompt_token_ids": one_each, "multi_modal_data": {"image": images}}
-        limit = options.limit_of(record.task)
-        requests.append(Request(prompt, {**shared, "seed": seed, "max_tokens": limit}, tokens))
-    return requests
-
-
-def require_same_prompt(request: Request, tokens: Sequence[int]) -> None:
-    """Raise `RunError` if vLLM has read a prompt as other tokens than the policy.
-
-    The placeholder ids of an image may differ, since embeddings take their places.
-    """
-    placeholders = set(request.sampling["logit_bias"])
-
-    def shown(ids: Sequence[int]) -> list[int]:
-        return [-1 if token in placeholders else token for token in ids]
-
-    if shown(tokens) != shown(request.tokens):
-        images = len(request.prompt.get("multi_modal_data", {}).get("image", ()))
-        raise RunError(
-            f"vLLM reads a prompt of {len(request.tokens)} tokens and {images} images "
-            f"as {len(tokens)} tokens, unlike the policy, so its responses would be to another "
-            "prompt; with this model name rollout.engine: transformers"
-        )
-
-
-def _as_sampled(response: Any) -> Sampled:
-    # Each place holds the log-probability of its token.
-    tokens = list(response.token_ids)
-    logprobs = [
-        place[token].logprob for token, place in zip(tokens, response.logprobs, strict=True)
-    ]
-    return Sampled(tokens, logprobs, response.finish_reason == "stop")
-
-
-def _with_one_placeholder_each(policy: Policy, record: Record) -> list[int]:
-    # As a processor begins: what it adds to a text is what the tokenizer adds.
-    text, begins = chat_of(policy, record).text, policy.tokenizer.bos_token
-    has_begun = bool(begins) and text.startswith(begins)
-    tokens: list[int] = policy.tokenizer(text, add_special_tokens=not has_begun)["input_ids"]
-    return tokens
-
-
 @contextmanager
 def _folder_for_vllm(config: TrainConfig, policy: Policy) -> Iterator[str]:
     """Yield the folder or hub id from which vLLM reads all but the current weights."""
@@ -469,24 +234,3 @@ def _folder_for_vllm(config: TrainConfig, policy: Policy) -> Iterator[str]:
         return
     named = Path(model.name)
     yield base_of(named) if is_adapter(named) else model.name
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    # vLLM sets the seed of the whole process when it starts.
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
-@contextmanager
-def _start_errors(arguments: dict[str, Any]) -> Iterator[None]:
-    """Turn an error of vLLM's start into one that names the options to change."""
-    try:
-        yield
-    except Exception as error:
-        reason = error_text(error, _LONGEST_REASON)
-        raise RunError(
-            f"vLLM cannot start with {arguments['model']} ({reason}); change rollout.vllm_memory "
-            f"(it is {arguments['gpu_memory_utilization']}), set rollout.max_prompt_length to what "
-            "the prompts need, or name rollout.engine: transformers"
-        ) from error

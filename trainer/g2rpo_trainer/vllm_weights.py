@@ -1,4 +1,4 @@
-"""Weights of the policy in the form that vLLM loads: whole, merged, and named as on disk."""
+"""Weights of the policy for vLLM and for checkpoints: whole, merged, and named as on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from g2rpo_trainer.errors import RunError
 
-from .model.adapting import is_adapted, tied_layers
+from .config import Model, Rollout
+from .model.adapting import is_adapted, tied_layers, vision_tower
 from .model.policy_model import Policy
 from .sharding import full_tensor, reshard
 
@@ -42,7 +43,7 @@ def weights_of(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
             if (place := _place(name, adapted)) is not None:
                 weights[place] = _merged(full_tensor(weight.detach()), place, adapted)
         if weights:
-            yield from _named_as_on_disk(model, weights).items()
+            yield from named_as_on_disk(model, weights).items()
 
 
 def require_handover(policy: Policy) -> None:
@@ -62,6 +63,40 @@ def require_handover(policy: Policy) -> None:
         )
 
 
+def sends_adapter(options: Rollout, policy: Policy) -> bool:
+    """Tell whether vLLM gets the adapter itself in place of merged weights."""
+    return options.vllm_adapter == "request" and policy.has_adapter
+
+
+def require_request(policy: Policy, model: Model) -> None:
+    """Raise `RunError` if vLLM cannot add the policy's adapter to its own base.
+
+    The adapter must be one of linear layers of the language model, without the output layer, and
+    the base must be stored as vLLM reads it.
+    """
+    config = policy.model.peft_config["default"]
+    tower, head = vision_tower(policy.model), policy.model.get_output_embeddings()
+    inside = {id(module) for module in tower.modules()} if tower is not None else set()
+    unfit = {id(head), id(policy.model.get_input_embeddings())} | inside
+    faults = [
+        f"the adapter of {name}"
+        for name, layer in _adapted_layers(policy.model).items()
+        if id(layer) in unfit or not isinstance(layer.get_base_layer(), torch.nn.Linear)
+    ]
+    faults += [
+        f"an adapter with {name}"
+        for name in ("rank_pattern", "alpha_pattern", "use_dora", "modules_to_save")
+        if getattr(config, name, None)
+    ]
+    if model.gguf_file:
+        faults.append("a base in a GGUF file")
+    if faults:
+        raise RunError(
+            f"rollout.vllm_adapter is 'request', but vLLM takes no {faults[0]} that way; name "
+            "'merged'"
+        )
+
+
 def save_whole(policy: Policy, folder: Path) -> None:
     """Write the policy with its adapter merged, as a model that loads from its folder.
 
@@ -73,6 +108,17 @@ def save_whole(policy: Policy, folder: Path) -> None:
     policy.processor.save_pretrained(folder)
     weights = {name: weight.cpu().contiguous() for name, weight in weights_of(policy)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write an adapter's whole weights in peft's format; any rank can, each into its own folder."""
+    from safetensors.torch import save_file
+
+    # A model that is sharded writes on rank 0 alone.
+    policy.model.peft_config["default"].save_pretrained(str(folder))
+    own = policy.model.get_adapter_state_dict(state_dict=weights)
+    named = {f"base_model.model.{name}": weight.contiguous() for name, weight in own.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _adapted_layers(model: Any) -> dict[str, Any]:
@@ -106,7 +152,8 @@ def _layer_of(name: str) -> str:
     return found.group() if found else ""
 
 
-def _named_as_on_disk(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def named_as_on_disk(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights of a model under the names and in the form of its files."""
     from transformers.core_model_loading import revert_weight_conversion
 
     found: dict[str, torch.Tensor] = revert_weight_conversion(model, weights)

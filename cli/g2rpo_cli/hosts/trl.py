@@ -245,6 +245,9 @@ _TABLE: dict[str, Rule] = {
     ),
     "rollout.engine": uses_vllm(option("use_vllm", to=lambda *_: True, note=", colocated")),
     "rollout.vllm_memory": vllm_memory("vllm_gpu_memory_utilization", "TRL"),
+    "rollout.vllm_adapter": uses_vllm(
+        lost_unless("merged", "TRL hands merged weights to vLLM", "TRL merges adapters, too")
+    ),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
     **{
         f"rollout.{name}": uses_vllm(option(name))

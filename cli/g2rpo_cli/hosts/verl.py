@@ -265,6 +265,7 @@ _TABLE: dict[str, Rule] = {
     "rollout.batch_size": spare("verl's engine makes its own batches"),
     "rollout.engine": _engine,
     "rollout.vllm_memory": vllm_memory(f"{_ROLLOUT}.gpu_memory_utilization", "verl"),
+    "rollout.vllm_adapter": uses_vllm(spare("verl hands adapters to vLLM in its own way")),
     "rollout.vllm_importance_sampling_mode": uses_vllm(_importance),
     "rollout.vllm_importance_sampling_clip_min": uses_vllm(_importance_bound),
     "rollout.vllm_importance_sampling_clip_max": uses_vllm(_importance_bound),

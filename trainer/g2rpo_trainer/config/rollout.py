@@ -83,6 +83,11 @@ class Rollout(Section):
         description="share of a GPU's memory that vLLM takes; null is what the model and the "
         "responses of a step need",
     )
+    vllm_adapter: Literal["merged", "request"] = Field(
+        default="merged",
+        description="with `model.lora` vLLM gets the sum of base and adapter, rounded to "
+        "`model.dtype` (`merged`), or the adapter itself (`request`, vLLM's LoRA)",
+    )
     vllm_importance_sampling_mode: Annotated[ImportanceMode, BeforeValidator(off_is_text)] = Field(
         default="sequence_mask",
         description="how the ratio of the policy to vLLM weights the surrogates: of a token, a "

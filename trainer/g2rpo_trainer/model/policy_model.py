@@ -94,6 +94,8 @@ class Policy:
     pad_to_multiple_of : int
         Rows and KV caches are padded to a multiple of so many tokens, 64 on CUDA. More than 1 also
         decodes in buffers of a fixed size (:mod:`g2rpo_trainer.decoding`).
+    block_masks : bool
+        Packed rows skip pairs that no token sees (:mod:`g2rpo_trainer.block_attention`).
     """
 
     model: Any
@@ -106,6 +108,7 @@ class Policy:
     closing_text: str | None = None
     generation_settings: str | None = None
     pad_to_multiple_of: int = 1
+    block_masks: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,9 @@ It begins with weights of zero, so that whatever it answers comes from those han
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -18,6 +20,7 @@ from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.vllm_weights import weights_of
 
 SamplingParams = SimpleNamespace
+CONFIG = "adapter_config.json"
 
 
 class LLM:
@@ -26,8 +29,12 @@ class LLM:
         self.llm_engine = self.engine_core = self
         if os.environ.get("STAND_IN") == "refuse":
             raise ValueError("No available memory for the cache blocks")
-        self.policy = load_policy(options["model"], device="cpu", model=Model(sharding="none"))
-        for weight in self._weights().values():
+        model = Model(sharding="none", dtype=options["dtype"])
+        self.policy = load_policy(options["model"], device="cpu", model=model)
+        self.rank = options["max_lora_rank"] if options.get("enable_lora") else 0
+        self.adapters = []
+        # Of a policy with adapters the base is never handed over.
+        for weight in () if self.rank else self._weights().values():
             weight.zero_()
 
     def _weights(self):
@@ -48,7 +55,7 @@ class LLM:
             torch.distributed.destroy_process_group()
 
     def reset_prefix_cache(self):
-        self.stale.remove("prefix")
+        self.stale -= {"prefix"}
 
     def reset_mm_cache(self):
         pass
@@ -56,8 +63,21 @@ class LLM:
     def reset_encoder_cache(self):
         self.stale.remove("encoder")
 
-    def generate(self, prompts, parameters, use_tqdm):
+    def take(self, request):
+        """Read the adapter of a request, once for each number."""
+        number = request.lora_int_id
+        if number not in self.adapters:
+            if self.adapters:
+                self.policy.model.delete_adapter(f"policy-{self.adapters[-1]}")
+            assert json.loads((Path(request.lora_path) / CONFIG).read_text())["r"] <= self.rank
+            self.policy.model.load_adapter(request.lora_path, adapter_name=request.lora_name)
+            self.adapters.append(number)
+        assert number == self.adapters[-1]
+
+    def generate(self, prompts, parameters, use_tqdm, lora_request=None):
         assert not self.stale
+        if self.rank:
+            self.take(lora_request)
         return [self._answer(*pair) for pair in zip(prompts, parameters, strict=True)]
 
     def _answer(self, prompt, parameters):
@@ -93,7 +113,8 @@ def encoded(policy, tokens, images):
     inputs = policy.processor(
         text=[text], images=[images], return_tensors="pt", add_special_tokens=False
     )
-    return Prompts(dict(inputs))
+    rows = {name: [len(tensor)] for name, tensor in inputs.items() if len(tensor) > 1}
+    return Prompts(dict(inputs), rows)
 
 
 def places(found, row, length):

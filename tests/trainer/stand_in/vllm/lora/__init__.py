@@ -1,0 +1,1 @@
+"""The part of vLLM that has adapters."""
