@@ -70,7 +70,10 @@ def load_trainer(command: str) -> Any:
 
 
 def _print_error(text: str) -> None:
+    from g2rpo._shown import visible
+
     # Not Rich: it would break the line, and a message may hold square brackets.
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     red, plain = ("\x1b[31m", "\x1b[0m") if coloured else ("", "")
-    print(f"{red}error:{plain} {text}", file=sys.stderr)
+    # It may quote a response.
+    print(f"{red}error:{plain} {visible(text)}", file=sys.stderr)

@@ -45,9 +45,11 @@ def print_table(table: "PlainTable", title: str = "", *, to_stderr: bool = False
     from rich.console import Console
     from rich.text import Text
 
+    from g2rpo._shown import visible
+
     console = Console(stderr=to_stderr, highlight=False, markup=False)
     if title:  # not the table's own, which would be folded to the table's width
-        console.print(Text(title, style="bold"))
+        console.print(Text(visible(title), style="bold"))
     console.print(table)
 
 

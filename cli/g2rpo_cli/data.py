@@ -153,5 +153,7 @@ def _in_short(task: str, records: "list[Record]") -> str:
 
 
 def _line(text: object) -> str:
-    line = " ".join(str(text).split())
+    from g2rpo._shown import visible
+
+    line = visible(" ".join(str(text).split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

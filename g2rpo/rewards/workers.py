@@ -66,8 +66,9 @@ class Workers:
                     # any job is done, processes die at their start.
                     if broke_at == len(batch.outcomes):
                         raise WorkerStartError(
-                            "a process of the reward pool does not start; a script that makes a "
-                            'pool needs if __name__ == "__main__": around what it does'
+                            "a process of the reward pool does not start, or is killed whenever it "
+                            "does, for lack of memory perhaps; a script that makes a pool needs "
+                            'if __name__ == "__main__": around what it does'
                         ) from None
                     broke_at = len(batch.outcomes)
                     self._reopen(batch)

@@ -1,38 +1,52 @@
 """Count what holds of the promises about faults and bad input, and write a table.
 
-    python -m tests.faults                                             # minutes
+    python -m tests.faults                                             # an hour or two
     python -m tests.faults kills damage                                # some parts alone
+    python -m tests.faults --share .02                                 # a look, minutes
     python -m tests.faults --long --output benchmarks/results/faults.md  # for the night
 
-The exit status is 1 if any promise was broken.
+With ``--output PAGE.md`` the counts of each part are stored as it ends, in ``PAGE/PART.json``; the
+page is made of all that are stored, so that parts may run one by one, or at the same time. With
+``--continue`` parts that are stored already are left out.
+
+The exit status is 1 if any promise was broken, or could not be tried on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
+import signal
 import time
 from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 
-from . import numbers, runs, text
-from .count import Count, as_markdown, as_table
+from . import broken_rewards, numbers, outside, races, runs, soak, stops, text
+from .count import Count, NotPossible, Result, as_markdown, as_table
 
 PARTS = {
     "batches": numbers.reward_batches,
     "losses": numbers.losses,
-    "rewards": numbers.run_with_broken_rewards,
+    "rewards": broken_rewards.run_with_broken_rewards,
     "kills": runs.kills,
     "damage": runs.damaged_checkpoints,
-    "races": runs.two_in_one_folder,
-    "processes": runs.one_of_two_processes_dies,
+    "signals": stops.signals,
+    "disk": stops.disk,
+    "generation": stops.generation,
+    "workers": outside.reward_workers,
+    "trackers": outside.trackers,
+    "processes": outside.one_of_two_processes_dies,
+    "races": races.races,
     "responses": text.responses,
     "records": text.records,
     "images": text.images,
     "settings": text.settings,
     "folders": text.run_folders,
+    "soak": soak.soak,
 }
 
 
@@ -43,25 +57,64 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="ten times as many tries")
     parser.add_argument("--share", type=float, default=1.0, help="part of the tries, for a look")
     parser.add_argument("--output", type=Path, help="Markdown file for the table")
+    parser.add_argument(
+        "--continue", dest="goes_on", action="store_true", help="leave out parts that are stored"
+    )
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    share = options.share * (10 if options.long else 1)
-    console, counts = Console(), list[Count]()
+    if options.goes_on and not options.output:
+        parser.error("--continue needs --output, whose stored parts it leaves out")
+    # A shell starts background processes with Ctrl-C ignored, which the runs would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    console, results = Console(), list[Result]()
     for name in options.parts or PARTS:
-        started = time.monotonic()
-        with console.status(f"{name} …"):
+        stored = options.output and options.output.with_suffix("") / f"{name}.json"
+        if options.goes_on and stored.exists():
+            continue
+        result = run(name, options.share * (10 if options.long else 1), console)
+        results.append(result)
+        if stored:
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            stored.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+            write_page(options.output)
+    console.print(as_table([count for result in results for count in result.counts]))
+    return int(any(result.is_broken for result in results))
+
+
+def run(name: str, share: float, console: Console) -> Result:
+    """Return the counts of a part; show what it found."""
+    started = time.monotonic()
+    with console.status(f"{name} …"):
+        try:
             found = list(PARTS[name](share))
-        for count in found:
-            for example in count.broken[:3]:
-                console.print(f"{count.promise}: {example}", markup=False, style="red")
-        console.print(f"{name}: {time.monotonic() - started:.0f} s", highlight=False)
-        counts += found
-    console.print(as_table(counts))
-    if options.output:
-        machine = f"{date.today()}, Python {platform.python_version()}, {platform.machine()}"
-        options.output.write_text(as_markdown(counts, machine), encoding="utf-8")
-    return int(any(count.broken for count in counts))
+        except NotPossible as reason:
+            found = [Count(f"{name}: not possible here", figure=str(reason))]
+            console.print(f"NOT POSSIBLE HERE: {name}: {reason}", markup=False, style="red")
+    for count in found:
+        for example in count.broken[:3]:
+            console.print(f"{count.promise}: {example}", markup=False, style="red")
+    seconds = time.monotonic() - started
+    console.print(f"{name}: {seconds:.0f} s", highlight=False)
+    load = os.getloadavg()[1]
+    place = (
+        f"{date.today()}, Python {platform.python_version()}, {platform.machine()}, "
+        f"{os.cpu_count()} cores, load {load:.1f}"
+    )
+    return Result(name, found, share, seconds, place)
+
+
+def write_page(page: Path) -> None:
+    """Write the page of all parts that are stored beside it, and of ``notes.md`` there."""
+    files = {path.stem: path for path in page.with_suffix("").glob("*.json")}
+    results = [
+        Result.from_json(json.loads(files[name].read_text(encoding="utf-8")))
+        for name in PARTS
+        if name in files
+    ]
+    notes = page.with_suffix("") / "notes.md"
+    text = notes.read_text(encoding="utf-8") if notes.exists() else ""
+    page.write_text(f"{as_markdown(results)}{text and chr(10)}{text}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Random rewards and losses, and a run whose rewards are broken."""
+"""Random rewards and losses."""
 
 from __future__ import annotations
 
 import importlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -108,7 +107,7 @@ def reward_batches(share: float) -> Iterator[Count]:
             assert not found[absent].any()
 
     for components, grid in ((None, False), (2, False), (2, True)):
-        drawn(int(30_000 * share), reward_batches_of(components, grid=grid), use)
+        drawn(math.ceil(33_334 * share), reward_batches_of(components, grid=grid), use)
     yield plain
     exact = Count("Gaussian advantages keep every invariant, to the last bit")
     batches = max(1, int(10_000 * share / len(testing.INVARIANTS) / 2))
@@ -172,42 +171,4 @@ def losses(share: float) -> Iterator[Count]:
             terms.total.backward()
             assert all(bool(torch.isfinite(term)) for term in terms)
             assert bool(torch.isfinite(leaf.grad).all() and torch.isfinite(entropies.grad).all())
-    yield count
-
-
-def run_with_broken_rewards(share: float) -> Iterator[Count]:
-    """Train with rewards that are NaN, infinite or missing, and a task that vanishes for a time."""
-    from g2rpo_trainer import train
-    from g2rpo_trainer.config import load_config
-    from g2rpo_trainer.run_folder import RunFolder
-
-    count = Count("a run with NaN, infinite and absent rewards goes on to its last step")
-    steps = max(2, int(500 * share))
-    with tempfile.TemporaryDirectory() as place:
-        config = load_config(
-            ["builtin"],
-            settings=[
-                "model.device=cpu",
-                "data.tasks=[ocr, maths]",
-                "data.eval_items=1",
-                "data.eval_generations=1",
-                "rollout.prompts_per_step=2",
-                "rollout.num_generations=2",
-                "rollout.max_completion_length=24",
-                f"optimization.steps={steps}",
-                "output.plots=false",
-                "output.trackers=[]",
-                "rewards.functions={character OCR: 'tests.faults.broken_rewards:score', "
-                "numerical: 'tests.faults.broken_rewards:score'}",
-                "rewards.skip_errors=true",
-                "rewards.workers=0",
-                f"output.dir={place}/run",
-            ],
-        )
-        with count.trying(f"{steps} steps"):
-            train(config)
-            logged = RunFolder.open(f"{place}/run").read_metrics()
-            count.tried += len(logged) - 1
-            assert [row["step"] for row in logged] == list(range(1, steps + 1))
-            assert sum(row["rewards/errors"] for row in logged) > steps
     yield count

@@ -1,16 +1,11 @@
-"""Runs that are killed, damaged, or started twice."""
+"""Runs that are killed, and checkpoints that are damaged."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,102 +72,10 @@ def damaged_checkpoints(share: float) -> Iterator[Count]:
             with count.trying((how, file.name, place_of_fault)):
                 run = RunFolder.open(copy)
                 (text,) = run.checkpoints.set_damaged_aside()
-                assert file.name in text or "checksums.json" in text
+                # A name in the list of checksums may be what was changed.
+                assert file.name in text or file.name == "checksums.json"
                 left = run.checkpoints.latest()
                 assert left is not None
                 assert left.path.name < newest.name
             shutil.rmtree(copy)
     yield count
-
-
-def two_in_one_folder(share: float) -> Iterator[Count]:
-    """Start runs at the same moment in one folder: one trains, the others are refused."""
-    count = Count("of two runs in one folder one trains, and the other is refused")
-    with tempfile.TemporaryDirectory() as place:
-        for turn in range(max(1, int(5 * share))):
-            folder = Path(place) / str(turn)
-            command = command_of(folder, 2)
-            both = [start(command) for _ in range(2)]
-            texts = [process.communicate(timeout=600)[0] for process in both]
-            codes = sorted(process.returncode for process in both)
-            with count.trying((turn, codes, texts)):
-                assert codes == [0, 2]
-                lines = (folder / "metrics.jsonl").read_text().splitlines()
-                assert [json.loads(line)["step"] for line in lines] == [1, 2]
-                assert any("in use" in text or "already holds" in text for text in texts)
-    yield count
-
-
-def one_of_two_processes_dies(share: float) -> Iterator[Count]:
-    """Kill one of two processes in mid-run: the other ends soon, and the run resumes."""
-    count = Count("when one of two processes is killed the other ends within 60 s")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    with tempfile.TemporaryDirectory() as place:
-        for turn in range(max(1, int(4 * share))):
-            folder = Path(place) / str(turn)
-            command = [*launcher, "--nproc-per-node", "2", *command_of(folder, 500)[1:]]
-            process = start(command)
-            try:
-                wait_for(folder / "checkpoints" / "step-000002", process)
-                ranks = children(process.pid)
-                os.kill(ranks[turn % 2], signal.SIGKILL)
-                began = time.monotonic()
-                text, _ = process.communicate(timeout=200)
-            finally:
-                process.kill()
-            with count.trying((turn, text[-300:])):
-                assert time.monotonic() - began < 60
-                assert process.returncode != 0
-                assert not any(alive(rank) for rank in ranks)
-                steps = 1 + int(max(os.listdir(folder / "checkpoints"))[5:])
-                resumed = start([*command_of(folder, steps), "--resume"])
-                text, _ = resumed.communicate(timeout=600)
-                assert resumed.returncode == 0, text[-300:]
-    yield count
-
-
-def command_of(folder: Path, steps: int) -> list[str]:
-    """Return the command of a run of a few seconds."""
-    settings = [each for each in test_resume.TINY if not each.startswith("optimization.steps")]
-    settings = [*settings, "output.save_steps=1", "output.equity_steps=0"]
-    pairs = [part for each in settings for part in ("--set", each)]
-    return [
-        sys.executable,
-        *("-m", "g2rpo_cli", "train", "--steps", str(steps), "--output-dir", str(folder)),
-        *pairs,
-    ]
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a command; its output is one text."""
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until a file is there; raise if the process ends before, or after five minutes."""
-    until = time.monotonic() + 300
-    while not path.exists():
-        if process.poll() is not None or time.monotonic() > until:
-            raise AssertionError(f"{path} did not appear: {process.communicate()[0][-500:]}")
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a launcher has started."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return sorted(int(child) for child in text.split())
-
-
-def alive(pid: int) -> bool:
-    """Tell whether a process runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from g2rpo_cli.app import app
 from g2rpo_trainer import evaluate, train
-from g2rpo_trainer.config import load_config
+from g2rpo_trainer.config import Model, load_config
 from g2rpo_trainer.errors import RunError
-from g2rpo_trainer.model.loading import load_run_policy
+from g2rpo_trainer.model.loading import load_policy, load_run_policy
 from g2rpo_trainer.prompts.chat import chat_of
 from g2rpo_trainer.prompts.encoding import encode_prompts
-from g2rpo_trainer.record import FORMAT_INSTRUCTION, Record
+from g2rpo_trainer.record import FORMAT_INSTRUCTION, BrokenRecord, Record
 from g2rpo_trainer.sampling import sample
 
 from .scripted_models import BOXES, FAMILIES, TAGS, Family, save
@@ -310,3 +310,21 @@ def test_the_policy_that_knows_the_format_still_reads_system_messages(random_pol
     assert chat_of(random_policy, record(("user", "2+2?"))).text == "<bos><user>2+2?<assistant>"
     text = chat_of(random_policy, record(("system", "be kind"), ("user", "2+2?"))).text
     assert text == "<bos><user>be kind2+2?<assistant>"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append.__self__.__class__.__base__.__subclasses__() }}",
+    ],
+)
+def test_a_template_cannot_reach_python(attack, random_policy_folder, tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "template.jinja"
+    path.write_text("{{ messages[0]['content'] }}" + attack.replace("MARK", str(mark)))
+    model = Model(chat_template=str(path))
+    policy = load_policy(str(random_policy_folder), device="cpu", model=model)
+    with pytest.raises(BrokenRecord, match="unsafe"):
+        chat_of(policy, Record("1 + 1?", "2", "numerical", "sums"))
+    assert not mark.exists()

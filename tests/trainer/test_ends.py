@@ -147,6 +147,46 @@ def test_an_error_in_a_step_saves_nothing_half_done(tiny_run, fails_in_step_two)
     assert lines == whole_lines
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_reach_no_checkpoint(tiny_run, monkeypatch, value):
+    """Else the run trains nothing to its end, and its checkpoints replace those before."""
+    whole, config = (tiny_run("output.trackers=[]", folder=each) for each in ("whole", "broken"))
+    expected = train(whole)
+    real = loop.training_step
+
+    def step(policy, *others):
+        result = real(policy, *others)
+        with torch.no_grad():
+            next(policy.model.parameters()).fill_(value)
+        return result
+
+    def first_step(policy, *others):
+        monkeypatch.setattr(loop, "training_step", step)
+        return real(policy, *others)
+
+    monkeypatch.setattr(loop, "training_step", first_step)
+    with pytest.raises(RunError, match="a weight of the policy is not finite") as failed:
+        train(config)
+    assert "it goes on from the checkpoint after step 1" in failed.value.__notes__[0]
+    assert saved(config) == ["step-000001"]
+    monkeypatch.undo()
+    assert train(config, resume=True)["after"] == expected["after"]
+
+
+def test_logits_that_are_not_finite_end_the_rollout(tiny_run, monkeypatch):
+    config = tiny_run("output.trackers=[]", "output.save_steps=100")
+    real = loop.training_step
+
+    def step(policy, *others):
+        with torch.no_grad():
+            next(policy.model.parameters()).fill_(torch.nan)
+        return real(policy, *others)
+
+    monkeypatch.setattr(loop, "training_step", step)
+    with pytest.raises(RunError, match="logits are not finite, so nothing can be sampled"):
+        train(config)
+
+
 def test_lack_of_memory_in_a_step_says_what_to_change(tiny_run, fails_in_step_two):
     config = tiny_run("output.trackers=[]")
     fails_in_step_two(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))

@@ -323,7 +323,7 @@ def test_other_errors_keep_their_text():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
 
 
-def test_remote_code_stays_off(copied):
+def test_remote_code_stays_off_and_is_warned_of_before_it_runs(copied, caplog):
     folder = copied("llama")
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "unheard_of"
@@ -332,8 +332,10 @@ def test_remote_code_stays_off(copied):
     (folder / "evil.py").write_text("raise SystemExit('code was run')\n")
     with pytest.raises(RunError, match="cannot be loaded"):
         load(folder)
+    assert "trust_remote_code" not in caplog.text
     with pytest.raises(SystemExit, match="code was run"):
         load(folder, trust_remote_code=True)
+    assert f"Python code of {folder} runs with all your rights" in caplog.text
 
 
 def test_a_configuration_that_cannot_be_saved_is_refused_before_the_run(folders, tmp_path):

@@ -32,7 +32,7 @@ from .model.policy_model import GENERATION_SETTINGS, Policy
 from .model.reading import read_parts
 from .optimizer import MasterAdamW, optimizer_tensors, restore_optimizer_tensors
 from .shard_files import PART, stored_tensors, write_parts
-from .sharding import full_adapter, full_tensor, is_sharded
+from .sharding import full_adapter, full_tensor, is_sharded, local_tensor
 from .vllm_weights import named_as_on_disk, weights_of
 
 _OPTIMIZER, _MODEL = "optimizer", "model"
@@ -90,6 +90,7 @@ def staged_shards(
         return
     staging = folder / "checkpoints" / ".partial-shards"
     with ranks.raise_on_all_ranks(), writing(folder, "shards"):
+        _require_finite(policy)
         if ranks.is_main:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -122,6 +123,15 @@ def _saved_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     yield from named_as_on_disk(model, buffers).items()
 
 
+def _require_finite(policy: Policy) -> None:
+    weights = (local_tensor(weight.detach()) for weight in policy.model.parameters())
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise RunError(
+            "a weight of the policy is not finite, so no checkpoint is written; --resume goes on "
+            "from the one before. If that comes again, lower optimization.learning_rate"
+        )
+
+
 def save_checkpoint(
     folder: Path,
     policy: Policy,
@@ -143,7 +153,14 @@ def save_checkpoint(
         State of the run, as JSON holds it.
     staged : Staged, optional
         From :func:`staged_shards`; the tensors are the same with and without.
+
+    Raises
+    ------
+    RunError
+        If a weight is not finite: such a checkpoint would replace one that can be used.
     """
+    if staged is None:
+        _require_finite(policy)
     policy.save(folder, staged.weights if staged else None)
     if staged is None:
         tensors = optimizer_tensors(policy, optimizer).items()

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table
 
+from g2rpo._shown import visible
+
 __all__ = ["PlainTable"]
 
 _NARROW = 72  # columns of a terminal
@@ -62,8 +64,9 @@ class PlainTable:
         self._rows: list[tuple[tuple[RenderableType, ...], str] | None] = []
 
     def add_row(self, *cells: RenderableType, style: str = "") -> None:
-        """Add a row of as many cells as there are headings."""
-        self._rows.append((cells, style))
+        """Add a row of as many cells as there are headings; control characters become symbols."""
+        shown = tuple(visible(cell) if isinstance(cell, str) else cell for cell in cells)
+        self._rows.append((shown, style))
 
     def add_section(self) -> None:
         """Set the rows that follow apart from those before."""

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from g2rpo_trainer.config import Rollout
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
 from .decoding import Prefilled, decode, prefilled
@@ -319,10 +320,17 @@ def _sample(policy: Policy, rows: Rows, decoding: _Decoding) -> Completions:
     sampled = zip(tokens.tolist(), lengths.tolist(), strict=True)
     texts = response_texts(policy, [row[:length] for row, length in sampled])
     logprobs, entropies = (values[:, : tokens.shape[1]] for values in draws.values())
+    logprobs = torch.where(mask, logprobs, 0.0)
+    if logprobs.isnan().any():
+        raise RunError(
+            "the policy's logits are not finite, so nothing can be sampled: a weight is not finite "
+            "or the computation overflows; go on from an earlier checkpoint, or in a new run lower "
+            "optimization.learning_rate, and with model.dtype bfloat16 try float32"
+        )
     return Completions(
         tokens=torch.where(mask, tokens, policy.tokenizer.pad_token_id),
         mask=mask,
-        logprobs=torch.where(mask, logprobs, 0.0),
+        logprobs=logprobs,
         entropies=torch.where(mask, entropies, 0.0),
         texts=texts,
         ended=ended,

@@ -125,8 +125,7 @@ class Library:
         self._parts: dict[str, set[str]] = {}
         for number, row in enumerate(self._rows()):
             if isinstance(row, BrokenRecord):
-                table, _, index = self._at(number)
-                self.skipped.add(number, f"{table.place(index)}: {row}")
+                self.skipped.add(number, f"{self.place(number)}: {row}")
                 continue
             task, problem_type = row.record.task, row.record.problem_type
             numbers.append(number)
@@ -190,6 +189,11 @@ class Library:
         index = bisect_right(self._firsts, number) - 1
         return self._tables[index], self._readings[index], number - self._firsts[index]
 
+    def place(self, number: int) -> str:
+        """Return where a row stands, for messages."""
+        table, _, row = self._at(number)
+        return table.place(row)
+
 
 class StoredStream(Stream):
     """Records of files or libraries: each once an epoch, shuffled by the seed.
@@ -210,7 +214,8 @@ class StoredStream(Stream):
         skip_broken: bool,
     ) -> None:
         order = np.argsort(digests, kind="stable")
-        held = _held_out(name, digests[order], fraction)
+        first = library.place(int(numbers[0]))
+        held = _held_out(name, digests[order], fraction, first)
         self.name = name
         self.problem_types = dict(Counter(types))
         self.reward_kind = ", ".join(self.problem_types)
@@ -269,13 +274,16 @@ def _parts(row: Row) -> Iterator[str]:
         yield "answers"
 
 
-def _held_out(name: str, digests: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+def _held_out(
+    name: str, digests: npt.NDArray[np.uint64], fraction: float, first: str
+) -> npt.NDArray[np.bool_]:
     """Return which of the ascending digests are held out: some, but not all."""
     if digests[0] == digests[-1]:
         count = f"{len(digests)} equal records" if len(digests) > 1 else "1 record"
         raise RunError(
-            f"task {name!r} has {count}; it needs at least two different ones, "
-            "one to train on and one to hold out"
+            f"task {name!r} has {count} ({first}); it needs at least two different ones, one to "
+            "train on and one to hold out: add some, put its task_type right, or leave the task "
+            "out by data.tasks"
         )
     held = np.array([is_held_out(int(digest), fraction) for digest in digests])
     # In a small task the hash may put all on one side; then the nearest to the border goes over.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from g2rpo._shown import visible
+
 if TYPE_CHECKING:
     from g2rpo_trainer.layout import PlainTable
 
@@ -105,7 +107,7 @@ def skipped_text(summary: Summary) -> str:
         return ""
     noun = "record is" if summary.skipped == 1 else "records are"
     heading = f"{summary.skipped} broken {noun} left out, such as:"
-    return "\n".join([heading, *summary.examples])
+    return visible("\n".join([heading, *summary.examples]))
 
 
 def _number(count: int | None) -> str:

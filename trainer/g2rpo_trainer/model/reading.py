@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ BUILTIN = "builtin"
 # As in pyproject.toml, which users can overrule. Releases before it miscount the images and videos
 # of SmolVLM.
 _TRANSFORMERS = "5.23"
+
+_logger = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
@@ -163,6 +166,12 @@ def _read_config(source: Source, model: Model) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig
 
     where: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.trust_remote_code:
+        # Here, since it may run from now on.
+        _logger.warning(
+            "model.trust_remote_code is on: Python code of %s runs with all your rights",
+            source.weights,
+        )
     if source.gguf_file is not None:
         where["gguf_file"] = source.gguf_file
     config = AutoConfig.from_pretrained(source.weights, **where)
