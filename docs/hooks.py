@@ -42,7 +42,10 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _mathml(found: re.Match[str]) -> str:
-    return convert(html.unescape(found[2]), display="block" if found[1] == "[" else "inline")
+    if found[1] == "(":
+        return convert(html.unescape(found[2]))
+    # A formula that is wider than a phone scrolls by itself.
+    return f'<div class="formula">{convert(html.unescape(found[2]), display="block")}</div>'
 
 
 def _preset_table() -> Iterator[str]:

@@ -74,9 +74,10 @@ def gaussian_advantages(
     decoupled : bool, optional
         Match every component inside its group and add the results with the weights, rather than
         add the rewards first. A NaN is absent from its own component only.
-    ties, resolution
-        As in :func:`g2rpo.match_gaussian`. Both apply inside the group; the task stage's own
-        matching uses ``ties`` only.
+    ties : {"midpoint", "barycentre"}, optional
+        As in :func:`g2rpo.match_gaussian`, inside the group and in the task stage's own matching.
+    resolution : float, optional
+        As in :func:`g2rpo.match_gaussian`, in reward units; inside the group only.
 
     Returns
     -------

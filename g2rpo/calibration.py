@@ -125,7 +125,9 @@ def calibrate_lengths(
         :meth:`g2rpo.LengthTargets.table`: the ``targets`` of :func:`g2rpo.length_reward` once
         indexed with the task labels. An infinite threshold stays infinite. NaN is a task without
         thresholds: the first batch with enough right responses sets them. Save them with the model.
-    lengths, right, tasks, quantiles
+    lengths, right, tasks : array
+        As in :func:`length_quantiles`.
+    quantiles : sequence of four floats, optional
         As in :func:`length_quantiles`.
     decay : float, optional
         Weight of the previous thresholds, in [0, 1].

@@ -28,8 +28,14 @@ class LengthCalibration:
 
     Parameters
     ----------
-    quantiles, decay, max_change, min_samples
-        As in :func:`g2rpo.calibrate_lengths`.
+    quantiles : sequence of float
+        As in :func:`g2rpo.calibrate_lengths`, like the next three.
+    decay : float
+        Weight of the previous thresholds, in [0, 1].
+    max_change : float
+        Largest relative change of a threshold in one update.
+    min_samples : int
+        A task with fewer right responses in the batch keeps its thresholds.
     warmup_steps : int
         First batches of rollouts, in which targets are found and no length is rewarded.
 

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from shutil import which
+from typing import Any
 
 # A shell that starts the tests in the background leaves them deaf to Ctrl-C, which some press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,6 +43,68 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def fill_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that has a folder filled once, for all processes of the tests together."""
+    from filelock import FileLock
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+        filled, begun = root / name, root / f"{name}-begun"
+        with FileLock(root / f"{name}.lock"):
+            if not filled.exists():
+                begun.mkdir()
+                fill(begun)
+                begun.rename(filled)
+        return filled
+
+    return folder
+
+
+# Without network there is nobody to ask for updates, and CI runs as root.
+CHROMIUM = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    """Headless Chromium."""
+    from selenium import webdriver
+
+    path = which("chromedriver")
+    assert path, "there is no chromedriver: apt-get install chromium chromium-driver"
+    options = webdriver.ChromeOptions()
+    for flag in CHROMIUM.split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(path)) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def show(driver: Any) -> Callable[[int, str], None]:
+    """Return a function that sets width [px] and colour scheme of what Chromium shows."""
+
+    def set_medium(width: int, scheme: str) -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    return set_medium
+
+
+@pytest.fixture(scope="session")
+def complaints(driver: Any) -> Callable[[], list[str]]:
+    """Return a function that returns the browser's warnings and errors since its last call."""
+    return lambda: [row["message"] for row in driver.get_log("browser") if row["level"] != "INFO"]
 
 
 WITHOUT = """

@@ -25,13 +25,23 @@ PACKAGES = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def archives(fill_once):
     """Build the sdist, and the wheel from it: what an installer would do."""
-    target = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+
+    def build(folder):
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+        result = subprocess.run([*command, str(ROOT)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+    target = fill_once("dist", build)
     (wheel,), (sdist,) = target.glob("*.whl"), target.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def built(archives):
+    """Return what is in the two archives, and the metadata."""
+    wheel, sdist = archives
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = {PurePosixPath(name) for name in archive.namelist()}
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
@@ -54,6 +64,10 @@ def test_wheel_holds_every_file_of_the_packages(built):
                 if path.is_file() and "__pycache__" not in path.parts:
                     assert PurePosixPath(path.relative_to(folder).as_posix()) in wheel
                     assert PurePosixPath(path.relative_to(ROOT).as_posix()) in sdist
+
+
+def test_the_wheel_is_small(archives):
+    assert archives[0].stat().st_size < 6_000_000
 
 
 def test_every_package_is_typed(built):

@@ -49,7 +49,7 @@ class TaskLabels:
         self._column = column
         datasets = list(datasets)
         with_column = [each for each in datasets if column in _columns(each)]
-        self.is_single = not with_column
+        self.is_single: bool = not with_column
         self.names: tuple[str, ...] = ("all",)
         self._codes: dict[Any, int] = {}
         if not with_column:

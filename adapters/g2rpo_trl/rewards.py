@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from g2rpo.rewards import Components, RewardFunction, RewardPool
@@ -155,4 +155,6 @@ def response_text(completion: Any) -> str:
 
 
 _shared = RecordRewards()
-accuracy, format, structure = _shared.accuracy, _shared.format, _shared.structure
+accuracy: Callable[..., list[float | None]] = _shared.accuracy
+format: Callable[..., list[float | None]] = _shared.format
+structure: Callable[..., list[float | None]] = _shared.structure

@@ -78,7 +78,7 @@ class AgenticG2RPOLearner(GRPOLearner[AgenticG2RPOConfig]):
                 f"algo_config must be an AgenticG2RPOConfig, got {type(algo_config).__name__}"
             )
         super().__init__(rl_cluster=rl_cluster, algo_config=algo_config, **options)
-        self.scale = RunningScale(algo_config.tasks, **algo_config.scale_options)
+        self.scale: RunningScale = RunningScale(algo_config.tasks, **algo_config.scale_options)
         if not isinstance(self.reward_manager, AgenticTaskRewardManager):
             raise ValueError(
                 "reward_manager must be 'g2rpo-agentic' or a subclass of "

@@ -59,4 +59,4 @@ class Handover(threading.local):
         return rollouts
 
 
-handover = Handover()
+handover: Handover = Handover()

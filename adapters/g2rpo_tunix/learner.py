@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
-from tunix.rl import rl_cluster as rl_cluster_lib
 from tunix.rl import utils as rl_utils
 from tunix.rl.grpo.grpo_learner import GRPOLearner
+from tunix.rl.rl_cluster import Mode, Role
 
 from g2rpo import batch_totals
 
@@ -31,8 +31,6 @@ from .seeds import seed_of
 
 # The names above register themselves with tunix.
 from . import registry as _registry  # noqa: F401  # isort: skip
-
-Mode = rl_cluster_lib.Mode
 
 _token_statistics = jax.jit(
     token_statistics, static_argnames=("pad_id", "eos_id", "temperature", "stop_gradient")
@@ -194,7 +192,7 @@ class G2RPOLearner(GRPOLearner[G2RPOConfig]):
             state = cluster._anchor_policy_state
         step = self._compute_logps_micro_batch_size * self.algo_config.num_generations
         rows = len(example.completion_ids)
-        with cluster._get_mesh_and_logical_axis_rules_cm(rl_cluster_lib.Role.ACTOR):
+        with cluster._get_mesh_and_logical_axis_rules_cm(Role.ACTOR):
             parts = [
                 _token_statistics(
                     graphdef,

@@ -19,7 +19,7 @@ from g2rpo import Advantages
 from .options import SECTION, Options, read_options
 from .shaping import Floats, Labels, Rollouts, Shaping, task_codes
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass

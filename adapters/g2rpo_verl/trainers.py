@@ -28,7 +28,7 @@ from .metrics import rollout_metrics
 from .options import SECTION, read_options
 from .shaping import Shaping
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 NAME = "g2rpo_"
 STATE = "g2rpo.json"
 

@@ -255,7 +255,9 @@ def score_all(
 
     Parameters
     ----------
-    records, responses
+    records : sequence of mapping
+        As in :meth:`RewardPool.score`.
+    responses : sequence of str
         As in :meth:`RewardPool.score`.
     **options
         Those of :class:`RewardPool`; ``workers=0`` starts no process.
@@ -264,6 +266,11 @@ def score_all(
     -------
     Scored
         As in :meth:`RewardPool.score`.
+
+    Raises
+    ------
+    TypeError, ValueError, RewardError
+        As :class:`RewardPool` and :meth:`RewardPool.score`.
 
     Examples
     --------

@@ -272,6 +272,16 @@ def may_take_long(function: RewardFunction) -> bool:
     It is bounded for the functions of this package, except for computer algebra; the time of a
     custom function is unknown.
 
+    Parameters
+    ----------
+    function : callable
+        Accuracy or structure: (answer, truth) -> float.
+
+    Returns
+    -------
+    bool
+        Whether to call it in a process with a time limit, as :class:`RewardPool` does.
+
     Examples
     --------
     >>> may_take_long(ACCURACY["OCR"]), may_take_long(ACCURACY["maths"]), may_take_long(len)

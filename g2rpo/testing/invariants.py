@@ -93,10 +93,26 @@ INVARIANTS: dict[str, Invariant] = {}
 def register_invariant(invariant: Invariant, /) -> Invariant:
     """Add an invariant to :data:`INVARIANTS`.
 
+    Parameters
+    ----------
+    invariant : Invariant
+        Invariant with a new name.
+
+    Returns
+    -------
+    Invariant
+        The same.
+
     Raises
     ------
     ValueError
         If the name is empty or taken.
+
+    Examples
+    --------
+    >>> register_invariant(INVARIANTS["finite"])
+    Traceback (most recent call last):
+    ValueError: name must be new, but 'finite' is taken
     """
     if not invariant.name or invariant.name in INVARIANTS:
         state = "taken" if invariant.name else "empty"

@@ -60,6 +60,22 @@ def reproduction(
 ) -> str:
     """Return the call that repeats an example with arrays of a module.
 
+    Parameters
+    ----------
+    arguments : iterable of numpy.ndarray
+        Positional arguments of the call.
+    name : str
+        Function to call.
+    module : str
+        Array library, as it is imported: ``np``, ``torch``, ``jnp``.
+    keywords : mapping of str to numpy.ndarray
+        Keyword arguments of the call.
+
+    Returns
+    -------
+    str
+        A line of Python.
+
     Examples
     --------
     >>> import numpy as np

@@ -181,6 +181,16 @@ def rewards_of(
 def integer_labels(number: int) -> SearchStrategy[list[int]]:
     """Draw ``number`` different labels: any 32-bit integers in any order.
 
+    Parameters
+    ----------
+    number : int
+        Labels to draw.
+
+    Returns
+    -------
+    SearchStrategy of list of int
+        ``number`` integers, no two equal.
+
     Examples
     --------
     >>> from hypothesis import find

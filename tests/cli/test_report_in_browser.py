@@ -1,7 +1,6 @@
 """The report in headless Chromium: nothing fails, all is drawn, nothing of a model runs."""
 
 import time
-from shutil import which
 
 import pytest
 
@@ -11,26 +10,6 @@ from .test_report import HOSTILE
 from .written_runs import write_run
 
 pytestmark = pytest.mark.browser
-
-# Without network there is nobody to ask for updates, and CI runs as root.
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
-
-
-@pytest.fixture(scope="module")
-def driver():
-    from selenium import webdriver
-
-    path = which("chromedriver")
-    assert path, "there is no chromedriver: apt-get install chromium chromium-driver"
-    options = webdriver.ChromeOptions()
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(path)) as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +23,12 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(driver, page):
+def opened(driver, page, show, complaints):
     """Return a function that opens the page at a width and in a colour scheme."""
 
     def open_page(width=1000, scheme="light"):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        driver.get_log("browser")  # what earlier tests left
+        show(width, scheme)
+        complaints()  # what earlier tests left
         driver.get(page.as_uri())
         return driver
 
@@ -67,10 +43,6 @@ def scroll_through(driver, timeout=120):
         driver.execute_script("arguments[0].scrollIntoView()", plot)
         assert time.monotonic() < end, "a chart was never drawn"
         time.sleep(0.1)
-
-
-def complaints(driver):
-    return [entry for entry in driver.get_log("browser") if entry["level"] != "INFO"]
 
 
 def brightness(colour):
@@ -98,10 +70,10 @@ return found;
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_without_errors_and_everything_is_drawn(opened, scheme):
+def test_it_opens_without_errors_and_everything_is_drawn(opened, complaints, scheme):
     driver = opened(scheme=scheme)
     scroll_through(driver)
-    assert complaints(driver) == []
+    assert complaints() == []
     assert driver.execute_script(INKED) == [True] * 10
     images = driver.execute_script(
         "return [...document.images].map((image) => image.complete && image.naturalWidth)"
@@ -109,7 +81,7 @@ def test_it_opens_without_errors_and_everything_is_drawn(opened, scheme):
     assert images == [240] * 2
 
 
-def test_nothing_of_a_model_runs_or_is_loaded(opened):
+def test_nothing_of_a_model_runs_or_is_loaded(opened, complaints):
     driver = opened()
     scroll_through(driver)
     assert driver.execute_script("return document.scripts.length") == 3
@@ -124,7 +96,7 @@ def test_nothing_of_a_model_runs_or_is_loaded(opened):
     )
     time.sleep(0.3)
     assert driver.execute_script("return window.ran") is None
-    assert any("Content Security Policy" in entry["message"] for entry in complaints(driver))
+    assert any("Content Security Policy" in text for text in complaints())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 """Fixtures that run every core test on every library; a library that cannot be imported fails.
 
 ``G2RPO_TEST_DEVICE=cuda`` runs PyTorch's share on that device, and fails without it.
+``G2RPO_TEST_LIBRARIES=numpy,jax`` names the libraries of an environment that lacks the others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-LIBRARIES = ("numpy", "array_api_strict", "torch", "jax")
+LIBRARIES = tuple(
+    os.environ.get("G2RPO_TEST_LIBRARIES", "numpy,array_api_strict,torch,jax").split(",")
+)
 DTYPES = ("float32", "float64")
 
 

@@ -1,18 +1,22 @@
 """The code of the README and of every page runs, page by page, and prints what the page shows.
 
 Each page runs in a folder of its own, block after block, with one namespace. A block with a title
-is written to the file of that name. Shell blocks run on the pages in ``SHELL``; elsewhere only the
-names and options of ``g2rpo`` commands are checked. A block that cannot run here stands after a
-comment ``<!--- skip: next "why" -->``, and one that prepares the next is ``invisible-code``.
+is written to the file of that name. Shell blocks run whole on the pages in ``SHELL``. Elsewhere the
+``g2rpo`` commands of ``QUICK`` run by themselves, on the files of ``write_inputs``; the others
+train or ask a hub, so only their names and options are checked. A block that cannot run here stands
+after a comment ``<!--- skip: next "why" -->``, and one that prepares the next is
+``invisible-code``.
 """
 
 import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
+from glob import glob
 from pathlib import Path
 from unittest import SkipTest
 
@@ -21,15 +25,20 @@ import typer
 from sybil import Document, Region
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+from typer.testing import CliRunner
 
 from g2rpo.testing import INVARIANTS
 from g2rpo_cli.app import app
+
+from ..cli.written_runs import write_run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Python that needs another environment or several devices is run by the tests beside its subject.
 ELSEWHERE = {f"docs/{name}.md" for name in ("jax", "trl", "tunix", "verl")}
 SHELL = {"docs/first-run.md", "docs/your-data.md", "docs/your-reward.md", "docs/skill/SKILL.md"}
+QUICK = {"info", "init", "report", "compare", "advantages", ("data", "show"), ("data", "convert")}
+QUICK |= {("tasks", "show")}
 TITLED = RawFencedCodeBlockLexer(re.compile(r'\w+ title="(?P<name>[^"]+)"$\n', re.MULTILINE))
 
 
@@ -67,10 +76,36 @@ def without_numbers(line):
 
 
 def check_commands(example):
-    """Parse the ``g2rpo`` commands of a block as the program does, without running them."""
+    """Run the quick ``g2rpo`` commands of a block, and parse the others as the program does."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
         for words in commands(line):
             parse(words)
+            if words[0] in QUICK or tuple(words[:2]) in QUICK:
+                write_inputs(with_runs=words[0] == "report")
+                files = [name for word in words for name in sorted(glob(word)) or [word]]
+                done = CliRunner().invoke(app, files)
+                assert done.exit_code == 0, f"{example.path}:{example.line} {words}\n{done.output}"
+
+
+def write_inputs(with_runs):
+    """Write the files, and perhaps the runs, that commands of the pages take and no block wrote."""
+    rewards = [{"group": row // 4, "reward": row % 4 / 3} for row in range(32)]
+    sums = [
+        {"problem": f"{row} + 1?", "answer": str(row + 1), "problem_type": "numerical"}
+        for row in range(64)
+    ]
+    table = [",".join(map(str, row.values())) for row in rewards]
+    files = {
+        "rewards.jsonl": map(json.dumps, rewards),
+        "rewards.csv": ["group,reward", *table],
+        "my-data.jsonl": map(json.dumps, sums),
+    }
+    for name, lines in files.items():
+        if not Path(name).exists():
+            Path(name).write_text("\n".join(lines), encoding="utf-8")
+    for name in ("g2rpo", "grpo", "gaussian-0", "grpo-0"):
+        if with_runs and not Path("runs", name).exists():
+            write_run(Path("runs", name))
 
 
 def commands(line):

@@ -1,9 +1,12 @@
 """The site builds, and its pages need nothing but themselves."""
 
+import html
+import posixpath
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -12,20 +15,36 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """Build the site; return the text of each page."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    paths = folder.rglob("*.html")
-    return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in paths}
+def pages(site):
+    """Return the text of each page."""
+    paths = site.rglob("*.html")
+    return {str(path.relative_to(site)): path.read_text(encoding="utf-8") for path in paths}
 
 
 def test_no_page_asks_another_host(pages):
     loaded = re.compile(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(https?:[^"'> ]*)""")
     found = {(name, url) for name, text in pages.items() for url in loaded.findall(text)}
     assert {(name, url) for name, url in found if "canonical" not in url} == set()
+
+
+def test_every_link_and_anchor_has_its_target(site, pages):
+    identifiers = {name: set(re.findall(r' id="([^"]+)"', text)) for name, text in pages.items()}
+    links = 0
+    for name, text in pages.items():
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', text):
+            target = urlsplit(html.unescape(link))
+            if target.scheme or link == "." or name == "404.html":
+                continue
+            links += 1
+            path = name
+            if target.path:
+                path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target.path))
+                if target.path.endswith(("/", ".")):
+                    path = posixpath.normpath(posixpath.join(path, "index.html"))
+            anchor = unquote(target.fragment)
+            assert (site / path).is_file(), f"{name}: {link}"
+            assert not anchor or anchor in identifiers[path], f"{name}: {link}"
+    assert links > 1000
 
 
 def test_formulas_and_names_of_docstrings_are_rendered(pages):
