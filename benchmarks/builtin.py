@@ -30,9 +30,14 @@ from _intervals import interval
 from _report import markdown_table, measured_on
 
 from g2rpo import ESTIMATORS
+from g2rpo_trainer.config import load_config
+from g2rpo_trainer.policy import policy_path
 
 BY_TASK, FOLLOW = "optimization.aggregation=task", "task_weights.adapt=5"
 LOSSES = ("grpo", "dapo", "dr-grpo", "gspo", "cispo", "sapo")
+
+#: Steps whose mean rewards are recorded, to be found again by the first steps of another run.
+RECORDED_STEPS = 4
 
 #: Settings of each variant, by its name.
 VARIANTS: dict[str, list[str]] = {
@@ -95,16 +100,21 @@ def main() -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(report(found, options), encoding="utf-8")
+    record = options.output.with_suffix(".json")
+    record.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     print(options.output.read_text(encoding="utf-8"))
 
 
 def run(runs: Path, settings: Sequence[str], cell: tuple[str, int]) -> dict[str, Any]:
     """Return the summary of one run with its curve, training it if it is not there.
 
-    Its folder is named by the settings, so that other settings are never read in their place.
+    Its folder is named by all of its configuration and by the policy that it starts from, so that
+    no other run is ever read in its place.
     """
     name, seed = cell
-    digest = hashlib.sha256(json.dumps(list(settings)).encode()).hexdigest()[:8]
+    start = (policy_path() / "model.safetensors").read_bytes()
+    start += load_config(settings=settings).model_dump_json().encode()
+    digest = hashlib.sha256(start).hexdigest()[:8]
     folder = runs / f"{re.sub(r'[^a-z0-9]+', '-', name)}-{digest}-{seed}"
     summary = folder / "summary.json"
     if not summary.exists():
@@ -121,7 +131,28 @@ def run(runs: Path, settings: Sequence[str], cell: tuple[str, int]) -> dict[str,
     rewards = [
         value for line in lines if (value := _mean_reward(json.loads(line), content)) is not None
     ]
-    return {**content, "seed": seed, "area": float(np.mean(rewards))}
+    return {
+        **content,
+        "variant": name,
+        "settings": list(settings),
+        "seed": seed,
+        "area": float(np.mean(rewards)),
+        "first_rewards": rewards[:RECORDED_STEPS],
+        "lengths_inside": _lengths_inside(folder, content["length_after"]),
+    }
+
+
+def _lengths_inside(folder: Path, lengths: dict[str, float]) -> list[str]:
+    """Return the tasks of a run whose mean length is inside of their target."""
+    config = load_config(folder / "config.yaml")
+    targets = {
+        task: config.length.target_of(task, config.rollout.limit_of(task)) for task in lengths
+    }
+    return [
+        task
+        for task, mean in lengths.items()
+        if (target := targets[task]) and target.low <= mean <= target.high
+    ]
 
 
 def _mean_reward(metrics: dict[str, Any], summary: dict[str, Any]) -> float | None:
@@ -179,9 +210,19 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
                 for name, each in flat
             ],
         ),
-        "## Mean response length in tokens",
+        "## Change",
+        "± half of its 95 % interval, over the items; bold where it is more than that.",
         markdown_table(
-            ["variant", "seed", *tasks],
+            ["variant", "seed", *tasks, "mean"],
+            [
+                [name, str(each["seed"]), *(_change(each, task) for task in [*tasks, "mean"])]
+                for name, each in flat
+            ],
+        ),
+        "## Mean response length in tokens",
+        "*inside*: tasks whose mean length is inside of its target.",
+        markdown_table(
+            ["variant", "seed", *tasks, "inside"],
             [
                 [
                     name,
@@ -190,12 +231,22 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
                         f"{each['length_before'][task]:.1f} → {each['length_after'][task]:.1f}"
                         for task in tasks
                     ),
+                    f"{len(each['lengths_inside'])} of {len(tasks)}",
                 ]
                 for name, each in flat
             ],
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _change(summary: dict[str, Any], task: str) -> str:
+    """Return how much a task's reward rose, the two evaluations taken as independent."""
+    change = summary["after"][task] - summary["before"][task]
+    ends = np.asarray([summary[f"interval_{when}"][task] for when in ("before", "after")])
+    half = float(np.linalg.norm(np.diff(ends, axis=1) / 2))
+    text = f"{change:+.3f} ± {half:.3f}"
+    return f"**{text}**" if abs(change) > half else text
 
 
 def _row(values: dict[str, float], tasks: list[str]) -> str:

@@ -18,6 +18,7 @@ from g2rpo_cli._options import (
     reward_functions,
     search_working_folder,
 )
+from g2rpo_cli._output import Json, print_json
 from g2rpo_cli._quiet import hide_foreign_bars
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def train(
         bool,
         typer.Option("--quiet", "-q", help="Show no progress: warnings and the result alone."),
     ] = False,
+    json: Json = False,
 ) -> None:
     """Train a policy with G²RPO, and show each task before and after.
 
@@ -95,6 +97,8 @@ def train(
     - `g2rpo train -t maths -t ocr --set rollout.num_generations=16 --set entropy.weight=0`
 
     - `g2rpo train --resume -o runs/grpo-1 --steps 300`
+
+    - `g2rpo train --json > summary.json`
     """
     need("g2rpo train", "pydantic", extra="torch")
     flags = given(
@@ -117,7 +121,7 @@ def train(
         else:
             config = _fresh(flags, settings or [], configs)
     with reported():
-        _run(config, resume=resume, quiet=quiet)
+        _run(config, resume=resume, quiet=quiet, as_json=json)
 
 
 def _fresh(
@@ -189,20 +193,21 @@ def _value(config: "TrainConfig", key: str) -> Any:
     return value
 
 
-def _run(config: "TrainConfig", *, resume: bool, quiet: bool) -> None:
+def _run(config: "TrainConfig", *, resume: bool, quiet: bool, as_json: bool) -> None:
     trainer = load_trainer("g2rpo train")
     from rich.console import Console
 
     from g2rpo_trainer.data import open_run
     from g2rpo_trainer.launch import Launch
     from g2rpo_trainer.report.display import Display
+    from g2rpo_trainer.report.tables import before_after_table
     from g2rpo_trainer.run_folder import RunFolder
 
     hide_foreign_bars()
     is_main = Launch.read().is_main
     source = open_run(config)
     if is_main and not quiet:
-        _show_data(config, source)
+        _show_data(config, source, to_stderr=as_json)
         _require_memory(config)
     path = Path(config.output.dir)
     start = RunFolder.open(path).checkpoints.latest() if resume else None
@@ -225,17 +230,21 @@ def _run(config: "TrainConfig", *, resume: bool, quiet: bool) -> None:
         _say_how_to_resume(path, str(interruption) or "stopped at once")
         raise SystemExit(130) from None
     if is_main:
-        kinds = {name: task.reward_kind for name, task in source.summary().tasks.items()}
-        _report(summary, path, kinds)
+        if as_json:
+            print_json(summary)
+        else:
+            kinds = {name: task.reward_kind for name, task in source.summary().tasks.items()}
+            Console().print(before_after_table(kinds, summary))
+        _say_what_is_where(summary, path, to_stderr=as_json)
 
 
-def _show_data(config: "TrainConfig", source: "Source") -> None:
+def _show_data(config: "TrainConfig", source: "Source", *, to_stderr: bool) -> None:
     from rich.console import Console
 
     from g2rpo_trainer.data import skipped_text
     from g2rpo_trainer.report.tables import start_table
 
-    console = Console()
+    console = Console(stderr=to_stderr)
     console.print(start_table(config, source))
     if skipped := skipped_text(source.summary()):
         console.print(skipped, markup=False, highlight=False, soft_wrap=True)
@@ -267,14 +276,11 @@ def _say_how_to_resume(path: Path, reason: str) -> None:
     typer.echo(f"{reason}\ncontinue with: {resume_command(path)}", err=True)
 
 
-def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) -> None:
+def _say_what_is_where(summary: Mapping[str, Any], path: Path, *, to_stderr: bool) -> None:
     from rich.console import Console
 
-    from g2rpo_trainer.report.tables import before_after_table
     from g2rpo_trainer.run_folder import RunFolder
 
-    console = Console()
-    console.print(before_after_table(kinds, summary))
     folder = RunFolder.open(path)
     checkpoint = folder.checkpoints.latest()
     places = {
@@ -290,4 +296,5 @@ def _report(summary: Mapping[str, Any], path: Path, kinds: Mapping[str, str]) ->
         f"  g2rpo report {name}  # writes {path / 'report.html'}, a page to look at and hand on",
         f"  g2rpo eval {name} --items 256 --samples answers.jsonl  # more items, every answer",
     ]
+    console = Console(stderr=to_stderr)
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

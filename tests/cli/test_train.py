@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from g2rpo_trainer import device_fit
@@ -232,3 +234,25 @@ def test_quiet_shows_the_result_and_warnings_alone(run, trainer, monkeypatch):
     assert "a line of progress" in err
     assert "step 10/" in err or "step 1/" in err
     assert "character OCR" in out
+
+
+def test_json_is_the_summary_alone_and_the_rest_goes_to_stderr(run, trainer, tmp_path):
+    code, out, err = run("train", "-t", "ocr", "--steps", "2", "-o", "a", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert "character OCR" in err  # the table of the data
+    assert "everything is in a" in err
+    code, out, err = run("train", "-t", "ocr", "--steps", "2", "-o", "b", "--json", "--quiet")
+    assert json.loads(out)["steps"] == 2
+    assert "character OCR" not in err
+
+
+def test_json_has_null_where_a_task_has_no_reward(run, trainer, monkeypatch):
+    plain = trainer.train
+
+    def train(config, **options):
+        return {**plain(config, **options), "after": {"ocr": float("nan"), "mean": float("nan")}}
+
+    monkeypatch.setattr(trainer, "train", train)
+    _, out, _ = run("train", "-t", "ocr", "--json")
+    assert json.loads(out)["after"] == {"ocr": None, "mean": None}

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from g2rpo_trainer.config import load_config
 
-COMMAND = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/builtin.py")]
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(ROOT / "benchmarks/builtin.py")]
+RECORD = ROOT / "benchmarks/results/builtin-equity.json"
 TINY = (
     "optimization.steps=2",
     "data.eval_items=2",
@@ -47,6 +50,9 @@ def test_runs_are_paired_by_seed_kept_and_continued(tmp_path):
     first = next(runs.glob("gaussian-*-0"))
     summary = json.loads((first / "summary.json").read_text())
     assert f"| gaussian | 0 | {summary['after']['ocr']:.3f} |" in text
+    rise = summary["after"]["ocr"] - summary["before"]["ocr"]
+    assert f"{rise:+.3f} ± " in text.partition("## Change")[2]
+    assert text.count(" of 2 |") == 4  # lengths inside their targets
     rewards = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
     assert len(rewards) == 2
 
@@ -58,6 +64,25 @@ def test_runs_are_paired_by_seed_kept_and_continued(tmp_path):
     after = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
     assert {path for path in times if times[path] != after[path]} == {other / "summary.json"}
     assert _without_seconds(page.read_text()) == _without_seconds(text)
+
+
+@pytest.mark.slow
+def test_first_steps_of_a_recorded_run_are_found_again(tmp_path):
+    recorded = json.loads(RECORD.read_text())[0]
+    settings = [*recorded["settings"], *TINY[1:3], *TINY[4:]]
+    settings.append(f"optimization.steps={len(recorded['first_rewards'])}")
+    command = [sys.executable, "-m", "g2rpo_cli", "train", "--seed", str(recorded["seed"])]
+    command += [part for setting in settings for part in ("--set", setting)]
+    subprocess.run(
+        [*command, "--device", "cpu", "-o", "run"], check=True, capture_output=True, cwd=tmp_path
+    )
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    found = [
+        np.mean([step[f"reward/{task}"] for task in recorded["length_after"]])
+        for step in map(json.loads, lines)
+    ]
+    # Another machine rounds differently, by which a response among 192 may be another one.
+    np.testing.assert_allclose(found, recorded["first_rewards"], atol=0.02)
 
 
 def _without_seconds(page):
