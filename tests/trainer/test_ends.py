@@ -154,15 +154,15 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tiny_run, monkeypatch, 
     expected = train(whole)
     real = loop.training_step
 
-    def step(policy, *others):
-        result = real(policy, *others)
+    def step(collector, *others):
+        result = real(collector, *others)
         with torch.no_grad():
-            next(policy.model.parameters()).fill_(value)
+            next(collector.policy.model.parameters()).fill_(value)
         return result
 
-    def first_step(policy, *others):
+    def first_step(collector, *others):
         monkeypatch.setattr(loop, "training_step", step)
-        return real(policy, *others)
+        return real(collector, *others)
 
     monkeypatch.setattr(loop, "training_step", first_step)
     with pytest.raises(RunError, match="a weight of the policy is not finite") as failed:
@@ -177,10 +177,10 @@ def test_logits_that_are_not_finite_end_the_rollout(tiny_run, monkeypatch):
     config = tiny_run("output.trackers=[]", "output.save_steps=100")
     real = loop.training_step
 
-    def step(policy, *others):
+    def step(collector, *others):
         with torch.no_grad():
-            next(policy.model.parameters()).fill_(torch.nan)
-        return real(policy, *others)
+            next(collector.policy.model.parameters()).fill_(torch.nan)
+        return real(collector, *others)
 
     monkeypatch.setattr(loop, "training_step", step)
     with pytest.raises(RunError, match="logits are not finite, so nothing can be sampled"):

@@ -9,6 +9,7 @@ import torch
 import g2rpo
 from g2rpo_trainer import stopping
 from g2rpo_trainer.draws import draw
+from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.prompts.batching import select_rows
 from g2rpo_trainer.prompts.encoding import encode_prompts
@@ -289,17 +290,16 @@ def test_chunks_draw_the_same_responses(random_policy, prompts, long_completions
     assert torch.equal(found.ended, long_completions.ended)
 
 
-def test_logits_without_a_value_do_not_end_a_run(random_policy, prompts):
-    """What a diverged policy says is noticed by its gradient, with a message of its own."""
+def test_logits_without_a_value_are_refused_with_their_cause(random_policy, prompts):
     weight = random_policy.model.lm_head.weight
     before = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(torch.nan)
         try:
-            found = sample(random_policy, prompts, num_generations=2, max_completion_length=3)
+            with pytest.raises(RunError, match="logits are not finite, so nothing can be sampled"):
+                sample(random_policy, prompts, num_generations=2, max_completion_length=3)
         finally:
             weight.copy_(before)
-    assert found.logprobs[found.mask].isnan().all()
 
 
 def test_only_responses_that_may_be_complete_are_decoded(random_policy, prompts, monkeypatch):

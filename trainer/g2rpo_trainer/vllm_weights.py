@@ -92,8 +92,8 @@ def require_request(policy: Policy, model: Model) -> None:
         faults.append("a base in a GGUF file")
     if faults:
         raise RunError(
-            f"rollout.vllm_adapter is 'request', but vLLM takes no {faults[0]} that way; name "
-            "'merged'"
+            f"rollout.vllm_adapter is 'request', but vLLM does not take {faults[0]} that way; "
+            "name 'merged'"
         )
 
 
