@@ -375,7 +375,8 @@ def blocks(sizes: Sizes) -> dict[str, Any]:
     from g2rpo_trainer.block_attention import blocks_obstacle, use_blocks
     from g2rpo_trainer.logprobs import packed_predictions, plain_predictions
     from g2rpo_trainer.model.adapting import enable_gradient_checkpointing
-    from g2rpo_trainer.packing import BLOCK_COST, CUDA_COST, responses_per_row, split_groups
+    from g2rpo_trainer.packing import split_groups
+    from g2rpo_trainer.row_cost import BLOCK_COST, CUDA_COST, responses_per_row
 
     policy = _text_policy(sizes)
     learns = sizes.device == "cuda"

@@ -21,16 +21,14 @@ from g2rpo_trainer.logprobs import completion_logprobs, packed_predictions, plai
 from g2rpo_trainer.model.adapting import enable_gradient_checkpointing
 from g2rpo_trainer.model.loading import with_block_masks
 from g2rpo_trainer.model.policy_model import Policy, make_policy
-from g2rpo_trainer.packing import (
+from g2rpo_trainer.packing import pack, row_masks, with_padding
+from g2rpo_trainer.policy.build import build_tokenizer
+from g2rpo_trainer.row_cost import (
     BLOCK_COST,
     CUDA_COST,
     keys_of_a_token,
-    pack,
     responses_per_row,
-    row_masks,
-    with_padding,
 )
-from g2rpo_trainer.policy.build import build_tokenizer
 from g2rpo_trainer.sampling import sample
 
 from .shared_prompt_models import (

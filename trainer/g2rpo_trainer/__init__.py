@@ -17,7 +17,8 @@ The modules, in the order in which data passes through a run:
 - ``scoring.py``: responses to rewards, in worker processes.
 - ``advantages.py``: rewards and lengths to advantages; the controllers of length targets, entropy
   weights and task weights.
-- ``packing.py``: rows of one prompt and several responses, with masks and positions;
+- ``packing.py``: rows of one prompt and several responses, with masks and positions, as many as
+  ``row_cost.py`` finds cheapest; ``block_attention.py``: attention over them on a GPU;
   ``logprobs.py``: the differentiable pass over given responses, with or without logits;
   ``shortcuts.py``: which of the faster ways a run takes.
 - ``batch.py``: a step's rollouts and their micro-batches; ``token_weights.py``: weights of tokens

@@ -15,10 +15,10 @@ import torch
 from .distributed import Ranks
 from .logprobs import completion_logprobs
 from .model.policy_model import Policy
-from .packing import CPU_COST, AttentionCost, attention_cost, responses_per_row
 from .prompts.batching import Inputs, select_rows, trim_padding
 from .prompts.encoding import encode_prompts
 from .record import Record
+from .row_cost import CPU_COST, AttentionCost, attention_cost, responses_per_row
 from .sharding import is_sharded
 
 

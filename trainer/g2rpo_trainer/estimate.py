@@ -20,7 +20,7 @@ from .errors import RunError
 from .model.reading import meta_model
 from .model_shape import ADAMW, ModelShape, Stack, model_shape, wants_checkpointing
 from .optimizer import BUCKET
-from .packing import responses_per_row
+from .row_cost import responses_per_row
 
 ASSUMED_PROMPT = 1024
 """Tokens of a prompt where ``rollout.max_prompt_length`` is null."""

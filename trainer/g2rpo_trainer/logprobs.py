@@ -23,18 +23,17 @@ from .model.policy_model import Policy
 from .packing import (
     accepts_positions,
     as_response_types,
-    attention_cost,
     has_image_positions,
     next_positions,
     pack,
     prompt_positions,
-    responses_per_row,
     row_masks,
     split_groups,
     text_positions,
     with_padding,
 )
 from .prompts.batching import Inputs, extend_rows, select_rows
+from .row_cost import attention_cost, responses_per_row
 from .sharding import call_unsharded
 
 
