@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import numpy as compat
 
 from g2rpo._checks import namespace_of, require_labels, require_shape
 from g2rpo._libraries import device_of, to_numpy
@@ -283,15 +282,17 @@ def _normality_of(values: npt.NDArray[np.float64]) -> Normality:
     # phi at the edges of the n intervals of probability 1 / n; their differences integrate z.
     edges = np.zeros(n + 1)
     inner = np.arange(1, n)
-    cuts = quantile_of_ratio(compat, inner, np.full(n - 1, n), np.float64)
-    edges[1:-1] = density(compat, cuts)
+    # NumPy's own arrays of before version 2 lack parts of the standard.
+    xp = namespace_of(values=values)
+    cuts = quantile_of_ratio(xp, inner, np.full(n - 1, n), np.float64)
+    edges[1:-1] = density(xp, cuts)
     barycentres = edges[:-1] - edges[1:]
     w2 = max(0.0, mean * mean + variance + 1.0 - 2.0 * float(values @ barycentres))
     # Inside an interval the value crosses the quantile function at p, or not at all.
     lower, upper = np.arange(n) / n, np.arange(1, n + 1) / n
     cdf = np.asarray([0.5 * math.erfc(-x / math.sqrt(2.0)) for x in values.tolist()])
     crossing = np.where(
-        cdf <= lower, edges[:-1], np.where(cdf >= upper, edges[1:], density(compat, values))
+        cdf <= lower, edges[:-1], np.where(cdf >= upper, edges[1:], density(xp, values))
     )
     p = np.clip(cdf, lower, upper)
     w1 = float(np.sum(values * (2 * p - lower - upper) - edges[:-1] - edges[1:] + 2 * crossing))

@@ -9,7 +9,7 @@ from g2rpo_trainer.config import TrainConfig
 
 from .test_code import PAGES, ROOT, commands, parse
 
-NOT_OURS = {"data.max_response_length", "rewards.py"}
+NOT_OURS = {"data.max_response_length", "model.safetensors.index.json", "rewards.py"}
 
 
 def keys(model, prefix=""):

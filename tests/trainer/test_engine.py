@@ -75,6 +75,10 @@ def skewed(response):
     return response._replace(logprobs=logprobs)
 
 
+def arguments_of(config, folder, *, sleeps):
+    return engine_arguments(config.model, config.rollout, folder, sleeps=sleeps, ranks=1)
+
+
 @pytest.fixture
 def policy(random_policy):
     return replace(random_policy, model=copy.deepcopy(random_policy.model))
@@ -82,14 +86,14 @@ def policy(random_policy):
 
 @pytest.fixture
 def engine(random_policy_folder, tiny_run, stand_in):
-    return Skewed(engine_arguments(tiny_run(), str(random_policy_folder), sleeps=False, ranks=1))
+    return Skewed(arguments_of(tiny_run(), str(random_policy_folder), sleeps=False))
 
 
 @pytest.fixture
 def drawn(policy, prompts, records, tiny_run, engine):
     config = tiny_run("optimization.micro_batch_tokens=200", "rollout.limits={ocr: 3}")
     torch.manual_seed(0)
-    sampler = VLLMSampler(engine, config)
+    sampler = VLLMSampler(engine, config.optimization.micro_batch_tokens)
     return sampler(policy, prompts, records, config.rollout), engine
 
 
@@ -203,7 +207,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
         "optimization.learning_rate=0.01",
         "rollout.vllm_importance_sampling_mode=token_truncate",
     )
-    sampler = VLLMSampler(engine, config)
+    sampler = VLLMSampler(engine, config.optimization.micro_batch_tokens)
     optimizer = make_optimizer(policy, config.optimization)
     learner, progress = learner_of(policy, config, optimizer), Progress()
     source = open_source(config.data)
@@ -218,7 +222,7 @@ def test_a_step_samples_with_the_engine_and_gives_it_new_weights(policy, tiny_ru
 
 def test_weights_are_handed_over_when_they_have_changed(policy, prompts, records, tiny_run, engine):
     config = tiny_run()
-    sampler = VLLMSampler(engine, config)
+    sampler = VLLMSampler(engine, config.optimization.micro_batch_tokens)
 
     def loads_after_sampling():
         sampler(policy, prompts, records, config.rollout)
@@ -246,7 +250,7 @@ def test_a_share_gets_the_seeds_that_it_has_in_the_whole(
     policy, prompts, records, tiny_run, engine
 ):
     config = tiny_run()
-    sampler = VLLMSampler(engine, config)
+    sampler = VLLMSampler(engine, config.optimization.micro_batch_tokens)
 
     def seeds(*share):
         torch.manual_seed(5)
@@ -363,7 +367,7 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
         "rollout.limits={ocr: 3}", "rollout.stop=</a>", "rollout.max_prompt_length=56"
     )
     requests = make_requests(policy, prompts, records, config.rollout, range(6))
-    engine = VLLMEngine(engine_arguments(config, "folder", sleeps=True, ranks=1))
+    engine = VLLMEngine(arguments_of(config, "folder", sleeps=True))
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
     assert llm.options["enable_sleep_mode"]
@@ -516,8 +520,8 @@ def test_memory_is_given_back_before_vllm_wakes(policy, prompts, records, tiny_r
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     config = tiny_run()
-    engine = VLLMEngine(engine_arguments(config, "folder", sleeps=True, ranks=1))
-    llm, sampler = engine._llm, VLLMSampler(engine, config)
+    engine = VLLMEngine(arguments_of(config, "folder", sleeps=True))
+    llm, sampler = engine._llm, VLLMSampler(engine, config.optimization.micro_batch_tokens)
     llm.reads = lambda prompt: prompt["prompt_token_ids"]
     zero_grad = policy.model.zero_grad
     monkeypatch.setattr(

@@ -83,8 +83,10 @@ def open_sampler(
     with _folder_for_vllm(config, policy) as folder:
         # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
         arguments = engine_arguments(
-            config,
+            config.model,
+            config.rollout,
             folder,
+            seed=config.seed,
             # There is nothing to give back on the CPU.
             sleeps=policy.device.type == "cuda",
             ranks=ranks.size,
@@ -101,7 +103,7 @@ def open_sampler(
         engine = VLLMEngine(arguments)
     try:
         with TemporaryDirectory(prefix="g2rpo-adapter-") as folder:
-            yield VLLMSampler(engine, config, ranks, Path(folder))
+            yield VLLMSampler(engine, config.optimization.micro_batch_tokens, ranks, Path(folder))
     finally:
         engine.close()
 
@@ -113,8 +115,8 @@ class VLLMSampler:
     ----------
     engine : VLLMEngine
         Given the policy's weights whenever they have changed.
-    config : TrainConfig
-        Its rollout and optimization sections.
+    micro_batch_tokens : int
+        Tokens of a pass of the policy over responses.
     ranks : Ranks
         Ranks that train together.
     folder : Path, optional
@@ -124,11 +126,12 @@ class VLLMSampler:
     def __init__(
         self,
         engine: VLLMEngine,
-        config: TrainConfig,
+        micro_batch_tokens: int,
         ranks: Ranks = Ranks(),
         folder: Path | None = None,
     ) -> None:
-        self._engine, self._config, self._ranks, self._folder = engine, config, ranks, folder
+        self._engine, self._ranks, self._folder = engine, ranks, folder
+        self._budget = micro_batch_tokens
         self._loaded: int | None = None
         self._adapters = 0
 
@@ -144,26 +147,27 @@ class VLLMSampler:
     ) -> Completions:
         """Return responses with the log-probabilities of both the policy and vLLM."""
         policy.model.zero_grad(set_to_none=True)
-        self._hand_over_weights(policy)
+        self._hand_over_weights(policy, options)
         seeds = torch.randint(2**31, (len(records) if share is None else share.total,))
         if share is not None:
             seeds = seeds[list(share.padded)]
         with self._ranks.raise_on_all_ranks():
             requests = make_requests(policy, prompts, records, options, seeds.tolist())
             answers = self._engine.generate(requests)
-        completions = self._evaluated(policy, prompts, answers, with_values)
+        temperature = options.temperature if with_values else None
+        completions = self._evaluated(policy, prompts, answers, temperature)
         if share is None or share.own == share.padded:
             return completions
         own = len(share.own) * options.num_generations
         return completions.rows(torch.arange(own, device=policy.device))
 
-    def _hand_over_weights(self, policy: Policy) -> None:
+    def _hand_over_weights(self, policy: Policy, options: Rollout) -> None:
         # PyTorch counts up the version of a weight with every update in place.
         version = sum(weight._version for weight in policy.model.parameters())
         if not self._ranks.any(version != self._loaded):
             return
         self._loaded = version
-        if self._folder and sends_adapter(self._config.rollout, policy):
+        if self._folder and sends_adapter(options, policy):
             self._send_adapter(policy, self._folder)
             return
         weights = weights_of(policy)
@@ -189,7 +193,7 @@ class VLLMSampler:
         policy: Policy,
         prompts: Inputs,
         answers: list[list[Sampled]],
-        with_values: bool,
+        temperature: float | None,
     ) -> Completions:
         responses = [response for group in answers for response in group]
         longest = max(1, *(len(response.tokens) for response in responses))
@@ -206,12 +210,12 @@ class VLLMSampler:
         groups = torch.arange(len(answers), device=policy.device).repeat_interleave(sizes)
         nothing = torch.zeros_like(sampled)
         logprobs = entropies = nothing
-        if with_values:
+        if temperature is not None:
             columns = (tokens, mask, sampled, nothing, nothing[:, 0], None, groups)
             batch = Batch(prompts, groups, *columns, task_names=())
-            budget = self._config.optimization.micro_batch_tokens
-            temperature = self._config.rollout.temperature
-            logprobs, entropies = batch_values(policy, batch, budget, temperature, self._ranks)
+            logprobs, entropies = batch_values(
+                policy, batch, self._budget, temperature, self._ranks
+            )
         return Completions(
             tokens=tokens,
             mask=mask,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from g2rpo._shown import error_text
-from g2rpo_trainer.config import Rollout, TrainConfig
+from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.errors import RunError
 
 from .device import release_memory
@@ -129,26 +129,30 @@ class VLLMEngine:
 
 
 def engine_arguments(
-    config: TrainConfig, model: str, *, sleeps: bool, ranks: int
+    model: Model, rollout: Rollout, name: str, *, seed: int = 0, sleeps: bool, ranks: int
 ) -> dict[str, Any]:
     """Return the arguments of ``vllm.LLM``.
 
     Parameters
     ----------
-    config : TrainConfig
-        Its model and rollout sections, and its seed.
-    model : str
+    model : Model
+        Section ``model``.
+    rollout : Rollout
+        Section ``rollout``.
+    name : str
         Folder, or model of the hub.
+    seed : int
+        Seed of the run.
     sleeps : bool
         Whether it gives its memory to the policy between the rollouts.
     ranks : int
         Number of ranks, each with a vLLM of its own.
     """
-    rollout, longest = config.rollout, config.rollout.max_prompt_length
+    longest = rollout.max_prompt_length
     return {
-        "model": model,
-        "dtype": config.model.dtype,
-        "trust_remote_code": config.model.trust_remote_code,
+        "model": name,
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
         "gpu_memory_utilization": rollout.vllm_memory or VLLM_SHARE,
         "max_model_len": None if longest is None else longest + rollout.max_completion_length,
         "enable_sleep_mode": sleeps,
@@ -156,7 +160,7 @@ def engine_arguments(
         "generation_config": "vllm",
         # Those of the distribution that was sampled: after temperature and bans.
         "logprobs_mode": "processed_logprobs",
-        "seed": config.seed,
+        "seed": seed,
         # Each process of a launcher has an engine to itself, and keeps to its own GPU.
         "distributed_executor_backend": "external_launcher" if ranks > 1 else "uni",
     }
