@@ -263,7 +263,7 @@ def check_estimator(
     options : mapping
         Its keywords.
     keys : mapping of str to str, optional
-        What the configuration calls ``estimator``, ``estimator_options``, ``reward_weights`` and
+        Names in the configuration for ``estimator``, ``estimator_options``, ``reward_weights`` and
         ``task_weights``, for the texts of errors.
 
     Raises

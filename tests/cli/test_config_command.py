@@ -4,23 +4,16 @@ import json
 import re
 
 import pytest
-import transformers
 
 from g2rpo_trainer.config import PRESETS, load_config
+
+from ..trainer.model_sizes import text_config
 
 
 @pytest.fixture
 def model_folder(tmp_path):
     """Return the folder of a model of 1.7 billion parameters: its configuration, and no weights."""
-    transformers.Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        tie_word_embeddings=True,
-    ).save_pretrained(tmp_path / "model")
+    text_config("1.7B").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 

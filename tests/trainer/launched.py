@@ -51,6 +51,20 @@ def run(launcher: tuple[str, ...], *arguments: str) -> tuple[int, str]:
         return process.returncode, output
 
 
+def run_worker(script: Path, *arguments: object, processes: int = 2) -> None:
+    """Run a script of the tests in processes; a single one is started without a launcher."""
+    launcher = ("-m", *TORCHRUN, "--nproc-per-node", str(processes), "--master-port", free_port())
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else ()), str(script), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def settings(folder: Path, model: str, *more: str) -> list[str]:
     """Return the arguments of a run of seconds on three prompts a step."""
     described = [

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ from g2rpo_trainer.prompts.encoding import Prompt
 from g2rpo_trainer.scoring import Rewards
 
 from . import counted_reads
-from .launched import free_port
+from .launched import run_worker
 from .parts import collector_of
 
 WORKER = Path(counted_reads.__file__)
@@ -78,18 +75,7 @@ def test_broken_records_are_passed_over_by_the_pass_that_encodes(data):
 
 @pytest.mark.slow
 def test_ranks_tokenise_only_their_own_records(alone, data, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    arguments = [*launcher, free_port(), str(WORKER), str(data), str(tmp_path / "found.json")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_worker(WORKER, data, tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     together = [text for own in found["ranks"] for text in own["step"]]
     assert sorted(together) == sorted(alone["ranks"][0]["step"])

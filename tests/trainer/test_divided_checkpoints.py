@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors
 
 from . import tiny_models
 from .checkpoint_worker import PART, take_steps
-from .launched import free_port
+from .launched import run_worker
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 CASES = [("llama", "float32"), ("qwen2_5_vl", "bfloat16"), ("gemma3", "float32")]
@@ -32,16 +29,7 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(family)
     tiny_models.save(family, folder / "model")
     (folder / "run").mkdir()
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    done = subprocess.run(
-        [sys.executable, *launcher, free_port(), str(WORKER), str(folder), dtype],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_worker(WORKER, folder, dtype)
     return folder, dtype, json.loads((folder / "found.json").read_text())
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .launched import free_port
+from .launched import run_worker
 
 WORKER = Path(__file__).with_name("gathering_worker.py")
 
@@ -18,16 +15,7 @@ WORKER = Path(__file__).with_name("gathering_worker.py")
 @pytest.mark.slow
 def test_weights_are_gathered_once_however_many_tokens_are_sampled(tmp_path):
     output = tmp_path / "found.json"
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    done = subprocess.run(
-        [sys.executable, *launcher, free_port(), str(WORKER), str(output)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_worker(WORKER, output)
     for found in json.loads(output.read_text()):
         assert all(each["divided"] for pair in found.values() for each in pair)
         for multiple in (1, 64):

@@ -19,24 +19,18 @@ from g2rpo_trainer.model_shape import kv_cache, model_shape, wants_checkpointing
 from g2rpo_trainer.sampling import fitting_rows, sample
 from g2rpo_trainer.vllm_engine import memory_share
 
+from .model_sizes import text_config
+
 GIGABYTE = 2**30
 
 
 @pytest.fixture(scope="module")
 def large():
     """A language model of 1.7 billion parameters in bfloat16, without memory."""
-    config = transformers.Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(
+            text_config("1.7B"), dtype=torch.bfloat16
+        )
     assert 1.6e9 < sum(weight.numel() for weight in model.parameters()) < 1.8e9
     return model
 
@@ -56,7 +50,7 @@ def test_weights_are_bfloat16_on_gpus_that_compute_in_it(device, supported, expe
 def test_a_model_is_loaded_in_the_dtype_of_its_device(folders, monkeypatch):
     folder = str(folders("llama"))
     assert load_policy(folder, device="cpu").model.dtype == torch.float32
-    monkeypatch.setattr(loading, "dtype_on", lambda name, device: "bfloat16")
+    monkeypatch.setattr("g2rpo_trainer.device.dtype_on", lambda name, device: "bfloat16")
     assert load_policy(folder, device="cpu").model.dtype == torch.bfloat16
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from g2rpo_trainer.sampling import sample
 from g2rpo_trainer.sharding import wants_sharding
 
 from .conftest import scorer_of
-from .launched import free_port
+from .launched import run_worker
 from .processes_worker import CASES, STEPS
 
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -31,17 +28,7 @@ SIXTEEN_BITS = "bfloat16"
 def updates(folder: Path, mode: str, *cases: str) -> tuple[dict, dict]:
     """Return what the worker reports and the tensors it ends with, case by case."""
     output = folder / mode
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    prefix = [] if mode == "alone" else [*launcher, free_port()]
-    done = subprocess.run(
-        [sys.executable, *prefix, str(WORKER), str(output), mode, *cases],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_worker(WORKER, output, mode, *cases, processes=1 if mode == "alone" else 2)
     found = json.loads(output.with_suffix(".json").read_text())
     tensors: dict = {case: {} for case in cases}
     for key, tensor in load_file(output.with_suffix(".safetensors")).items():

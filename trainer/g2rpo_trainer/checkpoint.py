@@ -41,7 +41,7 @@ _STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Staged:
-    """What a sharded policy adds to a checkpoint.
+    """The files and weights that a sharded policy adds to a checkpoint.
 
     Attributes
     ----------

@@ -84,6 +84,11 @@ def dtype_on(name: str, device: torch.device) -> str:
     return "bfloat16" if is_fast else "float32"
 
 
+def model_on(model: Model, device: torch.device) -> Model:
+    """Return the section ``model`` with the dtype that it means on a device."""
+    return model.model_copy(update={"dtype": dtype_on(model.dtype, device)})
+
+
 @contextmanager
 def attention_without_cudnn() -> Iterator[None]:
     """Keep PyTorch from computing attention by cuDNN inside the context.

@@ -34,7 +34,7 @@ from g2rpo_trainer.report.trackers import Trackers, require_trackers
 from g2rpo_trainer.run_folder import RunFolder
 from g2rpo_trainer.scoring import Scorer, unused_rewards
 
-from .device import dtype_on, resolve_device, run_kernels
+from .device import model_on, resolve_device, run_kernels
 from .distributed import Ranks, join_ranks
 from .model.adapting import trained_share
 from .model.loading import load_run_policy, with_block_masks
@@ -316,10 +316,8 @@ class _Run:
         if self.policy.has_adapter:
             with writing(self.folder.path, "the merged model"):
                 newest = self.folder.checkpoints.all()[-1].path
-                model = self.config.model
                 # The merged model has the dtype of the run, though it is made on the CPU.
-                dtype = dtype_on(model.dtype, resolve_device(model.device))
-                model = model.model_copy(update={"dtype": dtype})
+                model = model_on(self.config.model, resolve_device(self.config.model.device))
                 export_merged(newest, self.folder.path / "final", model)
         self.folder.write_summary(summary)
         if self.config.output.plots:

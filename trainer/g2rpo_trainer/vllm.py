@@ -22,7 +22,7 @@ from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 
 from .batch import Batch, batch_values
-from .device import dtype_on
+from .device import model_on
 from .distributed import Ranks, Share
 from .model.adapting import base_of, is_adapter
 from .model.policy_model import Policy
@@ -81,25 +81,25 @@ def open_sampler(
         )
     require_handover(policy)
     with _folder_for_vllm(config, policy) as folder:
-        # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
+        rollout, is_gpu = config.rollout, policy.device.type == "cuda"
+        if rollout.vllm_memory is None and is_gpu:
+            total = torch.cuda.mem_get_info(policy.device)[1]
+            rows = -(-rollout.prompts_per_step * rollout.num_generations // ranks.size)
+            share = memory_share(policy, rollout, rows, total)
+            rollout = rollout.model_copy(update={"vllm_memory": share})
         arguments = engine_arguments(
-            config.model,
-            config.rollout,
+            model_on(config.model, policy.device),
+            rollout,
             folder,
             seed=config.seed,
             # There is nothing to give back on the CPU.
-            sleeps=policy.device.type == "cuda",
+            sleeps=is_gpu,
             ranks=ranks.size,
         )
-        arguments["dtype"] = dtype_on(config.model.dtype, policy.device)
-        if config.rollout.vllm_memory is None and policy.device.type == "cuda":
-            total = torch.cuda.mem_get_info(policy.device)[1]
-            responses = config.rollout.prompts_per_step * config.rollout.num_generations
-            rows = -(-responses // ranks.size)
-            arguments["gpu_memory_utilization"] = memory_share(policy, config.rollout, rows, total)
         if sends_adapter(config.rollout, policy):
             require_request(policy, config.model)
             arguments |= adapter_arguments(policy.model.peft_config["default"].r)
+        # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
         engine = VLLMEngine(arguments)
     try:
         with TemporaryDirectory(prefix="g2rpo-adapter-") as folder:

@@ -12,7 +12,7 @@ from g2rpo_trainer.config import Model, TrainConfig
 from g2rpo_trainer.errors import RunError, memory_advice
 
 from ..block_attention import blocks_obstacle, use_blocks
-from ..device import dtype_on, free_memory, resolve_device
+from ..device import free_memory, model_on, resolve_device
 from ..distributed import Ranks
 from ..model_shape import model_shape, wants_checkpointing
 from ..sharding import shard, wants_sharding
@@ -113,7 +113,7 @@ def load_policy(
     """
     source = source_of(name, model)
     device = torch.device(device)
-    model = model.model_copy(update={"dtype": dtype_on(model.dtype, device)})
+    model = model_on(model, device)
     is_sharded = wants_sharding(model, ranks.size)
     remedies = ("model.dtype: bfloat16", "a smaller model")
     with ranks.raise_on_all_ranks(), memory_advice("loading the model", *remedies):
