@@ -35,6 +35,13 @@ class EMAState(NamedTuple):
         In reward units and their square.
     seen : array of bool
         Whether the task has been met; its first batch initialises it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> state = EMAState.start(2, like=np.zeros(0))
+    >>> state.to_json()
+    {'mean': [0.0, 0.0], 'variance': [0.0, 0.0], 'seen': [False, False]}
     """
 
     mean: Array

@@ -90,6 +90,11 @@ class LengthTargets:
     default : LengthTarget, optional
         Target of every other task; by default the reward is 1 for any length.
 
+    Raises
+    ------
+    TypeError
+        If a target is no :class:`LengthTarget`.
+
     Examples
     --------
     >>> targets = LengthTargets.presets(reasoning=["maths"], direct=["ocr"])

@@ -66,7 +66,13 @@ class LengthCalibration:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, key: str = "length_calibration") -> Self:
-        """Return the calibration with some options set; errors begin with ``key``."""
+        """Return the calibration with some options set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option is unknown or has another value. The text begins with ``key``.
+        """
         known = [each.name for each in fields(cls)]
         for name in options:
             if name not in known:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,25 @@ def test_no_file_of_a_run_is_executable_or_a_link(run_with_secrets):
     for path in files_of(run_with_secrets / "run"):
         assert not path.stat().st_mode & 0o111, path
         assert not path.is_symlink(), path
+
+
+PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+
+
+def loose_actions(text):
+    """Return the actions of a workflow that are not pinned to a commit, with its tag behind it."""
+    used = re.findall(r"\buses: *(.+)", text)
+    return [action for action in used if not PINNED.fullmatch(action)]
+
+
+def test_workflows_pin_every_action_to_a_commit():
+    paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    assert sum(text.count("uses:") for text in texts) > 10
+    assert [action for text in texts for action in loose_actions(text)] == []
+
+
+def test_an_action_that_may_change_is_found():
+    commit = "a" * 40
+    text = f"- uses: a/b@v4\n- uses: a/b@{commit}\n- uses: a/b/c@{commit} # v4.0.1\n"
+    assert loose_actions(text) == ["a/b@v4", f"a/b@{commit}"]

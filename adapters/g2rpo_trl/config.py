@@ -196,7 +196,13 @@ class G2RPOConfig(GRPOConfig):
         return length_targets(self.given("length_targets"), self.max_completion_length)
 
     def given(self, name: str) -> dict[str, Any]:
-        """Return an option that is a dictionary; empty if it was left out."""
+        """Return an option that is a dictionary; empty if it was left out.
+
+        Raises
+        ------
+        TypeError
+            If it is anything else.
+        """
         value = getattr(self, name) or {}
         if not isinstance(value, dict):
             raise TypeError(f"{name} must be a dictionary, or one as JSON, got {value!r}")

@@ -70,7 +70,15 @@ class RecordRewards:
         self._scored: list[Components | None] = []
 
     def accuracy(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Return each answer's accuracy by its problem type; 0 to 1 for the built-in types."""
+        """Return each answer's accuracy by its problem type; 0 to 1 for the built-in types.
+
+        Raises
+        ------
+        ValueError
+            If the data set has no column ``problem_type`` or ``answer``.
+        g2rpo.rewards.RewardError
+            If a reward function fails, unless ``skip_errors`` is set.
+        """
         return self._component("accuracy", completions, columns)
 
     def format(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:

@@ -148,7 +148,13 @@ class G2RPOConfig(GRPOConfig):
             raise ValueError(f"length_mode {self.length_mode!r} needs length_targets, got none")
 
     def shaping_options(self) -> ShapingOptions:
-        """Return the options of the core's shaping."""
+        """Return the options of the core's shaping.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option has another value.
+        """
         if len(self.entropy_bounds) != 2:
             raise ValueError(f"entropy_bounds must be (low, high), got {self.entropy_bounds}")
         low, high = self.entropy_bounds

@@ -36,6 +36,11 @@ class RunningScale:
     **options
         Options of :func:`g2rpo.gaussian_advantages`: ``ties``, ``resolution``.
 
+    Raises
+    ------
+    ValueError
+        If ``task_stage`` is among the options.
+
     Notes
     -----
     The first group of a task starts its scale. Groups without signal leave it as it is: half of

@@ -59,6 +59,13 @@ class Subject:
         Largest difference of advantages from their expected values, in units of the largest
         advantage or 1. The rounding errors of sums are allowed in addition, also with 0.
 
+    Raises
+    ------
+    TypeError
+        If ``fn`` cannot be called.
+    ValueError
+        If an option has another value.
+
     Examples
     --------
     >>> subject = Subject(lambda rewards, groups: rewards - rewards.mean())

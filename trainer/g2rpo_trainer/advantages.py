@@ -20,7 +20,18 @@ Labels = npt.NDArray[np.integer[Any]]
 
 
 class Shaping(g2rpo.Shaping):
-    """The core's shaping, for scored responses."""
+    """The core's shaping, for scored responses.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> shaping = Shaping(shaping_options(load_config(), ["ocr"]))
+    >>> reward = np.asarray([0.0, 1.0], np.float32)
+    >>> zeros = np.zeros(2, np.int64)
+    >>> rewards = Rewards(reward, reward, reward, reward)
+    >>> shaping(rewards, lengths=zeros + 7, groups=zeros, tasks=zeros).policy
+    array([-1.,  1.], dtype=float32)
+    """
 
     def __call__(
         self,
@@ -49,7 +60,15 @@ class Shaping(g2rpo.Shaping):
 
 
 def shaping_options(config: TrainConfig, tasks: Sequence[str]) -> ShapingOptions:
-    """Return the options of the core's shaping that a configuration asks for these tasks."""
+    """Return the options of the core's shaping that a configuration asks for these tasks.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> config = load_config("text", {"entropy.bounds": {"ocr": [0.1, 0.4]}})
+    >>> shaping_options(config, ["ocr"]).entropy_bounds
+    {'ocr': (0.1, 0.4)}
+    """
     estimator, length, entropy = config.estimator, config.length, config.entropy
     by_component = estimator.decoupled or estimator.name == "gdpo"
     weights = reward_weights(config.rewards.weights, config.data.source)

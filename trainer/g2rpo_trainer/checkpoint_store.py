@@ -34,6 +34,15 @@ class CheckpointStore:
     ----------
     path : Path
         The folder, which need not exist yet.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> store = CheckpointStore(Path(mkdtemp(), "checkpoints"))
+    >>> for step in (25, 50, 75):
+    ...     _ = store.save(step, lambda folder: None, keep=2)
+    >>> [checkpoint.step for checkpoint in store.all()], store.latest().path.name
+    ([50, 75], 'step-000075')
     """
 
     path: Path
@@ -94,6 +103,11 @@ class CheckpointStore:
 
         An existing checkpoint of that step stays: a run is deterministic, so a second one would be
         the same, and there is no moment without either.
+
+        Raises
+        ------
+        RunError
+            If the disk is full.
         """
         path = self.path_of(step)
         if path.exists():

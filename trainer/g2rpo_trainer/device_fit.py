@@ -119,6 +119,13 @@ def fit_of(
     ------
     RunError
         If the model's configuration cannot be read.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> fit = fit_of(load_config(), DeviceMemory("H100", free=79 * GIB, total=80 * GIB))
+    >>> fit.verdict
+    'fits'
     """
     if config.model.dtype == "auto":
         model = config.model.model_copy(update={"dtype": memory.dtype})
@@ -163,6 +170,11 @@ def require_memory(
     ------
     RunError
         If weights and optimiser alone do not fit.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> require_memory(load_config(), DeviceMemory("H100", free=79 * GIB, total=80 * GIB))
     """
     try:
         fit = fit_of(config, memory, ranks=ranks, is_sharded=is_sharded)
@@ -185,6 +197,12 @@ def device_memory(name: str) -> DeviceMemory:
     ------
     RunError
         If this machine does not have the device.
+
+    Examples
+    --------
+    >>> memory = device_memory("cpu")
+    >>> memory.name, memory.is_gpu, memory.dtype, 0 < memory.free <= memory.total
+    ('the cpu', False, 'float32', True)
     """
     import psutil
     import torch

@@ -62,6 +62,20 @@ def evaluate(
     dict
         ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, the
         attributes of :class:`Evaluation`.
+
+    Raises
+    ------
+    RunError
+        If the model, the data or the device cannot be used, a response cannot be scored, or memory
+        is short.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> settings = ["data.tasks=[maths]", "data.eval_items=2", "model.device=cpu"]
+    >>> found = evaluate("builtin", load_config(settings=settings))
+    >>> found["detail"]["maths"]["items"], 0 <= found["reward"]["maths"] <= 1
+    (2, True)
     """
     source = open_run(config, source)
     data = config.data
@@ -87,6 +101,8 @@ def evaluate(
 @dataclass(frozen=True)
 class Evaluator:
     """Samples answers to the held-out items of every task and scores them.
+
+    For evaluations of a policy during its training; :func:`evaluate` sets one up and uses it once.
 
     Attributes
     ----------

@@ -24,7 +24,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; everything up to ``step`` is saved in ``folder``."""
+    """The run was asked to stop; everything up to ``step`` is saved in ``folder``.
+
+    Examples
+    --------
+    >>> print(Interrupted(25, Path("runs/g2rpo")))
+    stopped after step 25, saved in runs/g2rpo
+    """
 
     def __init__(self, step: int, folder: Path) -> None:
         super().__init__(f"stopped after step {step}, saved in {folder}")

@@ -84,6 +84,11 @@ def train(
         or the disk is full.
     Interrupted
         After Ctrl-C or SIGTERM, once the step is finished and saved.
+
+    Notes
+    -----
+    ``g2rpo train`` is this function with :func:`g2rpo_trainer.config.load_config` before it.
+    :func:`g2rpo_trainer.evaluate` evaluates what it leaves, by the path of a checkpoint.
     """
     with join_ranks() as ranks, run_kernels(config.model), ExitStack() as at_end:
         run = _Run(config, source, ranks, at_end, resume=resume, display=display)

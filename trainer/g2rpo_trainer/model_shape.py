@@ -175,6 +175,15 @@ def model_shape(model: Any) -> ModelShape:
     ----------
     model : transformers.PreTrainedModel
         With its adapter, and with what is frozen frozen. It may be on the meta device.
+
+    Examples
+    --------
+    >>> from transformers import AutoModelForCausalLM, Qwen3Config
+    >>> config = Qwen3Config(vocab_size=512, hidden_size=64, num_hidden_layers=2)
+    >>> with torch.device("meta"):
+    ...     shape = model_shape(AutoModelForCausalLM.from_config(config))
+    >>> shape.text.layers, shape.vocabulary, shape.vision
+    (2, 512, None)
     """
     weights = list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]

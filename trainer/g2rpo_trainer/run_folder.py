@@ -58,6 +58,15 @@ class RunFolder:
     ----------
     checkpoints : CheckpointStore
         Its checkpoints.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp(), "run")
+    >>> folder = RunFolder.create(path, load_config())
+    >>> folder.log(1, {"reward": 0.5, "reward/ocr": 0.25})
+    >>> RunFolder.open(path).read_metrics()
+    [{'step': 1.0, 'reward': 0.5, 'reward/ocr': 0.25}]
     """
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
@@ -67,7 +76,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig) -> Self:
-        """Start a new run in `path`, which must hold none yet; write ``config.yaml``."""
+        """Start a new run in `path`, which must hold none yet; write ``config.yaml``.
+
+        Raises
+        ------
+        RunError
+            If `path` holds a run, or cannot be written.
+        """
         path = Path(path)
         cls.refuse_existing(path)
         with _creating(path):
@@ -107,7 +122,13 @@ class RunFolder:
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
-        """Raise `RunError` if `path` holds a run, which a new one would overwrite."""
+        """Refuse a folder with a run, which a new one would overwrite.
+
+        Raises
+        ------
+        RunError
+            If `path` holds a run.
+        """
         path = Path(path)
         if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
             raise RunError(
@@ -117,7 +138,13 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open the run in `path` to continue or to read it; the folder may have been moved."""
+        """Open the run in `path` to continue or to read it; the folder may have been moved.
+
+        Raises
+        ------
+        RunError
+            If `path` holds no run, or its configuration cannot be read.
+        """
         path = Path(path)
         if not (path / "config.yaml").exists():
             raise RunError(
@@ -282,7 +309,13 @@ class RunFolder:
         return path
 
     def read_summary(self) -> dict[str, Any]:
-        """Return ``summary.json``, or nothing before the run has ended."""
+        """Return ``summary.json``, or nothing before the run has ended.
+
+        Raises
+        ------
+        RunError
+            If the file is damaged.
+        """
         path = self.path / "summary.json"
         if not path.exists():
             return {}

@@ -88,6 +88,16 @@ class Scorer:
     ------
     RunError
         If an import path leads nowhere.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.data import open_source
+    >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(20)]
+    >>> source = open_source(Data(problem_type="numerical"), rows=rows)
+    >>> (record,) = source.training_records(seed=0, position=0, prompts=1)
+    >>> with Scorer(RewardOptions(), Data(), source) as scorer:
+    ...     scorer([record], [f"<answer>{record.answer}</answer>", "none"]).accuracy
+    array([1., 0.], dtype=float32)
     """
 
     def __init__(self, options: RewardOptions, data: Data, source: Source) -> None:
@@ -198,6 +208,16 @@ def unused_rewards(functions: Iterable[str], source: Source) -> list[str]:
         Problem types of ``rewards.functions``.
     source : Source
         Source of the records, opened with these functions.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.data import open_source
+    >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(20)]
+    >>> functions = {"colour": "operator:eq"}
+    >>> source = open_source(Data(problem_type="numerical"), rows=rows, functions=functions)
+    >>> print(*unused_rewards(functions, source))
+    rewards.functions: no record has problem type 'colour' (there are: numerical); its function is
+    not used
     """
     types = _problem_types(source)
     known = with_own(source.reward_functions)

@@ -80,6 +80,14 @@ def step_seconds(estimate: Estimate, gpu: Gpu) -> dict[str, Range]:
     4 a layer, token, earlier token and entry of the heads' width; a backward pass twice that, once
     where the weights are frozen; checkpointing a forward pass more. Communication between ranks
     and the scoring of responses are left out.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> from g2rpo_trainer.estimate import estimate_memory
+    >>> seconds = step_seconds(estimate_memory(load_config()), GPUS["H100"])
+    >>> list(seconds), seconds["decode"].low < seconds["decode"].high
+    (['prefill', 'decode', 'update'], True)
     """
     ends = [_seconds(estimate, gpu, shares) for shares in (BEST, WORST)]
     return {name: Range(ends[0][name], ends[1][name]) for name in ends[0]}

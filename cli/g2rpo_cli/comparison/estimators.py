@@ -58,6 +58,13 @@ def named_estimator(
     ------
     RunError
         If there is no such estimator or it has no such option, with a list of those there are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> estimator = named_estimator("grpo:scale=none")
+    >>> estimator(np.asarray([0.0, 1.0]), np.asarray([0, 0]), np.asarray([0, 0]))
+    array([-0.5,  0.5])
     """
     name, _, attached = text.partition(":")
     if name not in ESTIMATORS:

@@ -79,6 +79,14 @@ def plot_comparison(
     Advantages are drawn in groups with signal, from -3.75 to 3.75; an arrow tells how many lie
     beyond. Bars are cut at a density of 1, with the share of the values that they hold written
     on them. Beyond twelve tasks only the twelve with the most rewards are drawn.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> from g2rpo_cli.comparison import compare, topology_rewards
+    >>> comparison = compare(topology_rewards(groups=8, size=4), ["grpo", "gaussian"])
+    >>> plot_comparison(comparison, Path(mkdtemp(), "compare.svg")).name
+    'compare.svg'
     """
     # Figure itself, not pyplot: no window, no global state, whatever backend the user has set.
     import matplotlib

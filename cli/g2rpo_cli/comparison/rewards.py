@@ -39,6 +39,12 @@ class RewardTable:
         Rows of the file, for :func:`write_advantages`.
     lengths : numpy.ndarray, optional
         float64, shape (N,): lengths of the responses in tokens, for estimators that take them.
+
+    Examples
+    --------
+    >>> groups, tasks = np.asarray([0, 0, 1, 1]), np.zeros(4, np.int64)
+    >>> len(RewardTable(np.asarray([0.0, 1.0, 0.2, 0.7]), groups, tasks))
+    4
     """
 
     rewards: Floats
@@ -144,7 +150,7 @@ def write_advantages(
     column: str = "advantage",
     overwrite: bool = False,
 ) -> None:
-    """Write the rows of a table with a column of advantages, all else as it was.
+    r"""Write the rows of a table with a column of advantages, all else as it was.
 
     Parameters
     ----------
@@ -166,12 +172,25 @@ def write_advantages(
     RunError
         If the file exists, is the one that was read, cannot be written, or its format cannot hold
         what a column holds. Nothing is left behind then.
+    ValueError
+        If ``advantages`` has another shape.
 
     Notes
     -----
     A file of the format that was read keeps every value. Between formats, texts of a CSV become
     numbers where the whole column is numbers; a CSV holds lists and objects as JSON text, and
     nothing for null.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> folder = Path(mkdtemp())
+    >>> _ = (folder / "rewards.csv").write_text("group,reward\na,0\na,1\n")
+    >>> table = read_rewards(folder / "rewards.csv")
+    >>> write_advantages(table, [-1, 1], folder / "advantages.jsonl")
+    >>> print((folder / "advantages.jsonl").read_text().strip())
+    {"group": "a", "reward": 0, "advantage": -1.0}
+    {"group": "a", "reward": 1, "advantage": 1.0}
     """
     rows = rows_to_write(table, column, overwrite)
     values = np.asarray(advantages, dtype=np.float64)

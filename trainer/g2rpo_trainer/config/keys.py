@@ -25,7 +25,12 @@ _KEY = re.compile(rf"{_PLAIN}(?:{_QUOTED}|\.{_PLAIN})*\s*")
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """Return the parts of a dotted key; raise RunError if it is none.
+    """Return the parts of a dotted key.
+
+    Raises
+    ------
+    RunError
+        If the text is no dotted key.
 
     Examples
     --------
@@ -57,7 +62,11 @@ def joined_key(parts: Iterable[object]) -> str:
 def parse_setting(text: str, option: str = "--set ") -> tuple[str, Any]:
     """Return the dotted key and the value of ``KEY=VALUE``; the value is read as YAML.
 
-    Errors begin with ``option``, by which the text was given.
+    Raises
+    ------
+    RunError
+        If there is no ``=``, or the key or the value cannot be read. The text begins with
+        ``option``, by which the setting was given.
 
     Examples
     --------

@@ -153,7 +153,13 @@ def _validated(given: Sequence[_Value], path: _Paths) -> TrainConfig:
 
 
 def dump_config(config: TrainConfig) -> str:
-    """Return the configuration as YAML that `load_config` reads back to an equal one."""
+    """Return the configuration as YAML that `load_config` reads back to an equal one.
+
+    Examples
+    --------
+    >>> dump_config(load_config(settings=["seed=7"])).splitlines()[0]
+    'seed: 7'
+    """
     values = config.model_dump(mode="json")
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, width=100))
 

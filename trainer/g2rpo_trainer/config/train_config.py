@@ -36,6 +36,18 @@ class TrainConfig(Section):
 
     The defaults suit a pretrained model on a GPU. :func:`load_config` lays presets, files and
     single values over them.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If a value is of another kind or out of its range, a key is unknown, or sections contradict
+        each other; from :func:`load_config` a `RunError` that names the file.
+
+    Examples
+    --------
+    >>> config = TrainConfig(data=Data(tasks=["maths"]), optimization=Optimization(steps=50))
+    >>> config.optimization.steps, config.estimator.name
+    (50, 'gaussian')
     """
 
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of data, sampling and order")

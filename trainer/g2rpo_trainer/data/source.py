@@ -88,14 +88,29 @@ class Source:
         self._shares = _shares_of(streams, data)
 
     def __len__(self) -> int:
-        """Return the number of records, trained on and held out."""
+        """Return the number of records, trained on and held out.
+
+        Raises
+        ------
+        TypeError
+            If they are drawn without end.
+        """
         sizes = [(stream.training_size, stream.held_out_size) for stream in self._streams]
         if any(None in pair for pair in sizes):
             raise TypeError("the records of this source are drawn without end; it has no len()")
         return sum(size or 0 for pair in sizes for size in pair)
 
     def slots(self, *, seed: int, position: int, prompts: int) -> list[Slot]:
-        """Return the places of the next prompts of a run; no record is read."""
+        """Return the places of the next prompts of a run; no record is read.
+
+        Examples
+        --------
+        >>> from g2rpo_trainer.data import open_source
+        >>> from g2rpo_trainer.config import Data
+        >>> source = open_source(Data(tasks=["maths", "ocr"]))
+        >>> [slot.task for slot in source.slots(seed=0, position=7, prompts=3)]
+        [1, 0, 1]
+        """
         return [
             Slot(seed, position + offset, task, turn)
             for offset, (task, turn) in enumerate(schedule(self._shares, position, prompts))
@@ -159,6 +174,12 @@ class Source:
         """Yield ``use(record)`` of held-out records of a task, read one by one.
 
         As :meth:`read`, but a record that is left out is followed by the next one.
+
+        Raises
+        ------
+        RunError
+            If there is no such task, or a record cannot be used, unless ``data.skip_broken`` allows
+            it.
         """
         if task not in self.tasks:
             raise RunError(unknown_name("task", task, self.tasks))
@@ -178,6 +199,17 @@ class Source:
         -------
         list of Record
             Fewer where the task has no more.
+
+        Raises
+        ------
+        RunError
+            As :meth:`held_out`.
+
+        Examples
+        --------
+        >>> from g2rpo_trainer.data import open_source
+        >>> [record.task for record in open_source().held_out_records("ocr", 2)]
+        ['ocr', 'ocr']
         """
         return list(self.held_out(task, count, _itself))
 
@@ -221,7 +253,17 @@ class Source:
         return frozenset[str]().union(*(stream.parts for stream in self._streams))
 
     def summary(self) -> Summary:
-        """Return the numbers of records of each task, and of records that were left out."""
+        """Return the numbers of records of each task, and of records that were left out.
+
+        Examples
+        --------
+        >>> from g2rpo_trainer.data import open_source
+        >>> from g2rpo_trainer.config import Data
+        >>> rows = [{"problem": f"{n} + 1?", "answer": n + 1} for n in range(20)]
+        >>> source = open_source(Data(problem_type="numerical"), rows=rows)
+        >>> source.summary().tasks["rows"].problem_types
+        {'numerical': 20}
+        """
         total = sum(self._shares)
         tasks = {
             stream.name: TaskSummary(
@@ -337,6 +379,12 @@ def open_run(config: TrainConfig, source: Source | None = None) -> Source:
     RunError
         If the source cannot be used, the configuration shapes a task that the source lacks, or in
         a way that no response can meet.
+
+    Examples
+    --------
+    >>> from g2rpo_trainer.config import load_config
+    >>> open_run(load_config(settings=["data.tasks=[maths, ocr]"])).tasks
+    ('maths', 'ocr')
     """
     if source is None:  # not by its truth, which is that of its length
         source = open_source(config.data, functions=config.rewards.functions)

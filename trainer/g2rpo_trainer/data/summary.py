@@ -72,6 +72,18 @@ def summary_table(
     PlainTable
         Problem types with their numbers of records, records trained on and held out, share of the
         prompts. Tasks that are drawn without end have ∞ records.
+
+    Examples
+    --------
+    >>> import sys
+    >>> from rich.console import Console
+    >>> of_maths = TaskSummary({"numerical": 40}, 35, 5, share=1.0, reward_kind="binary")
+    >>> table = summary_table(Summary({"maths": of_maths}, 0, []))
+    >>> Console(file=sys.stdout, width=80).print(table)
+    Data
+     task   problem types  training  held out   share
+     ────────────────────────────────────────────────
+     maths  numerical            35         5  100.0%
     """
     from rich.markup import escape
 

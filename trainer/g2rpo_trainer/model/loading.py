@@ -110,6 +110,12 @@ def load_policy(
     ------
     RunError
         If there is no such model, it is of another kind, or something about it is missing.
+
+    Examples
+    --------
+    >>> policy = load_policy("builtin", device="cpu")
+    >>> policy.takes_images, policy.takes_videos, policy.has_adapter
+    (True, False, False)
     """
     source = source_of(name, model)
     device = torch.device(device)

@@ -104,6 +104,11 @@ class Task(ABC, Generic[SceneT]):
         Item
             The same for the same arguments, on every machine.
 
+        Raises
+        ------
+        ValueError
+            If there is no such split or level.
+
         Examples
         --------
         >>> from g2rpo_trainer.tasks import TASKS
