@@ -95,8 +95,6 @@ class RewardPool:
         If an argument is out of its range, or an import path names no function.
     TypeError
         If a function cannot be sent to a process.
-    ImportError
-        If there are worker processes and pebble is not installed.
 
     Notes
     -----

@@ -60,8 +60,8 @@ def reward_workers(share: float) -> Iterator[Count]:
                 step = steps_in(folder)
                 time.sleep(draw.uniform(0, 0.3))
                 workers = [each for each in children(process.pid) if _is_worker(each)]
-                # One a step: processes that are killed whenever they start are an error.
-                kills += sum(_kill(each) for each in workers[:1])
+                # Once a step: processes that are killed whenever they start are an error.
+                kills += sum(_kill(each) for each in workers)
             text = end_of(process)
             with outside.trying((turn, text[-300:])):
                 assert process.returncode == 0

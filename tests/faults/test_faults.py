@@ -64,6 +64,15 @@ def test_parts_are_stored_as_they_end_and_left_out_when_it_goes_on(monkeypatch, 
     assert page.read_text().count("| it is so | 3 | 0 | 2 s |") == 2
 
 
+def test_parts_run_at_the_same_time_in_processes_of_their_own(monkeypatch, tmp_path):
+    page = tmp_path / "faults.md"
+    arguments = ["records", "settings", "--share", "0.001", "--workers", "2"]
+    monkeypatch.setattr("sys.argv", ["faults", *arguments, "--output", str(page)])
+    assert main() == 0
+    assert {path.stem for path in tmp_path.glob("faults/*.json")} == {"records", "settings"}
+    assert page.read_text().count("| 0.001 |") == 2
+
+
 def test_what_a_machine_forbids_is_said_and_is_no_success(monkeypatch, tmp_path, capsys):
     def part(share):
         with Count("never").trying():

@@ -9,7 +9,6 @@ from g2rpo.rewards import (
     ACCURACY,
     EXAMPLES,
     MissingLibraryError,
-    RewardPool,
     check_record,
     components,
     score_all,
@@ -23,7 +22,6 @@ HEAVY = [
     "torch",
     "pydantic",
     "multiprocessing.spawn",
-    "pebble",
 ]
 NEEDS = {
     "maths": "math_verify",
@@ -73,15 +71,6 @@ def test_a_missing_library_names_the_extra(problem_type):
         components(record, response)
     with pytest.raises(ImportError, match=f"record 0: .*{message}"):
         score_all([record], [response], workers=0, skip_errors=True)
-
-
-def test_processes_need_pebble(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pebble", None)
-    with pytest.raises(
-        MissingLibraryError, match=r'needs pebble; run: pip install "g2rpo\[rewards\]"'
-    ):
-        RewardPool(1)
-    RewardPool(0).close()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 STAGES = {
@@ -86,19 +87,20 @@ def tracer(counted, stage, line):
 
     def on_line(frame, event, argument):
         if event == "line":
-            counted[stage_of(frame)] += 1
+            counted[stage_of(frame.f_code.co_filename)] += 1
             if counted[stage] == line:
                 os.kill(os.getpid(), signal.SIGKILL)
         return on_line
 
     def on_call(frame, event, argument):
-        return on_line if stage_of(frame) else None
+        return on_line if stage_of(frame.f_code.co_filename) else None
 
     return on_call
 
 
-def stage_of(frame) -> str | None:
-    file = Path(frame.f_code.co_filename)
+@cache
+def stage_of(path: str) -> str | None:
+    file = Path(path)
     return _STAGE_OF.get(file.name) if "g2rpo_trainer" in file.parts else None
 
 
