@@ -211,7 +211,7 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
             ],
         ),
         "## Change",
-        "± half of its 95 % interval, over the items; bold where it is more than that.",
+        "± half of its 95 % interval over the items, each with itself; bold where it is more.",
         markdown_table(
             ["variant", "seed", *tasks, "mean"],
             [
@@ -241,12 +241,11 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
 
 
 def _change(summary: dict[str, Any], task: str) -> str:
-    """Return how much a task's reward rose, the two evaluations taken as independent."""
+    """Return how much a task's reward rose, with its interval item by item."""
     change = summary["after"][task] - summary["before"][task]
-    ends = np.asarray([summary[f"interval_{when}"][task] for when in ("before", "after")])
-    half = float(np.linalg.norm(np.diff(ends, axis=1) / 2))
-    text = f"{change:+.3f} ± {half:.3f}"
-    return f"**{text}**" if abs(change) > half else text
+    low, high = summary["interval_change"][task]
+    text = f"{change:+.3f} ± {(high - low) / 2:.3f}"
+    return text if low <= 0 <= high else f"**{text}**"
 
 
 def _row(values: dict[str, float], tasks: list[str]) -> str:

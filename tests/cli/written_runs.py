@@ -122,6 +122,7 @@ def summary(tasks, steps, gain, seed):
         "after": by_task(after),
         "interval_before": by_task([before - 0.05, before + 0.05]),
         "interval_after": by_task([after - 0.05, after + 0.05]),
+        "interval_change": by_task([gain - 0.04, gain + 0.04]),
         "items": by_task(32),
         "length_before": dict.fromkeys(tasks, 12.0),
         "length_after": dict.fromkeys(tasks, math.nan),

@@ -91,7 +91,8 @@ class Noted:
         value = float(self.steps)
         row = {"items": 4, "low": value - 1, "high": value + 1}
         reward = {"sorting": value, "mean": value}
-        return Evaluation(reward, {"sorting": 3.0}, dict.fromkeys(reward, row))
+        of_items = {"sorting": [value - 1, value, value + 1]}
+        return Evaluation(reward, {"sorting": 3.0}, dict.fromkeys(reward, row), of_items)
 
     def save(self, path, policy, optimizer, state, gathered):
         self.note(f"save {self.steps}")
@@ -186,6 +187,7 @@ def test_the_order_of_a_run(described, noted, tmp_path):
         {"sorting": 3.0, "mean": 3.0},
     )
     assert summary["interval_after"] == {"sorting": [2.0, 4.0], "mean": [2.0, 4.0]}
+    assert summary["interval_change"] == {"sorting": [3.0, 3.0], "mean": [3.0, 3.0]}
     assert summary["items"] == {"sorting": 4, "mean": 4}
     lines = logged(config)
     assert [line["reward"] for line in lines] == [0.1, 0.2, 0.3]

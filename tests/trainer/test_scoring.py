@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from io import StringIO
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from rich.console import Console
 
 from g2rpo.rewards import RewardPool
 from g2rpo_trainer import evaluate, train
-from g2rpo_trainer.answers import Answers, evaluated
+from g2rpo_trainer.answers import Answers, Evaluation, evaluated
 from g2rpo_trainer.config import load_config
 from g2rpo_trainer.data import open_run
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.record import Record
 from g2rpo_trainer.report.display import Display
-from g2rpo_trainer.scoring import Scorer
+from g2rpo_trainer.scoring import Rewards, Scorer
 from g2rpo_trainer.tasks import TASKS
 
 from .conftest import scorer_of
@@ -82,6 +83,33 @@ def test_an_evaluation_has_no_noise_of_single_precision():
     assert json.dumps(found[1].reward) == '{"t": 0.775, "mean": 0.775}'
     assert found[1].detail["t"]["accuracy"] == 0.75
     assert found[0].reward["t"] != 0.775
+
+
+def answered(rewards):
+    """Return the evaluation of one task with two responses to each item."""
+    rewards = np.asarray(rewards, np.float64)
+    flat, items = rewards.ravel(), [RED] * len(rewards)
+    columns = Rewards(flat, flat, np.ones_like(flat), np.zeros_like(flat))
+    lengths = np.full(flat.shape, 7)
+    return evaluated({"t": [Answers(0, items, ["red"] * len(flat), columns, lengths, lengths > 0)]})
+
+
+def test_the_interval_of_a_change_is_over_the_differences_of_items():
+    before = answered([[0, 0], [0, 1], [1, 1], [nan, nan]])
+    after = answered([[0, 1], [1, 1], [1, nan], [0, 1]])
+    low, high = after.change_since(before)["t"]
+    # Of the three items with rewards in both: +.5, +.5, 0; Student's quantile for 2 degrees.
+    half = 4.302653 * np.std([0.5, 0.5, 0], ddof=1) / np.sqrt(3)
+    assert (low, high) == pytest.approx((1 / 3 - half, 1 / 3 + half), abs=1e-6)
+    assert after.change_since(before)["mean"] == [low, high]
+    own = [np.diff(each.interval["t"])[0] for each in (before, after)]
+    assert high - low < np.hypot(*own)
+
+
+def test_evaluations_of_other_items_have_no_interval_of_their_change():
+    before, after = answered([[0, 1], [1, 1]]), answered([[0, 1], [1, 1], [1, 1]])
+    assert np.isnan(after.change_since(before)["t"]).all()
+    assert np.isnan(after.change_since(Evaluation({}, {}, {}))["mean"]).all()
 
 
 def test_weights_are_the_papers_for_ones_own_data_and_can_be_changed(own_data):

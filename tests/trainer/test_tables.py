@@ -12,12 +12,14 @@ from g2rpo_trainer.tasks import TASKS
 KINDS = {"grounding": "dense (IoU)", "ocr": "dense (1 - CER)", "maths": "binary"}
 BEFORE = {"grounding": 0.25, "ocr": 0.5, "maths": 0.75, "mean": 0.5}
 AFTER = {"grounding": 0.75, "ocr": 0.5001, "maths": 0.5, "mean": 0.58}
+CHANGE = {task: AFTER[task] - BEFORE[task] for task in AFTER}
 LENGTHS = {"grounding": 18.0, "ocr": 12.25, "maths": 40.0}
 SUMMARY = {
     "before": BEFORE,
     "after": AFTER,
     "interval_before": {task: [value - 0.041, value + 0.041] for task, value in BEFORE.items()},
     "interval_after": {task: [value - 1.25, value + 1.25] for task, value in AFTER.items()},
+    "interval_change": {name: [gain - 0.03, gain + 0.03] for name, gain in CHANGE.items()},
     "length_before": LENGTHS,
     "length_after": LENGTHS,
 }
@@ -44,8 +46,8 @@ def test_before_after_table():
 
 def test_before_after_table_says_how_sure_it_is():
     cells = cells_of(before_after_table(KINDS, SUMMARY))
-    assert cells[0][2:4] == ["0.250±.04", "0.750±1.25"]
-    assert cells[-1][2:4] == ["0.500±.04", "0.583±1.25"]
+    assert cells[0][2:5] == ["0.250±.04", "0.750±1.25", "+0.500±.03"]
+    assert cells[-1][2:5] == ["0.500±.04", "0.583±1.25", "+0.083±.03"]
 
 
 def test_an_interval_from_few_items_is_left_out():
@@ -68,6 +70,7 @@ def test_the_table_of_the_builtin_tasks_fits_a_terminal():
         "after": rewards,
         "interval_before": dict.fromkeys(rewards, ends),
         "interval_after": dict.fromkeys(rewards, ends),
+        "interval_change": dict.fromkeys(rewards, ends),
         "length_before": dict.fromkeys(kinds, 12.0),
         "length_after": dict.fromkeys(kinds, 12.0),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -95,11 +95,14 @@ class Evaluation:
         For each task and ``"mean"``: number of ``items``, ``low`` and ``high`` end of the 95 %
         confidence interval of the mean reward, mean reward of the ``best`` of all responses to an
         item; for each task also ``best_of``, by k = 1, 2, 4, …, and the means of the components.
+    item_rewards : dict of str to list of float
+        Mean reward of each item of a task, in their order; NaN where all are absent.
     """
 
     reward: dict[str, float]
     length: dict[str, float]
     detail: dict[str, dict[str, Any]]
+    item_rewards: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def interval(self) -> dict[str, list[float]]:
@@ -110,6 +113,37 @@ class Evaluation:
     def items(self) -> dict[str, int]:
         """Number of items behind each mean reward."""
         return {task: of["items"] for task, of in self.detail.items()}
+
+    def change_since(self, before: Evaluation) -> dict[str, list[float]]:
+        """Return the ends of the 95 % confidence interval of each mean reward's change.
+
+        Both evaluations have answered the same items, so the interval is that of the mean of their
+        differences, item by item: it is narrower than those of the two means together.
+
+        Parameters
+        ----------
+        before : Evaluation
+            Earlier evaluation of the same run.
+
+        Returns
+        -------
+        dict of str to list of float
+            By task, and ``"mean"``; NaN with fewer than two items, or if their numbers differ.
+
+        Examples
+        --------
+        >>> first, last = (Evaluation({}, {}, {}, {"ocr": r}) for r in ([0, 0.5, 1], [0.1, 0.7, 1]))
+        >>> [round(end, 3) for end in last.change_since(first)["ocr"]]
+        [-0.148, 0.348]
+        """
+        changes = {}
+        for task, rewards in self.item_rewards.items():
+            earlier = before.item_rewards.get(task, [])
+            same = len(earlier) == len(rewards)
+            differences = np.subtract(rewards, earlier) if same else np.zeros(0)
+            changes[task] = mean_estimate(differences, np.arange(len(differences)))
+        changes["mean"] = mean_of_estimates(list(changes.values()))
+        return {task: list(change.interval()) for task, change in changes.items()}
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of an evaluation during a run; tasks without items have none.
@@ -185,6 +219,7 @@ def evaluated(
             **{task: result.detail() for task, result in results.items()},
             "mean": _summary(mean, best),
         },
+        {task: result.item_rewards for task, result in results.items()},
     )
 
 
@@ -197,6 +232,8 @@ class _TaskResult:
         self._groups = np.arange(items).repeat(self._generations)
         self.length = float(lengths.mean()) if items else math.nan
         self.mean = mean_estimate(rewards.reward, self._groups)
+        of_items = rewards.reward.reshape(items, self._generations)
+        self.item_rewards = [_mean_of_present(of_item) for of_item in of_items]
         self.best = self._best_of(self._generations)
 
     def detail(self) -> dict[str, Any]:

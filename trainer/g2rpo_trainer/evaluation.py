@@ -60,8 +60,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …}``, the
-        attributes of :class:`Evaluation`.
+        ``{"reward": {task: mean, …, "mean": …}, "length": {task: mean tokens}, "detail": …,
+        "item_rewards": {task: [mean, …]}}``, the attributes of :class:`Evaluation`.
 
     Raises
     ------

@@ -335,6 +335,7 @@ class _Run:
             "after": after.reward,
             "interval_before": before.interval,
             "interval_after": after.interval,
+            "interval_change": after.change_since(before),
             "items": after.items,
             "length_before": before.length,
             "length_after": after.length,

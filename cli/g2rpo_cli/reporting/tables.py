@@ -61,18 +61,18 @@ def _of_run(run: Run, label: str) -> Table:
                     Cell(task),
                     Cell(_with_half(*before)),
                     Cell(_with_half(*after)),
-                    _change(before, after),
+                    _change(run, task),
                     *_course(run, task),
                 ],
             )
         )
     if "mean" in _shown(run):
         before, after = (_interval(run, when, "mean") for when in ("before", "after"))
-        ends = [Cell(_with_half(*before)), Cell(_with_half(*after)), _change(before, after)]
+        ends = [Cell(_with_half(*before)), Cell(_with_half(*after)), _change(run, "mean")]
         rows.append(Row(None, [Cell("mean"), *ends, *[Cell("")] * 4]))
     caption = (
         f"{label + ': h' if label else 'H'}eld-out reward with 95 % intervals over the items; a "
-        "change is coloured if it is larger than both intervals together. Length, entropy, signal: "
+        "change, item by item, is coloured if its interval leaves out 0. Length, entropy, signal: "
         f"means of the last {_LAST} steps."
     )
     return Table(caption, _headings(), rows)
@@ -167,13 +167,16 @@ def _interval(run: Run, when: str, task: str) -> Interval:
     return mean, low, high
 
 
-def _change(before: Interval, after: Interval) -> Cell:
-    change = after[0] - before[0]
-    if math.isnan(change):
+def _change(run: Run, task: str) -> Cell:
+    """Return the change of a run's reward with its interval, which older runs do not have."""
+    before, after = (run.summary.get(when, {}).get(task) for when in ("before", "after"))
+    if not run.is_finished or before is None or after is None:
         return Cell("–")
-    # The two evaluations share items and random numbers, so this is on the safe side.
-    room = math.hypot(before[2] - before[1], after[2] - after[1]) / 2
-    return Cell(f"{change:+.3f}", "good" if change > room else "bad" if change < -room else "")
+    low, high = run.summary.get("interval_change", {}).get(task) or (None, None)
+    if low is None or high is None:
+        return Cell(f"{after - before:+.3f}")
+    mark = "good" if low > 0 else "bad" if high < 0 else ""
+    return Cell(f"{after - before:+.3f} ± {(high - low) / 2:.3f}", mark)
 
 
 def _with_half(mean: float, low: float, high: float) -> str:

@@ -104,16 +104,15 @@ def _compared(
     before, after, length_before, length_after = values
     known: Mapping[str, Any] = summary if is_sure else {}
     return [
-        _with_interval(before, known.get("interval_before", {}).get(task)),
-        _with_interval(after, known.get("interval_after", {}).get(task)),
-        _change(after - before),
+        _with_interval(Text(_number(before)), known.get("interval_before", {}).get(task)),
+        _with_interval(Text(_number(after)), known.get("interval_after", {}).get(task)),
+        _with_interval(_change(after - before), known.get("interval_change", {}).get(task)),
         Text(f"{_number(length_before, 1)} → {_number(length_after, 1)}"),
     ]
 
 
-def _with_interval(value: float, ends: Sequence[float] | None) -> Text:
-    """Return a number with half of its interval, in two digits: a row has 80 columns."""
-    text = Text(_number(value))
+def _with_interval(text: Text, ends: Sequence[float] | None) -> Text:
+    """Append half of a number's interval, in two digits: a row has 80 columns."""
     if ends is not None and not math.isnan(ends[0]):
         half = f"{(ends[1] - ends[0]) / 2:.2f}"
         text.append(f"±{half.removeprefix('0')}", style="dim")
