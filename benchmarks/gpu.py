@@ -23,16 +23,17 @@ from typing import Any
 LIMITS = {
     "versions": 15,
     "attention": 35,
-    "tests": 70,
-    "repeats": 55,
-    "ratios": 35,
-    "decoding": 45,
-    "update": 40,
-    "blocks": 50,
-    "head": 45,
+    "tests": 60,
+    "repeats": 50,
+    "ratios": 30,
+    "decoding": 40,
+    "compiled": 45,
+    "update": 35,
+    "blocks": 45,
+    "head": 40,
     "adamw": 25,
     "advantages": 15,
-    "builtin": 50,
+    "builtin": 45,
 }
 # A CPU takes longer to begin.
 REHEARSAL = 240
@@ -88,10 +89,11 @@ def _run(name: str, *, rehearse: bool) -> dict[str, Any]:
 
 
 def _measured(name: str, *, rehearse: bool) -> dict[str, Any]:
-    import _gpu_parts
+    from _gpu_parts import PARTS
+    from _gpu_tools import Sizes
 
     try:
-        return _gpu_parts.PARTS[name](_gpu_parts.Sizes.of(rehearse))
+        return PARTS[name](Sizes.of(rehearse))
     except ImportError as error:
         return {"skipped": str(error)}
 

@@ -37,6 +37,7 @@ def test_the_other_parts_can_be_rehearsed():
         "attention",
         "ratios",
         "decoding",
+        "compiled",
         "update",
         "blocks",
         "head",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from g2rpo_trainer.checkpoint import restore_checkpoint, save_checkpoint
 from g2rpo_trainer.config import Model, TrainConfig
 from g2rpo_trainer.files import checksum_fault
 from g2rpo_trainer.model.loading import load_policy
+from g2rpo_trainer.model.reading import read_parts
 from g2rpo_trainer.optimizer import make_optimizer, optimizer_tensors
 
 from . import tiny_models
@@ -79,6 +81,33 @@ def test_one_process_reads_what_two_have_written(saved):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(found[key], value), key
+
+
+def mapped_files(weights):
+    """Return the files that the memory of weights is mapped from, None where it is none."""
+    areas = []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        area, *_, inode, path = (line + " ").split(" ", 5)
+        first, last = (int(end, 16) for end in area.split("-"))
+        areas.append((first, last, path.strip() if int(inode) else None))
+    found = set()
+    for weight in weights:
+        at = weight.data_ptr()
+        found.add(next((path for first, last, path in areas if first <= at < last), None))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_whole_weights_are_mapped_and_not_copied_before_they_are_divided(saved):
+    """The processes of a machine share the pages of the files, and copy their own rows."""
+    folder, dtype, _ = saved
+    for path in checkpoints(folder):
+        model, _ = read_parts(str(path), Model(dtype=dtype))
+        files = mapped_files(model.parameters())
+        assert files == {str(file) for file in path.glob("model*.safetensors")}
+        copies = [weight.detach().clone() for weight in model.parameters()]
+        assert mapped_files(copies).isdisjoint(files)
 
 
 @pytest.mark.slow

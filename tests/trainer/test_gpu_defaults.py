@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +14,22 @@ import transformers
 from g2rpo_trainer import evaluate, loop, sampling, train
 from g2rpo_trainer.config import Model, Rollout, load_config
 from g2rpo_trainer.device import deterministic_kernels, dtype_on
+from g2rpo_trainer.estimate import estimate_memory
 from g2rpo_trainer.model import loading
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.model_shape import kv_cache, model_shape, wants_checkpointing
+from g2rpo_trainer.row_cost import (
+    BLOCK_COST,
+    CPU_COST,
+    CUDA_COST,
+    keys_of_a_token,
+    responses_per_row,
+)
 from g2rpo_trainer.sampling import fitting_rows, sample
+from g2rpo_trainer.step_time import GPUS, step_seconds
 from g2rpo_trainer.vllm_engine import memory_share
 
-from .model_sizes import text_config
+from .model_sizes import H100, run_of, shape_of, text_config
 
 GIGABYTE = 2**30
 
@@ -86,7 +96,9 @@ def test_a_loaded_model_checkpoints_by_itself(folders, monkeypatch, free, expect
 
 def test_rows_of_a_rollout_are_bounded_by_free_memory(large, monkeypatch):
     assert kv_cache(large).bytes(1, 1) == 2 * 28 * 8 * 128 * 2
-    policy = SimpleNamespace(model=large, device=torch.device("cuda"), padding=lambda width: 0)
+    policy = SimpleNamespace(
+        model=large, device=torch.device("cuda"), buffer_size=lambda width: width
+    )
     rows = {}
     for free in (10, 60):
         monkeypatch.setattr(sampling, "free_memory", lambda device, free=free: free * GIGABYTE)
@@ -105,7 +117,9 @@ def test_a_sliding_window_leaves_room_for_more_rows(large, monkeypatch):
     config = copy.deepcopy(large.config)
     config.layer_types, config.sliding_window = kinds, 128
     windowed = SimpleNamespace(config=config, dtype=large.dtype, modules=large.modules)
-    policy = SimpleNamespace(model=windowed, device=torch.device("cuda"), padding=lambda width: 0)
+    policy = SimpleNamespace(
+        model=windowed, device=torch.device("cuda"), buffer_size=lambda width: width
+    )
     token = 2 * 8 * 128 * 2
     assert kv_cache(windowed).bytes(1, 2048) == 14 * (2048 + 127) * token
     monkeypatch.setattr(sampling, "free_memory", lambda device: 10 * GIGABYTE)
@@ -172,3 +186,39 @@ def test_presets_and_defaults_agree_on_a_gpu():
     """Presets that name a dtype name the default of a GPU."""
     for preset in ("text", "vlm", "vlm-lora"):
         assert load_config(preset).model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("attention", "is_gpu", "expected"),
+    [("auto", False, CPU_COST), ("auto", True, BLOCK_COST), ("sdpa", True, CUDA_COST)],
+)
+def test_packed_rows_are_counted_by_the_cost_on_the_device(attention, is_gpu, expected):
+    overrides = {"model.attention": attention, "optimization.micro_batch_tokens": 100_000}
+    shape, config = shape_of("1.7B"), run_of("1.7B", **overrides)
+    found = estimate_memory(config, shape=shape, gpu_free=H100.free if is_gpu else None).work
+    prompt, response, each = found.prompt, found.completion, config.rollout.num_generations
+    packed = responses_per_row(prompt, response, each, shape.text.hidden, expected)
+    assert found.row == prompt + packed * response
+    assert found.keys == keys_of_a_token(prompt, response, packed, expected.block)
+    assert (found.keys < found.row) == (expected is BLOCK_COST)
+
+
+def test_a_row_has_no_more_tokens_than_a_pass():
+    """As in the update, where a group that is too long is divided."""
+    found = estimate_memory(run_of("1.7B"), shape=shape_of("1.7B"), gpu_free=H100.free).work
+    assert found.tokens == 4096
+    assert found.row == found.prompt + 3 * found.completion == 4096
+    assert found.predicted == 3 * found.completion
+
+
+def test_a_model_without_block_masks_is_counted_under_dense_ones():
+    shape = shape_of("1.7B")
+    assert shape.takes_blocks
+    config, given = run_of("1.7B"), {"gpu_free": H100.free}
+    dense = estimate_memory(config, shape=replace(shape, takes_blocks=False), **given)
+    sdpa = run_of("1.7B", **{"model.attention": "sdpa"})
+    assert dense.work == estimate_memory(sdpa, shape=shape, **given).work
+    blocks = estimate_memory(config, shape=shape, **given)
+    assert (
+        step_seconds(blocks, GPUS["H100"])["update"] < step_seconds(dense, GPUS["H100"])["update"]
+    )

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from g2rpo_trainer import train
+from g2rpo_trainer.decoding import step
 from g2rpo_trainer.logprobs import completion_logprobs
 from g2rpo_trainer.model.policy_model import Shortcuts
 from g2rpo_trainer.optimizer import MasterAdamW
 from g2rpo_trainer.prompts.batching import Prompts
 from g2rpo_trainer.sampling import sample
+from g2rpo_trainer.shortcuts import with_compiled_decoding
 
 from .shared_prompt_models import GROUPS, MASK, make, make_prompts, make_responses
 
@@ -56,6 +58,33 @@ def test_responses_are_those_of_a_cpu(name, device):
     ours, theirs = found
     assert torch.equal(ours.tokens, theirs.tokens.cpu())
     torch.testing.assert_close(ours.logprobs, theirs.logprobs.cpu(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_recorded_step_draws_the_same_tokens(name, device):
+    """On a GPU all tokens but the first two are replays of a CUDA graph."""
+    policy = replace(moved(make(name), device), eos_ids=())
+    prompts, found = on(device, make_prompts(policy)), []
+    # Twice, as the memory of the first graph is given back.
+    for run in (step, step, None):
+        torch.manual_seed(4)
+        options = {"num_generations": 3, "max_completion_length": 20}
+        found.append(sample(replace(policy, compiled_step=run), prompts, **options))
+    for ours in found[:2]:
+        assert torch.equal(ours.tokens, found[2].tokens)
+        torch.testing.assert_close(ours.logprobs, found[2].logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_compiled_step_is_recorded():
+    policy = with_compiled_decoding(moved(make("llama"), "cuda"))
+    assert policy.compiled_step is not None
+    found = []
+    for each in (policy, replace(policy, compiled_step=None)):
+        torch.manual_seed(4)
+        prompts = on("cuda", make_prompts(policy))
+        found.append(sample(each, prompts, num_generations=3, max_completion_length=20))
+    assert torch.equal(found[0].tokens, found[1].tokens)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

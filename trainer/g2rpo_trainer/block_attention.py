@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from g2rpo._shown import typed_error_text
+from g2rpo_trainer.config import Model
 
 NAME = "g2rpo_blocks"
 """Name of the attention in a model's configuration in memory; it is never saved."""
@@ -86,18 +87,31 @@ def use_blocks(model: Any) -> None:
     model.config.get_text_config()._attn_implementation = NAME
 
 
-def blocks_obstacle(model: Any) -> str | None:
-    """Return why a model cannot take block masks on its device, or None.
+def wants_blocks(options: Model, *, is_gpu: bool) -> bool:
+    """Tell whether section ``model`` asks for block masks on a device."""
+    return is_gpu and options.attention == "auto"
 
-    One small attention with the model's heads, forward and backward, is compared with the same
-    under a dense mask.
-    """
+
+def config_obstacle(model: Any) -> str | None:
+    """Return why a model cannot take block masks as far as its configuration tells, or None."""
     text = model.config.get_text_config()
     if text._attn_implementation != "sdpa":
         return f"its attention is {text._attn_implementation!r}"
     types = [part.model_type.removesuffix("_text") for part in (model.config, text)]
     if untested := [each for each in types if each not in ARCHITECTURES]:
         return f"{untested[0]!r} is not among the architectures that are tested with block masks"
+    return None
+
+
+def blocks_obstacle(model: Any) -> str | None:
+    """Return why a model cannot take block masks on its device, or None.
+
+    One small attention with the model's heads, forward and backward, is compared with the same
+    under a dense mask.
+    """
+    if obstacle := config_obstacle(model):
+        return obstacle
+    text = model.config.get_text_config()
     try:
         return _disagreement(text, model.device, model.dtype)
     # Kernels are compiled here for the first time, which fails in many ways.

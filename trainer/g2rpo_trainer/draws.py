@@ -34,9 +34,12 @@ class Draws(LogitsProcessor):
     """
 
     def __init__(self, policy: Policy, uniforms: torch.Tensor, temperature: float) -> None:
-        self._policy, self._uniforms, self._temperature = policy, uniforms, temperature
-        self._logprobs: list[torch.Tensor] = []
-        self._entropies: list[torch.Tensor] = []
+        self._policy, self._temperature = policy, temperature
+        # Some devices take one step more than there are tokens, and forget it.
+        self._uniforms = pad(uniforms, (0, 1))
+        shape = (2, *self._uniforms.shape)
+        self._values = torch.zeros(shape, dtype=torch.float32, device=uniforms.device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=uniforms.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (N, V), uint8: 1 at the token of each row, else 0."""
@@ -48,16 +51,17 @@ class Draws(LogitsProcessor):
         """Draw the next token of each row, (N,), from the model's logits (N, V)."""
         logits = self._policy.masked_logits(scores, self._temperature)
         logprobs = logits.log_softmax(-1)
-        # Some devices take one step more than there are tokens, and forget it.
-        place = min(len(self._logprobs), self._uniforms.shape[1] - 1)
-        tokens = draw(logprobs, self._uniforms[:, place])
-        self._logprobs.append(logprobs.gather(-1, tokens[:, None])[:, 0])
-        self._entropies.append(g2rpo.entropy_from_logits(logits))
+        tokens = draw(logprobs, self._uniforms.index_select(1, self._place)[:, 0])
+        drawn = logprobs.gather(-1, tokens[:, None])[:, 0]
+        found = torch.stack([drawn, g2rpo.entropy_from_logits(logits)])
+        self._values.index_copy_(2, self._place, found[..., None])
+        self._place.add_(1)
         return tokens
 
     def values(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities and entropies of all tokens drawn, (N, T)."""
-        return torch.stack(self._logprobs, dim=1), torch.stack(self._entropies, dim=1)
+        """Return log-probabilities and entropies of the tokens drawn, (N, T + 1); 0 behind them."""
+        logprobs, entropies = self._values
+        return logprobs, entropies
 
 
 def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

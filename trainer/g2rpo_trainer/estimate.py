@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from g2rpo._shown import error_text
 
+from .block_attention import wants_blocks
 from .config import Model, Rollout, TrainConfig
 from .errors import RunError
 from .model.reading import meta_model
 from .model_shape import ADAMW, ModelShape, Stack, model_shape, wants_checkpointing
 from .optimizer import BUCKET
-from .row_cost import responses_per_row
+from .row_cost import CPU_COST, AttentionCost, cost_on, keys_of_a_token, responses_per_row
 
 ASSUMED_PROMPT = 1024
 """Tokens of a prompt where ``rollout.max_prompt_length`` is null."""
@@ -67,6 +68,8 @@ class Workload(NamedTuple):
         Tokens of one pass of the update.
     row : int
         Tokens of a row of it.
+    keys : float
+        Mean number of keys that are computed for one of them, seen or masked.
     predicted : int
         Response tokens in it.
     passes : int
@@ -84,6 +87,7 @@ class Workload(NamedTuple):
     engine: str
     tokens: int
     row: int
+    keys: float
     predicted: int
     passes: int
 
@@ -185,7 +189,9 @@ def estimate_memory(
         tokens = _prompt_tokens(config.rollout, shape) + config.rollout.max_completion_length
         free = gpu_free - sum(common.values())
         limit = rows_that_fit(shape.cache.bytes(1, tokens), shape.vocabulary, free)
-    work = workload(config, shape, ranks, limit)
+    in_blocks = shape.takes_blocks and wants_blocks(config.model, is_gpu=is_gpu)
+    attention = cost_on(is_gpu=is_gpu, in_blocks=in_blocks)
+    work = workload(config, shape, ranks, limit, attention)
     kept, working = activation_bytes(shape, work, checkpointing)
     update = {**common, "gradients": gradients, "activations": kept}
     adamw = ADAMW.step * shape.trained // parts
@@ -230,13 +236,18 @@ def _prompt_tokens(rollout: Rollout, shape: ModelShape) -> int:
 
 
 def workload(
-    config: TrainConfig, shape: ModelShape, ranks: int = 1, limit: int | None = None
+    config: TrainConfig,
+    shape: ModelShape,
+    ranks: int = 1,
+    limit: int | None = None,
+    attention: AttentionCost = CPU_COST,
 ) -> Workload:
     """Return the rows and tokens of each of so many ranks.
 
     Responses are counted at their limit. Prompts have ``rollout.max_prompt_length`` tokens; if that
     is null, :data:`ASSUMED_PROMPT`, or what the response leaves of the model's context. At most
-    ``limit`` rows are sampled at once if ``rollout.batch_size`` is null.
+    ``limit`` rows are sampled at once if ``rollout.batch_size`` is null. ``attention`` is the cost
+    of a pair of tokens on their device.
     """
     rollout, data = config.rollout, config.data
     completion, each = rollout.max_completion_length, rollout.num_generations
@@ -248,11 +259,14 @@ def workload(
     evaluated = evaluated if limit is None else min(evaluated, max(limit, data.eval_generations))
     rows = max(at_once, evaluated)
     shares = rollout.shared_prompts != "off"
-    packed = responses_per_row(prompt, completion, each, shape.text.hidden) if shares else 1
-    row = prompt + packed * completion
+    packed = 1
+    if shares:
+        packed = responses_per_row(prompt, completion, each, shape.text.hidden, attention)
+    budget = config.optimization.micro_batch_tokens
     # A pass has at least one response, and at most all.
-    single, everything = prompt + completion, sampled // packed * row
-    tokens = max(single, min(config.optimization.micro_batch_tokens, everything))
+    packed = max(1, min(packed, (budget - prompt) // completion))
+    row = prompt + packed * completion
+    tokens = max(row, min(budget, sampled // packed * row))
     return Workload(
         prompt=prompt,
         completion=completion,
@@ -263,7 +277,8 @@ def workload(
         sampled_at_once=at_once,
         engine=rollout.engine,
         tokens=tokens,
-        row=min(row, tokens),
+        row=row,
+        keys=keys_of_a_token(prompt, completion, packed, attention.block if shares else None),
         predicted=round(tokens * packed * completion / row),
         passes=(config.optimization.beta > 0) + (rollout.engine == "vllm"),
     )

@@ -25,7 +25,7 @@ from .model.policy_model import Policy
 from .prompts.chat import whole_responses
 from .prompts.encoding import Prompt, join_prompts
 from .sampling import Sampler, sample_with_policy
-from .shortcuts import choose_shortcuts
+from .shortcuts import choose_shortcuts, with_compiled_decoding
 from .vllm import open_sampler
 
 # The same in every evaluation, so that models compare.
@@ -85,10 +85,14 @@ def evaluate(
     kernels = run_kernels(config.model)
     with join_ranks() as ranks, kernels, Scorer(config.rewards, data, source) as scorer:
         policy = load_run_policy(config, model, ranks=ranks)
-        if data.eval_generations > 1:  # a single response shares its prompt with none
+        compiles = config.rollout.compile
+        # A single response shares its prompt with none.
+        if data.eval_generations > 1 or compiles:
             policy = choose_shortcuts(
                 policy, config.rollout.shared_prompts, seed=config.seed, ranks=ranks
             )
+        if compiles:
+            policy = with_compiled_decoding(policy, seed=config.seed, ranks=ranks)
         named = config.model.model_copy(update={"name": model})
         engine = open_sampler(config.model_copy(update={"model": named}), policy, ranks)
         count = len(source.tasks) * data.eval_items

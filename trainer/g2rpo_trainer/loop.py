@@ -42,7 +42,7 @@ from .model.policy_model import Policy, Shortcuts
 from .optimizer import make_optimizer
 from .prompts.ahead import PromptReader
 from .rollouts import Collector
-from .shortcuts import choose_shortcuts
+from .shortcuts import choose_shortcuts, with_compiled_decoding
 from .step import StepResult, training_step
 from .update import Learner
 from .vllm import open_sampler
@@ -173,6 +173,8 @@ class _Run:
             self.policy = choose_shortcuts(
                 self.policy, config.rollout.shared_prompts, seed=config.seed, ranks=self.ranks
             )
+        if config.rollout.compile:
+            self.policy = with_compiled_decoding(self.policy, seed=config.seed, ranks=self.ranks)
         if self.reference is not None:
             self.reference = replace(self.reference, shortcuts=self.policy.shortcuts)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .block_attention import config_obstacle
 from .model.adapting import vision_tower
 
 
@@ -137,6 +138,9 @@ class ModelShape:
     cache : KVCache
     can_checkpoint : bool
         Whether its layers can be computed twice in the update.
+    takes_blocks : bool
+        Whether packed rows may skip pairs that no token sees
+        (:mod:`g2rpo_trainer.block_attention`).
     """
 
     item: int
@@ -156,6 +160,7 @@ class ModelShape:
     context: int | None
     cache: KVCache
     can_checkpoint: bool
+    takes_blocks: bool
 
     @property
     def optimizer_bytes(self) -> int:
@@ -211,6 +216,7 @@ def model_shape(model: Any) -> ModelShape:
         context=_width(text, "max_position_embeddings") or None,
         cache=kv_cache(model),
         can_checkpoint=model.supports_gradient_checkpointing,
+        takes_blocks=config_obstacle(model) is None,
     )
 
 

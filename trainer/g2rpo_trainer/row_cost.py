@@ -37,9 +37,14 @@ BLOCK_COST = AttentionCost(2.0, BLOCK)
 
 def attention_cost(policy: Policy) -> AttentionCost:
     """Return the cost of attention over packed rows of a policy on its device."""
-    if policy.block_masks:
+    return cost_on(is_gpu=policy.device.type == "cuda", in_blocks=policy.block_masks)
+
+
+def cost_on(*, is_gpu: bool, in_blocks: bool) -> AttentionCost:
+    """Return the cost of attention over packed rows on a CUDA device or a CPU."""
+    if in_blocks:
         return BLOCK_COST
-    return CUDA_COST if policy.device.type == "cuda" else CPU_COST
+    return CUDA_COST if is_gpu else CPU_COST
 
 
 def responses_per_row(

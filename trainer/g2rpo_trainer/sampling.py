@@ -242,7 +242,7 @@ def fitting_rows(policy: Policy, width: int) -> int | None:
     if free is None or is_fixed:
         return None
     vocabulary = policy.model.config.get_text_config().vocab_size
-    row = kv_cache(policy.model).bytes(1, width + policy.padding(width))
+    row = kv_cache(policy.model).bytes(1, policy.buffer_size(width))
     return rows_that_fit(row, vocabulary, free)
 
 

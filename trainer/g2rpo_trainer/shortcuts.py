@@ -18,14 +18,16 @@ import torch
 
 from g2rpo._shown import typed_error_text
 
+from .decoding import CompiledStep
 from .distributed import Ranks
 from .logprobs import FromHidden, packed_predictions, plain_predictions
-from .model.policy_model import Policy, Shortcuts
+from .model.policy_model import ALIGNED, Policy, Shortcuts
 from .packing import packing_obstacle
 from .prompts.batching import Inputs, select_rows
 from .prompts.encoding import encode_prompts
 from .record import Record
 from .sampling import Completions, prepared_rows, sample_endless
+from .sharding import is_sharded
 
 _logger = logging.getLogger(__name__)
 
@@ -107,6 +109,58 @@ def choose_shortcuts(
     if ranks.is_main:
         _logger.info("shortcuts of %s: %s", policy.name, chosen)
     return replace(policy, shortcuts=chosen)
+
+
+def with_compiled_decoding(
+    policy: Policy,
+    *,
+    seed: int = 0,
+    ranks: Ranks = Ranks(),
+    prompts: Inputs | None = None,
+) -> Policy:
+    """Return a policy whose decoding of a token is compiled, if its model allows it; a collective.
+
+    A few responses are sampled and compared with the plain pass over them.
+
+    Parameters
+    ----------
+    policy : Policy
+        Policy with its shortcuts.
+    seed, ranks, prompts
+        As of :func:`choose_shortcuts`.
+
+    Returns
+    -------
+    Policy
+        The same policy if compilation is not possible; a warning of the log says why.
+    """
+    compiled = replace(policy, compiled_step=CompiledStep(), pad_to_multiple_of=ALIGNED)
+    own = _compilation_obstacle(compiled, seed, prompts)
+    obstacle = next((each for each in ranks.gather_objects(own) if each is not None), None)
+    if obstacle is None:
+        return compiled
+    if ranks.is_main:
+        _logger.warning("the decoding of a token is not compiled: %s", obstacle)
+    return policy
+
+
+@torch.no_grad()
+def _compilation_obstacle(policy: Policy, seed: int, prompts: Inputs | None) -> str | None:
+    """Return why the decoding of a token cannot be compiled, or None."""
+    if is_sharded(policy.model):
+        return "the model is sharded over processes"
+    if not policy.shortcuts.shared_rollouts:
+        return "prompts are not shared in the rollouts"
+    if obstacle := packing_obstacle(policy.model):
+        return obstacle
+    prompt = prompts or _example_prompt(policy)
+    groups = torch.zeros(_RESPONSES, dtype=torch.int64, device=policy.device)
+    samples, obstacle = _samples(policy, prompt, seed, shares=True)
+    if obstacle is not None:
+        return obstacle
+    plain = plain_predictions(policy, prompt, groups, samples.tokens, samples.mask).values()[0]
+    passes = _PASSES.get(policy.model.dtype, _PASSES_16_BIT)
+    return _disagreement(samples.logprobs, plain, passes)
 
 
 def _known_obstacles(policy: Policy, shared_prompts: str) -> dict[str, str]:
@@ -201,6 +255,7 @@ def _samples(
             return sample_endless(policy, rows, uniforms), None
         except Exception as error:
             obstacle = typed_error_text(error)
+            policy = replace(policy, compiled_step=None)
     repeated = select_rows(prompt, torch.zeros(_RESPONSES, dtype=torch.int64))
     return sample_endless(policy, repeated, uniforms), obstacle
 

@@ -77,9 +77,9 @@ def step_seconds(estimate: Estimate, gpu: Gpu) -> dict[str, Range]:
     Notes
     -----
     Responses are counted at their limit. A forward pass takes 2 operations a weight and token, and
-    4 a layer, token, earlier token and entry of the heads' width; a backward pass twice that, once
-    where the weights are frozen; checkpointing a forward pass more. Communication between ranks
-    and the scoring of responses are left out.
+    4 a layer, token, key that is computed for it and entry of the heads' width; a backward pass
+    twice that, once where the weights are frozen; checkpointing a forward pass more. Communication
+    between ranks and the scoring of responses are left out.
 
     Examples
     --------
@@ -119,10 +119,9 @@ def _seconds(estimate: Estimate, gpu: Gpu, shares: Shares) -> dict[str, float]:
 def update_operations(estimate: Estimate) -> float:
     """Return the operations of one rank's passes over all responses of a step."""
     work = estimate.work
-    packed = max(1, (work.row - work.prompt) // work.completion)
+    packed = (work.row - work.prompt) // work.completion
     rows = -(-work.sampled // packed)
-    # Of packed rows the pairs of tokens that are masked are computed, too.
-    body = _forward(estimate, work.row) * work.row * rows
+    body = _forward(estimate, work.keys) * work.row * rows
     head = _head(estimate) * work.sampled * work.completion
     passes = 3 if estimate.shape.text.is_trained else 2
     passes += estimate.checkpointing

@@ -121,6 +121,7 @@ SHARED: dict[str, Rule] = {
     "rollout.dynamic_sampling.band": _draws_again(lost(_SAMPLING)),
     "rollout.dynamic_sampling.max_tries": _draws_again(lost(_SAMPLING)),
     "rollout.shared_prompts": spare("changes the speed alone"),
+    "rollout.compile": spare("changes the speed alone"),
     "task_weights.adapt": lost_unless(0, _ADAPTED),
     "task_weights.rate": _adapts(lost(_ADAPTED)),
     "task_weights.low": _adapts(lost(_ADAPTED)),

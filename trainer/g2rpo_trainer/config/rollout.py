@@ -106,6 +106,11 @@ class Rollout(Section):
         description="compute a prompt once for all of its responses: auto in tested architectures, "
         "try in all that pass the check at the start of a run",
     )
+    compile: bool = Field(
+        default=False,
+        description="compile the decoding of a token with `torch.compile`, and record it as a CUDA "
+        "graph on a GPU; each new number of rows takes seconds to minutes first",
+    )
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -115,6 +120,10 @@ class Rollout(Section):
                     f"limits.{task} is {limit}, but must be from 1 to rollout.max_completion_length"
                     f" {self.max_completion_length}"
                 )
+        if self.compile and self.engine == "vllm":
+            raise ValueError(
+                "compile is true, but must be false with engine vllm, which compiles by itself"
+            )
         least = self.vllm_importance_sampling_clip_min
         most = self.vllm_importance_sampling_clip_max
         if least is not None and most is not None and least >= most:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def float32_logits(model: Any) -> Iterator[None]:
     if type(head) is not torch.nn.Linear or torch.finfo(head.weight.dtype).bits >= 32:
         yield
         return
-    head.forward = partial(_float32_linear, head)  # type: ignore[method-assign]
+    head.forward = MethodType(_float32_linear, head)  # type: ignore[method-assign]
     try:
         yield
     finally:

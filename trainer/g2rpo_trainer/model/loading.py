@@ -11,7 +11,7 @@ import torch
 from g2rpo_trainer.config import Model, TrainConfig
 from g2rpo_trainer.errors import RunError, memory_advice
 
-from ..block_attention import blocks_obstacle, use_blocks
+from ..block_attention import blocks_obstacle, use_blocks, wants_blocks
 from ..device import free_memory, model_on, resolve_device
 from ..distributed import Ranks
 from ..model_shape import model_shape, wants_checkpointing
@@ -154,7 +154,7 @@ def with_block_masks(policy: Policy, model: Model) -> Policy:
     Only on a GPU, and if ``model.attention`` is ``auto``; where the GPU does not allow it, a line
     of the log says why.
     """
-    if policy.device.type != "cuda" or model.attention != "auto":
+    if not wants_blocks(model, is_gpu=policy.device.type == "cuda"):
         return policy
     obstacle = blocks_obstacle(policy.model)
     if obstacle is not None:

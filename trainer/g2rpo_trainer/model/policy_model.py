@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,10 @@ from .chat_template import (
 )
 
 GENERATION_SETTINGS = "generation_config.json"
-# Row lengths on CUDA, where kernels want aligned rows and are planned for each new shape.
-_ALIGNED = 64
+ALIGNED = 64
+"""Multiple of row lengths on CUDA, where kernels are planned for each new shape."""
+# Multiple of the size of buffers of a compiled step, which is compiled for each.
+_COMPILED = 256
 # Names under which configurations, processors and tokenizers keep the tokens of images, videos and
 # sound, as texts and as numbers.
 _MEDIA_TEXT = re.compile(r"(.*(image|img|video|audio|vision|media)|[be]o[ia]_).*token")
@@ -96,6 +98,9 @@ class Policy:
         decodes in buffers of a fixed size (:mod:`g2rpo_trainer.decoding`).
     block_masks : bool
         Packed rows skip pairs that no token sees (:mod:`g2rpo_trainer.block_attention`).
+    compiled_step : callable or None
+        Decodes a token in place of the plain step
+        (:class:`g2rpo_trainer.decoding.CompiledStep`).
     """
 
     model: Any
@@ -109,6 +114,7 @@ class Policy:
     generation_settings: str | None = None
     pad_to_multiple_of: int = 1
     block_masks: bool = False
+    compiled_step: Callable[..., None] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +152,11 @@ class Policy:
     def padding(self, length: int) -> int:
         """Return the tokens of padding for a row of so many tokens."""
         return -length % self.pad_to_multiple_of
+
+    def buffer_size(self, length: int) -> int:
+        """Return the slots of a buffer of the KV cache for a row of so many tokens."""
+        multiple = self.pad_to_multiple_of if self.compiled_step is None else _COMPILED
+        return length + -length % multiple
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -221,7 +232,7 @@ def make_policy(
         name=name,
         max_prompt_length=max_prompt_length,
         closing_text=closing.text,
-        pad_to_multiple_of=_ALIGNED if model.device.type == "cuda" else 1,
+        pad_to_multiple_of=ALIGNED if model.device.type == "cuda" else 1,
     )
 
 
