@@ -53,23 +53,9 @@ def _of_run(run: Run, label: str) -> Table:
     """Return the table of one run, whose intervals are over its held-out items."""
     rows = []
     for number, task in enumerate(run.tasks):
-        before, after = (_interval(run, when, task) for when in ("before", "after"))
-        rows.append(
-            Row(
-                number,
-                [
-                    Cell(task),
-                    Cell(_with_half(*before)),
-                    Cell(_with_half(*after)),
-                    _change(run, task),
-                    *_course(run, task),
-                ],
-            )
-        )
+        rows.append(Row(number, [Cell(task), *_rewards(run, task), *_course(run, task)]))
     if "mean" in _shown(run):
-        before, after = (_interval(run, when, "mean") for when in ("before", "after"))
-        ends = [Cell(_with_half(*before)), Cell(_with_half(*after)), _change(run, "mean")]
-        rows.append(Row(None, [Cell("mean"), *ends, *[Cell("")] * 4]))
+        rows.append(Row(None, [Cell("mean"), *_rewards(run, "mean"), *[Cell("")] * 4]))
     caption = (
         f"{label + ': h' if label else 'H'}eld-out reward with 95 % intervals over the items; a "
         "change, item by item, is coloured if its interval leaves out 0. Length, entropy, signal: "
@@ -98,12 +84,11 @@ def _of_seeds(group: Group) -> Table:
         ends = [_values(group.runs, when).values() for when in ("before", "after")]
         before, after = ([each.get(task, math.nan) for each in end] for end in ends)
         changes = [late - early for early, late in zip(before, after, strict=True)]
-        change = mean_of_seeds(changes)
         cells = [
             Cell(task),
-            Cell(_estimate(mean_of_seeds(before))),
-            Cell(_estimate(mean_of_seeds(after))),
-            Cell(_estimate(change, sign="+"), _mark(change)),
+            Cell(_with_half(*_estimate(mean_of_seeds(before)))),
+            Cell(_with_half(*_estimate(mean_of_seeds(after)))),
+            _change(*_estimate(mean_of_seeds(changes))),
         ]
         if task == "mean":
             rows.append(Row(None, [*cells, *[Cell("")] * 4]))
@@ -124,7 +109,7 @@ def _difference(group: Group, first: Group) -> Table:
     rows = []
     for number, task in enumerate(_shown(group.runs[0])):
         found = paired_difference(group, first, values, task)
-        cell = Cell(_estimate(found, sign="+"), _mark(found))
+        cell = _change(*_estimate(found))
         rows.append(Row(None if task == "mean" else number, [Cell(task), cell]))
     caption = f"Held-out reward after training, {group.label} less {first.label}, "
     if not shared:
@@ -154,48 +139,40 @@ def _values(runs: Sequence[Run], when: str) -> dict[Path, Mapping[str, float]]:
     }
 
 
-Interval = tuple[float, float, float]
-"""Mean, lower and upper end."""
+def _rewards(run: Run, task: str) -> list[Cell]:
+    """Return a task's reward before and after a run, and its change; older runs lack intervals."""
+    before, after = (
+        _values([run], when)[run.path].get(task, math.nan) for when in ("before", "after")
+    )
+    return [
+        Cell(_with_half(before, *_ends(run, "before", task))),
+        Cell(_with_half(after, *_ends(run, "after", task))),
+        _change(after - before, *_ends(run, "change", task)),
+    ]
 
 
-def _interval(run: Run, when: str, task: str) -> Interval:
-    if not run.is_finished:
-        return math.nan, math.nan, math.nan
-    value = run.summary.get(when, {}).get(task)
+def _ends(run: Run, when: str, task: str) -> tuple[float, float]:
+    """Return the ends of an interval in the summary of a run."""
     ends = run.summary.get(f"interval_{when}", {}).get(task) or (None, None)
-    mean, low, high = (math.nan if each is None else float(each) for each in (value, *ends))
-    return mean, low, high
+    low, high = (math.nan if each is None else float(each) for each in ends)
+    return low, high
 
 
-def _change(run: Run, task: str) -> Cell:
-    """Return the change of a run's reward with its interval, which older runs do not have."""
-    before, after = (run.summary.get(when, {}).get(task) for when in ("before", "after"))
-    if not run.is_finished or before is None or after is None:
-        return Cell("–")
-    low, high = run.summary.get("interval_change", {}).get(task) or (None, None)
-    if low is None or high is None:
-        return Cell(f"{after - before:+.3f}")
-    mark = "good" if low > 0 else "bad" if high < 0 else ""
-    return Cell(f"{after - before:+.3f} ± {(high - low) / 2:.3f}", mark)
+def _change(mean: float, low: float, high: float) -> Cell:
+    """Return a difference, coloured if its interval leaves out 0."""
+    return Cell(_with_half(mean, low, high, "+"), "good" if low > 0 else "bad" if high < 0 else "")
 
 
-def _with_half(mean: float, low: float, high: float) -> str:
+def _with_half(mean: float, low: float, high: float, sign: str = "") -> str:
     if math.isnan(mean):
         return "–"
-    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ± {(high - low) / 2:.3f}"
-
-
-def _estimate(found: Estimate, sign: str = "") -> str:
-    if math.isnan(found.mean):
-        return "–"
-    low, high = found.interval()
-    text = f"{found.mean:{sign}.3f}"
+    text = f"{mean:{sign}.3f}"
     return text if math.isnan(low) else f"{text} ± {(high - low) / 2:.3f}"
 
 
-def _mark(found: Estimate) -> str:
-    low, high = found.interval()
-    return "good" if low > 0 else "bad" if high < 0 else ""
+def _estimate(found: Estimate) -> tuple[float, float, float]:
+    """Return an estimate with the ends of its interval."""
+    return found.mean, *found.interval()
 
 
 def _course(run: Run, task: str) -> list[Cell]:
