@@ -97,10 +97,8 @@ def choose_shortcuts(
     if wanted:
         found = _check(policy, wanted, seed, prompts)
         for name in wanted:
-            per_rank = ranks.gather_objects(found[name])
-            first = next((reason for reason in per_rank if reason is not None), None)
-            if first is not None:
-                reasons[name] = first
+            if (reason := _first(ranks, found[name])) is not None:
+                reasons[name] = reason
     if ranks.is_main:
         for name, reason in reasons.items():
             if reason:
@@ -135,8 +133,7 @@ def with_compiled_decoding(
         The same policy if compilation is not possible; a warning of the log says why.
     """
     compiled = replace(policy, compiled_step=CompiledStep(), pad_to_multiple_of=ALIGNED)
-    own = _compilation_obstacle(compiled, seed, prompts)
-    obstacle = next((each for each in ranks.gather_objects(own) if each is not None), None)
+    obstacle = _first(ranks, _compilation_obstacle(compiled, seed, prompts))
     if obstacle is None:
         return compiled
     if ranks.is_main:
@@ -144,7 +141,11 @@ def with_compiled_decoding(
     return policy
 
 
-@torch.no_grad()
+def _first(ranks: Ranks, obstacle: str | None) -> str | None:
+    """Return the obstacle of the first rank that has one, or None; a collective."""
+    return next((each for each in ranks.gather_objects(obstacle) if each is not None), None)
+
+
 def _compilation_obstacle(policy: Policy, seed: int, prompts: Inputs | None) -> str | None:
     """Return why the decoding of a token cannot be compiled, or None."""
     if is_sharded(policy.model):
@@ -153,14 +154,8 @@ def _compilation_obstacle(policy: Policy, seed: int, prompts: Inputs | None) -> 
         return "prompts are not shared in the rollouts"
     if obstacle := packing_obstacle(policy.model):
         return obstacle
-    prompt = prompts or _example_prompt(policy)
-    groups = torch.zeros(_RESPONSES, dtype=torch.int64, device=policy.device)
-    samples, obstacle = _samples(policy, prompt, seed, shares=True)
-    if obstacle is not None:
-        return obstacle
-    plain = plain_predictions(policy, prompt, groups, samples.tokens, samples.mask).values()[0]
-    passes = _PASSES.get(policy.model.dtype, _PASSES_16_BIT)
-    return _disagreement(samples.logprobs, plain, passes)
+    # Rollouts from shared prompts are what is compiled.
+    return _check(policy, ["shared_rollouts"], seed, prompts)["shared_rollouts"]
 
 
 def _known_obstacles(policy: Policy, shared_prompts: str) -> dict[str, str]:
