@@ -94,7 +94,7 @@ class Shaping:
 
     Notes
     -----
-    What adapts is saved with ``state_dict`` and restored with ``load_state_dict``: the moments of
+    ``state_dict`` returns all that adapts, and ``load_state_dict`` restores it: the moments of
     ``ema-grpo``, calibrated length targets, adaptive entropy weights and task weights.
 
     Examples

@@ -41,6 +41,8 @@ _POLL, _SUSPENDED = 0.05, 1.0
 # Time limit for a part of a message, in seconds: a process may be stopped in the middle of one.
 _MESSAGE_SECONDS = 60
 
+_NO_START = "a process of the reward pool does not start"
+
 # States of a worker. It sends all but the first two when they begin, and while it starts also the
 # names of the libraries that it loads.
 _STARTING, _TAKING = "Python and the main script", "taking a job"
@@ -150,9 +152,9 @@ class Workers:
                 code = worker.process.exitcode
                 how = f"hung for {START_SECONDS:g} s" if is_late else f"ended (exit code {code})"
                 raise WorkerStartError(
-                    f"a process of the reward pool does not start: it {how} {_STARTS} times while "
-                    f"loading {state}, for lack of memory perhaps; a script that makes a pool "
-                    'needs if __name__ == "__main__": around what it does'
+                    f"{_NO_START}: it {how} {_STARTS} times while loading {state}, for lack of "
+                    "memory perhaps; a script that makes a pool needs "
+                    'if __name__ == "__main__": around what it does'
                 )
         worker.start()
 
@@ -176,8 +178,7 @@ class _Worker:
         try:
             process.start()
         except OSError as error:
-            text = f"a process of the reward pool does not start: {error}"
-            raise WorkerStartError(text) from error
+            raise WorkerStartError(f"{_NO_START}: {error}") from error
         theirs.close()
         self.process, self.connection = process, ours
         self.row: int | None = None
@@ -241,8 +242,7 @@ def _work(connection: Connection) -> None:
         try:
             functions = with_own(pickle.loads(pickled))
         except Exception as error:
-            text = f"a process of the reward pool does not start: {type(error).__name__}: {error}"
-            connection.send(WorkerStartError(text))
+            connection.send(WorkerStartError(f"{_NO_START}: {type(error).__name__}: {error}"))
             return
         for problem_type, example in EXAMPLES.items():
             if is_builtin(functions[problem_type]):
