@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,25 @@ def test_a_few_steps_end_in_a_table():
     assert "imitation    1: loss" in out
     for term in ("total", "policy", "length", "entropy"):
         assert re.search(rf"step    1: .*{term} [+-]\d", out)
+
+
+def test_a_step_takes_the_buffers_of_weights_and_moments():
+    """What an update replaces is donated, so that no second copy of it is held."""
+    import jax
+    import optax
+
+    example = runpy.run_path(str(EXAMPLE))
+    params = example["init_policy"](jax.random.key(0), 40)
+
+    def loss(params, scale):
+        return scale * sum((leaf**2).sum() for leaf in jax.tree.leaves(params)), scale
+
+    state, step = example["make_step"](loss, params, optax.adam(1e-3))
+    given = jax.tree.leaves((params, state))
+    compiled = step.lower(params, state, 1.0).compile().as_text()
+    assert len(re.findall(r"(?:may|must)-alias", compiled)) == len(given)
+    step(params, state, 1.0)
+    assert all(leaf.is_deleted() for leaf in given)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +52,8 @@ def stand_in(monkeypatch):
 class Skewed(VLLMEngine):
     """An engine whose log-probability of every other token is much lower, or higher."""
 
-    def __init__(self, arguments):
-        super().__init__(arguments)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.loads, self.closed = 0, False
 
     def load(self, weights):
@@ -75,8 +76,11 @@ def skewed(response):
     return response._replace(logprobs=logprobs)
 
 
-def arguments_of(config, folder, *, sleeps):
-    return engine_arguments(config.model, config.rollout, folder, sleeps=sleeps, ranks=1)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def arguments_of(config, folder, device):
+    return engine_arguments(config.model, config.rollout, folder, device=device, ranks=1)
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def policy(random_policy):
 
 @pytest.fixture
 def engine(random_policy_folder, tiny_run, stand_in):
-    return Skewed(arguments_of(tiny_run(), str(random_policy_folder), sleeps=False))
+    return Skewed(arguments_of(tiny_run(), str(random_policy_folder), CPU), CPU)
 
 
 @pytest.fixture
@@ -238,7 +242,7 @@ def test_vllm_is_closed_with_its_sampler(policy, tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=dict))
     made = []
     monkeypatch.setattr(
-        "g2rpo_trainer.vllm.VLLMEngine", lambda a: made.append(VLLMEngine(a)) or made[-1]
+        "g2rpo_trainer.vllm.VLLMEngine", lambda *a: made.append(VLLMEngine(*a)) or made[-1]
     )
     with open_sampler(tiny_run("rollout.engine=vllm"), policy) as sampler:
         assert isinstance(sampler, VLLMSampler)
@@ -360,6 +364,35 @@ class FakeLLM:
         ]
 
 
+@pytest.mark.parametrize(
+    ("device", "backend", "place"),
+    [
+        ("cpu", "uni", (None, None)),
+        ("cuda:0", "uni", (None, None)),
+        ("cuda:1", "external_launcher", ("0", "1")),
+    ],
+)
+def test_vllm_starts_on_the_gpu_of_the_policy(tiny_run, monkeypatch, device, backend, place):
+    """Without a launcher's variables it takes the first GPU."""
+    started = []
+
+    def llm(**options):
+        found = os.environ.get("RANK"), os.environ.get("LOCAL_RANK")
+        started.append((options["distributed_executor_backend"], found))
+        return FakeLLM(**options)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, SamplingParams=dict))
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    before, device = dict(os.environ), torch.device(device)
+    VLLMEngine(arguments_of(tiny_run(), "folder", device), device)
+    assert started == [(backend, place)]
+    # VLLMEngine itself sets vLLM's own two.
+    assert {**dict(os.environ), **before} == dict(os.environ)
+    assert not {"RANK", "LOCAL_RANK", "MASTER_PORT"} & set(os.environ)
+
+
 def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
@@ -367,7 +400,7 @@ def test_what_vllm_is_asked(policy, prompts, records, tiny_run, monkeypatch):
         "rollout.limits={ocr: 3}", "rollout.stop=</a>", "rollout.max_prompt_length=56"
     )
     requests = make_requests(policy, prompts, records, config.rollout, range(6))
-    engine = VLLMEngine(arguments_of(config, "folder", sleeps=True))
+    engine = VLLMEngine(arguments_of(config, "folder", GPU), GPU)
     llm = engine._llm
     assert llm.options["logprobs_mode"] == "processed_logprobs"
     assert llm.options["enable_sleep_mode"]
@@ -520,7 +553,7 @@ def test_memory_is_given_back_before_vllm_wakes(policy, prompts, records, tiny_r
     fake = SimpleNamespace(LLM=FakeLLM, SamplingParams=dict)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     config = tiny_run()
-    engine = VLLMEngine(arguments_of(config, "folder", sleeps=True))
+    engine = VLLMEngine(arguments_of(config, "folder", GPU), GPU)
     llm, sampler = engine._llm, VLLMSampler(engine, config.optimization.micro_batch_tokens)
     llm.reads = lambda prompt: prompt["prompt_token_ids"]
     zero_grad = policy.model.zero_grad

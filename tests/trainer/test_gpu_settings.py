@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -12,11 +11,9 @@ import torch
 import torch.distributed as dist
 
 from g2rpo_trainer import evaluate, train
-from g2rpo_trainer.config import load_config
 from g2rpo_trainer.device import deterministic_kernels
 from g2rpo_trainer.distributed import join_ranks
 from g2rpo_trainer.draws import draw
-from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.model.policy_model import make_policy
 
 from .counted import Operations
@@ -121,12 +118,3 @@ def test_a_deterministic_run_draws_the_same_tokens():
     with deterministic_kernels(), Operations() as counted:
         assert torch.equal(draw(logprobs, uniforms), expected)
     assert "aten::cumsum" not in counted.calls
-
-
-@pytest.mark.parametrize(
-    ("device", "refused"), [("cuda:1", True), ("cuda:0", False), ("cpu", False)]
-)
-def test_vllm_beside_a_policy_on_another_gpu_is_refused(device, refused):
-    settings = [f"model.device={device}", "rollout.engine=vllm", "model.name=x"]
-    with pytest.raises(RunError, match="CUDA_VISIBLE_DEVICES=1") if refused else nullcontext():
-        load_config(settings=settings)

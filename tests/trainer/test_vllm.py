@@ -20,6 +20,7 @@ from g2rpo_trainer.config import load_config
 from g2rpo_trainer.model.loading import load_policy
 from g2rpo_trainer.prompts.encoding import encode_prompts
 from g2rpo_trainer.vllm import open_sampler
+from g2rpo_trainer.vllm_engine import VLLMEngine, engine_arguments
 
 from . import tiny_models
 
@@ -111,6 +112,21 @@ def test_an_adapter(folder, tmp_path, way):
     settings = ["model.lora.rank=2", f"rollout.vllm_adapter={way}"]
     config = describe(folder("llama"), tmp_path / "run", *settings)
     assert largest_difference(config, "llama") < FLOAT32
+
+
+def test_vllm_is_told_the_gpu_of_the_policy(folder, tmp_path, monkeypatch):
+    """There is none here, so it is told of one and computes on the CPU."""
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher as Executor
+
+    told, ask = [], Executor._distributed_args
+    monkeypatch.setattr(Executor, "_distributed_args", lambda it: told.append(ask(it)) or told[-1])
+    config, device = describe(folder("llama"), tmp_path / "run"), torch.device("cuda", 1)
+    model = config.model.model_copy(update={"dtype": "float32"})
+    arguments = engine_arguments(model, config.rollout, model.name, device=device, ranks=1)
+    engine = VLLMEngine(arguments | {"enable_sleep_mode": False}, device)
+    rank, local_rank = told[0][1:]
+    assert (rank, local_rank) == (0, 1)
+    engine.close()
 
 
 def test_a_text_that_ends_a_response(folder, tmp_path):

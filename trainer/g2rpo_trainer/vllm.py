@@ -81,8 +81,8 @@ def open_sampler(
         )
     require_handover(policy)
     with _folder_for_vllm(config, policy) as folder:
-        rollout, is_gpu = config.rollout, policy.device.type == "cuda"
-        if rollout.vllm_memory is None and is_gpu:
+        rollout = config.rollout
+        if rollout.vllm_memory is None and policy.device.type == "cuda":
             total = torch.cuda.mem_get_info(policy.device)[1]
             rows = -(-rollout.prompts_per_step * rollout.num_generations // ranks.size)
             share = memory_share(policy, rollout, rows, total)
@@ -92,15 +92,14 @@ def open_sampler(
             rollout,
             folder,
             seed=config.seed,
-            # There is nothing to give back on the CPU.
-            sleeps=is_gpu,
+            device=policy.device,
             ranks=ranks.size,
         )
         if sends_adapter(config.rollout, policy):
             require_request(policy, config.model)
             arguments |= adapter_arguments(policy.model.peft_config["default"].r)
         # Not inside of `raise_on_all_ranks`: engines wait for each other when they start.
-        engine = VLLMEngine(arguments)
+        engine = VLLMEngine(arguments, policy.device)
     try:
         with TemporaryDirectory(prefix="g2rpo-adapter-") as folder:
             yield VLLMSampler(engine, config.optimization.micro_batch_tokens, ranks, Path(folder))

@@ -13,6 +13,7 @@ import torch
 from g2rpo._shown import error_text
 from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.errors import RunError
+from g2rpo_trainer.launch import Launch
 
 from .device import release_memory
 from .estimate import VLLM_SHARE, vllm_share
@@ -51,6 +52,8 @@ class VLLMEngine:
     arguments : dict
         Arguments of ``vllm.LLM``, as :func:`engine_arguments` returns them. With
         ``enable_sleep_mode`` it gives its memory to the policy between the rollouts.
+    device : torch.device
+        Device of the policy, which vLLM shares.
 
     Raises
     ------
@@ -58,7 +61,7 @@ class VLLMEngine:
         If vLLM is not installed, or cannot start with this model or in this memory.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], device: torch.device) -> None:
         # In this process, so that weights are handed over without a copy through a pipe.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -70,7 +73,7 @@ class VLLMEngine:
                 "or name 'transformers'"
             ) from error
         self._vllm: Any = vllm
-        with _random_numbers_kept(), _start_errors(arguments):
+        with _random_numbers_kept(), _start_errors(arguments), _launched_on(device):
             self._llm: Any = vllm.LLM(**arguments)
         self._adapter: dict[str, Any] = {}
         self._asleep: set[str] = set()
@@ -129,7 +132,7 @@ class VLLMEngine:
 
 
 def engine_arguments(
-    model: Model, rollout: Rollout, name: str, *, seed: int = 0, sleeps: bool, ranks: int
+    model: Model, rollout: Rollout, name: str, *, seed: int = 0, device: torch.device, ranks: int
 ) -> dict[str, Any]:
     """Return the arguments of ``vllm.LLM``.
 
@@ -143,8 +146,9 @@ def engine_arguments(
         Folder, or model of the hub.
     seed : int
         Seed of the run.
-    sleeps : bool
-        Whether it gives its memory to the policy between the rollouts.
+    device : torch.device
+        Device of the policy. On a GPU vLLM gives its memory to the policy between the rollouts; on
+        the CPU there is nothing to give back.
     ranks : int
         Number of ranks, each with a vLLM of its own.
     """
@@ -155,14 +159,15 @@ def engine_arguments(
         "trust_remote_code": model.trust_remote_code,
         "gpu_memory_utilization": rollout.vllm_memory or VLLM_SHARE,
         "max_model_len": None if longest is None else longest + rollout.max_completion_length,
-        "enable_sleep_mode": sleeps,
+        "enable_sleep_mode": device.type == "cuda",
         # vLLM's own defaults, not those of the model's folder.
         "generation_config": "vllm",
         # Those of the distribution that was sampled: after temperature and bans.
         "logprobs_mode": "processed_logprobs",
         "seed": seed,
-        # Each process of a launcher has an engine to itself, and keeps to its own GPU.
-        "distributed_executor_backend": "external_launcher" if ranks > 1 else "uni",
+        # Each process of a launcher has an engine to itself, and keeps to its own GPU; without one
+        # vLLM takes the first.
+        "distributed_executor_backend": "external_launcher" if ranks > 1 or device.index else "uni",
     }
 
 
@@ -212,6 +217,27 @@ def _random_numbers_kept() -> Iterator[None]:
     # vLLM sets the seed of the whole process when it starts.
     with torch.random.fork_rng(devices=[]):
         yield
+
+
+@contextmanager
+def _launched_on(device: torch.device) -> Iterator[None]:
+    """Name a GPU to vLLM as a launcher of one process would, unless there is a launcher."""
+    if not device.index or Launch.read().size > 1:
+        yield
+        return
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(device.index)}
+    # Port 0 is any that is free.
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    before = {name: os.environ.get(name) for name in place}
+    os.environ.update(place)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

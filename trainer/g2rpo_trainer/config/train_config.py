@@ -89,13 +89,6 @@ class TrainConfig(Section):
                 f"{rollout.num_generations}: of as many responses there is one subset, and no "
                 "advantage"
             )
-        number = self.model.device.partition(":")[2]
-        if rollout.engine == "vllm" and number not in ("", "0"):
-            yield (
-                f"model.device is {self.model.device!r}, but rollout.engine vllm takes the first "
-                f"GPU that it sees; set CUDA_VISIBLE_DEVICES={number} in the environment, and name "
-                "cuda"
-            )
         is_on_policy = rollout.engine == "transformers" and optimization.updates_per_batch == 1
         if optimization.off_policy_mask_threshold and is_on_policy:
             yield (
