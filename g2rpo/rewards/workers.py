@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 
@@ -236,6 +236,7 @@ def _work(connection: Connection) -> None:
     # Ctrl-C in a terminal reaches all processes; those of a pool are ended by it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     disable_time_limits()
+    _end_with_main_process()
     with suppress(EOFError, ConnectionError):  # the main process has died
         connection.send(_LOADING)
         pickled = connection.recv_bytes()
@@ -253,6 +254,21 @@ def _work(connection: Connection) -> None:
             message = connection.recv_bytes()
             connection.send(_SCORING)
             connection.send(_score(message, functions))
+
+
+def _end_with_main_process() -> None:
+    """Let the system end this process when the main process has died, also inside of a reward."""
+    if os.name == "nt":
+        return
+    import fcntl
+
+    main = parent_process()
+    assert main is not None
+    # The main process holds the other end of a pipe; when that closes the system sends SIGIO, which
+    # ends a process that does not handle it, even in a call into C.
+    fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(main.sentinel, fcntl.F_GETFL)
+    fcntl.fcntl(main.sentinel, fcntl.F_SETFL, flags | fcntl.FASYNC)
 
 
 def _score(message: bytes, functions: Mapping[str, RewardFunction]) -> Outcome:

@@ -149,3 +149,32 @@ def test_a_script_that_leaves_its_pool_open_ends(tmp_path):
     script.write_text(LEFT_OPEN)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=90)
     assert (result.returncode, result.stdout) == (0, "[0.0]\n"), result.stderr
+
+
+STUCK = """
+import sys
+from g2rpo.rewards import EXAMPLES, RewardPool
+
+def stuck(answer, truth):
+    import re
+    print("called", flush=True)
+    if truth == "C":
+        re.match("(a+)+b", "a" * 60)
+    while True:
+        pass
+
+if __name__ == "__main__":
+    pool = RewardPool(1, functions=dict.fromkeys([*EXAMPLES, "own"], stuck))
+    pool.score([{"problem_type": "own", "answer": sys.argv[1]}], ["<answer>a</answer>"])
+"""
+
+
+@pytest.mark.parametrize("where", ["C", "Python"])
+def test_a_process_inside_of_a_reward_ends_with_the_main_process(tmp_path, where):
+    script = tmp_path / "script.py"
+    script.write_text(STUCK)
+    with subprocess.Popen([sys.executable, script, where], stdout=subprocess.PIPE) as main:
+        assert main.stdout.readline()
+        main.kill()
+        # It has the other end of the output, too, which closes only when it ends.
+        assert main.stdout.read() == b""
