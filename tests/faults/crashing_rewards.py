@@ -1,4 +1,4 @@
-"""A reward function whose process dies or hangs, at one call in seven."""
+"""A reward function whose process dies or hangs, at one answer in three."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ FAULTS = (
 def score(answer, truth):
     """Return the share of equal letters; which answers are fatal follows from their text."""
     number = zlib.crc32(f"{answer}/{truth}".encode())
-    if number % 7 == 0:
-        FAULTS[number // 7 % len(FAULTS)]()
+    if number % 3 == 0:
+        FAULTS[number // 3 % len(FAULTS)]()
     same = sum(one == other for one, other in zip(answer, truth, strict=False))
     return same / max(len(answer), len(truth), 1)

@@ -51,6 +51,8 @@ def reward_workers(share: float) -> Iterator[Count]:
                 assert all(line["rewards/errors"] == 0 for line in lines)
             left.expect(not any(alive(worker) for worker in workers), (turn, workers))
         inside.figure = f"{faults} rewards lost"
+        if not faults:
+            inside.broken.append("no answer ended or hung its process, so that nothing was tried")
         whole = _whole(Path(place) / "whole", "rewards.workers=2")
         for turn in range(max(1, int(10 * share))):
             folder = Path(place) / f"outside-{turn}"
