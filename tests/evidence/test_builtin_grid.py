@@ -12,7 +12,7 @@ from g2rpo_trainer.config import load_config
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "benchmarks/builtin.py")]
-RECORD = ROOT / "benchmarks/results/builtin-equity.json"
+RECORD = ROOT / "benchmarks/results/builtin.json"
 TINY = (
     "optimization.steps=2",
     "data.eval_items=2",

@@ -47,8 +47,7 @@ def test_glyph_labels_read_from_left_to_right():
     assert "".join(CLASSES[kind] for kind in row) == scene.expression
 
 
-def test_a_few_steps_learn(policy, monkeypatch):
-    monkeypatch.setattr(cold_start, "POLICY_DECAY_STEPS", 6)
+def test_a_few_steps_learn(policy):
     items = cold_start.draw_items(seed=0, step=0)
     responses = [cold_start.response(item, thinks=True) for item in items]
     with torch.no_grad():
@@ -82,3 +81,30 @@ def test_the_script_writes_a_policy(tmp_path, monkeypatch):
     cold_start.main()
     assert (folder / "model.safetensors").stat().st_size < 4_000_000
     load_policy(str(folder), device="cpu")
+
+
+def test_no_thought_in_a_task_of_perception_begins_as_one_in_a_task_of_reasoning():
+    def first_words(tasks):
+        return {
+            TASKS[task].item(0, number).worked.split()[0] for task in tasks for number in range(20)
+        }
+
+    reasoning = set(TASKS) - set(cold_start.PERCEPTION)
+    assert first_words(cold_start.PERCEPTION).isdisjoint(first_words(reasoning))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_careless_response_is_that_to_another_item_of_the_task(monkeypatch, share):
+    seen = []
+    monkeypatch.setattr(cold_start, "imitation_loss", lambda *arguments: seen.append(arguments))
+    steps = cold_start.styles(None, 0, dict.fromkeys(TASKS, 0.0), share)
+    for step in range(20):
+        steps(step)
+    careless = []
+    for _, items, responses in seen:
+        for item, text in zip(items, responses, strict=True):
+            others = [each for each in items if each.record.task == item.record.task]
+            assert text in {cold_start.response(each, thinks=False) for each in others}
+            careless.append(text != cold_start.response(item, thinks=False))
+    # Another item may have the same answer, as two counts often do.
+    assert (share > 0) * (share - 0.2) <= sum(careless) / len(careless) <= share

@@ -58,7 +58,7 @@ class Grounding(ImageTask[GroundingScene]):
         middle_x, middle_y = shape.x + shape.size / 2, shape.y + shape.size / 2
         row = ("top", "middle", "bottom")[int(3 * middle_y / SIZE)]
         column = ("left", "center", "right")[int(3 * middle_x / SIZE)]
-        return f"The {shape.name} is in the {row} {column} of the image."
+        return f"in the {row} {column} of the image is the {shape.name}."
 
 
 # General VQA: count one kind of shape among distractors, scored by exact match (binary).
@@ -116,7 +116,7 @@ class Counting(ImageTask[CountingScene]):
 
     def worked(self, scene: CountingScene) -> str:
         """Count aloud."""
-        return "I count: " + ",".join(str(number) for number in range(1, scene.count + 1))
+        return "count: " + ",".join(str(number) for number in range(1, scene.count + 1))
 
 
 def _in_cell(rng: np.random.Generator, name: tuple[str, str], cell: int) -> Shape:
