@@ -565,5 +565,5 @@ def test_tables_of_the_documentation_hold_every_key_and_all_that_presets_change(
         assert isinstance(field.default, BaseModel) or f"| `{name}` |" in keys
     presets = page("<!-- table of the presets -->")
     assert "| `rollout.max_completion_length` | `1024` | `48` |  |  |  |" in presets
-    assert "optimization.steps" not in presets
+    assert "optimization.updates_per_batch" not in presets
     assert page("no mark") == "no mark"
