@@ -110,6 +110,10 @@ def run(name: str, share: float) -> Result:
     except NotPossible as reason:
         found = [Count(f"{name}: not possible here", figure=str(reason))]
         console.print(f"NOT POSSIBLE HERE: {name}: {reason}", markup=False, style="red")
+    except Exception as error:
+        found = [Count(f"{name}: the test itself goes on to its end")]
+        with found[0].trying():
+            raise error
     for count in found:
         for example in count.broken[:3]:
             console.print(f"{count.promise}: {example}", markup=False, style="red")

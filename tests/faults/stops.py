@@ -175,8 +175,9 @@ def _mount(*arguments: str) -> None:
 
 def generation(share: float) -> Iterator[Count]:
     """Let a random forward pass of the policy fail, or its weights become NaN."""
+    from safetensors.torch import load_file
+
     from g2rpo_trainer import train as train_here
-    from g2rpo_trainer.checkpoint import load_file
     from g2rpo_trainer.config import load_config
     from g2rpo_trainer.run_folder import RunFolder
 

@@ -73,6 +73,21 @@ def test_parts_run_at_the_same_time_in_processes_of_their_own(monkeypatch, tmp_p
     assert page.read_text().count("| 0.001 |") == 2
 
 
+def test_a_part_that_fails_is_broken_and_the_others_go_on(monkeypatch, tmp_path, capsys):
+    def fails(share):
+        raise ImportError("no such name")
+        yield
+
+    monkeypatch.setitem(PARTS, "batches", fails)
+    page = tmp_path / "faults.md"
+    arguments = ["faults", "batches", "records", "--share", "0.001", "--output", str(page)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 1
+    assert "ImportError: no such name" in capsys.readouterr().out
+    assert "| batches: the test itself goes on to its end | 1 | 1 |  |" in page.read_text()
+    assert "a broken file of records" in page.read_text()
+
+
 def test_what_a_machine_forbids_is_said_and_is_no_success(monkeypatch, tmp_path, capsys):
     def part(share):
         with Count("never").trying():
