@@ -11,6 +11,7 @@ import pickle
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -257,8 +258,8 @@ def _work(connection: Connection) -> None:
 
 
 def _end_with_main_process() -> None:
-    """Let the system end this process when the main process has died, also inside of a reward."""
-    if os.name == "nt":
+    """Let Linux end this process when the main process has died, also inside of a reward."""
+    if sys.platform != "linux":
         return
     import fcntl
 
