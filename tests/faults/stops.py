@@ -211,7 +211,7 @@ def generation(share: float) -> Iterator[Count]:
                 notes = "".join(getattr(error, "__notes__", []))
                 assert f"--resume --output-dir {folder}" in notes, (error, notes)
                 assert fault is not poison or "not finite" in str(error), error
-                for checkpoint in RunFolder.open(folder).checkpoints():
+                for checkpoint in RunFolder.open(folder).checkpoints.all():
                     weights = load_file(checkpoint.path / "model.safetensors").values()
                     assert all(bool(weight.isfinite().all()) for weight in weights)
                 train_here(config_of(folder), resume=True)
