@@ -128,9 +128,8 @@ def run(runs: Path, settings: Sequence[str], cell: tuple[str, int]) -> dict[str,
         subprocess.run(command, check=True, env={**os.environ, **threads})
     content: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rewards = [
-        value for line in lines if (value := _mean_reward(json.loads(line), content)) is not None
-    ]
+    metrics = [json.loads(line) for line in lines]
+    rewards = [value for each in metrics if (value := _mean_reward(each, content)) is not None]
     return {
         **content,
         "variant": name,
@@ -139,7 +138,15 @@ def run(runs: Path, settings: Sequence[str], cell: tuple[str, int]) -> dict[str,
         "area": float(np.mean(rewards)),
         "first_rewards": rewards[:RECORDED_STEPS],
         "lengths_inside": _lengths_inside(folder, content["length_after"]),
+        "gradient_norms": {task: _mean_norm(metrics, task) for task in content["length_after"]},
     }
+
+
+def _mean_norm(metrics: list[dict[str, Any]], task: str) -> float | None:
+    """Return the mean norm of a task's own gradient over the steps that measured it, if any."""
+    norms = [each.get(f"equity/grad_norm/{task}") for each in metrics]
+    measured = [norm for norm in norms if norm is not None]
+    return float(np.mean(measured)) if measured else None
 
 
 def _lengths_inside(folder: Path, lengths: dict[str, float]) -> list[str]:
@@ -236,6 +243,13 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
                 for name, each in flat
             ],
         ),
+        "## Gradient norms",
+        "Norm of each task's own gradient, mean over the steps that measure it "
+        "(`output.equity_steps`). *ratio*: largest over smallest.",
+        markdown_table(
+            ["variant", "seed", *tasks, "ratio"],
+            [[name, str(each["seed"]), *_norms(each, tasks)] for name, each in flat],
+        ),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -246,6 +260,14 @@ def _change(summary: dict[str, Any], task: str) -> str:
     low, high = summary["interval_change"][task]
     text = f"{change:+.3f} ± {(high - low) / 2:.3f}"
     return text if low <= 0 <= high else f"**{text}**"
+
+
+def _norms(summary: dict[str, Any], tasks: list[str]) -> list[str]:
+    """Return the cells of a run's gradient norms, and the largest over the smallest."""
+    norms = [summary["gradient_norms"][task] for task in tasks]
+    if None in norms:
+        return ["–"] * (len(tasks) + 1)
+    return [*(f"{norm:.2f}" for norm in norms), f"{max(norms) / min(norms):.1f}"]
 
 
 def _row(values: dict[str, float], tasks: list[str]) -> str:
