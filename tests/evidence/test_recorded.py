@@ -68,7 +68,7 @@ def test_distances_fall_with_the_group_size():
 def test_the_page_quotes_intervals_of_the_tables():
     interval = re.compile(r"[+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\]")
     quoted = interval.findall((ROOT / "docs/evidence.md").read_text())
-    tables = (RECORD.with_suffix(".md"), RECORD.with_name("builtin-equity.md"))
+    tables = (RECORD.with_suffix(".md"), RECORD.with_name("builtin.md"))
     measured = {found for table in tables for found in interval.findall(table.read_text())}
     assert len(quoted) > 50
     assert set(quoted) <= measured

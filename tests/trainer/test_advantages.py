@@ -240,7 +240,7 @@ def test_a_resumed_run_steers_like_the_uninterrupted_one(tiny_run, tmp_path):
     settings = [
         # The embedded policy is right often enough for targets to have something to follow.
         "model.name=builtin",
-        "data.tasks=[vqa, maths]",
+        "data.tasks=[grounding, maths]",
         "rollout.max_completion_length=32",
         "rollout.num_generations=8",
         "length.calibrate=true",
@@ -256,7 +256,7 @@ def test_a_resumed_run_steers_like_the_uninterrupted_one(tiny_run, tmp_path):
     whole, parts = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "parts")
     assert parts == whole
     assert len(whole) == 3
-    for name in ("entropy_weight/maths", "length_target/low/maths"):
+    for name in ("entropy_weight/maths", "length_target/low/grounding"):
         assert len({line[name] for line in whole}) == 3, name
 
 
