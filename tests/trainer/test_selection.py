@@ -270,7 +270,7 @@ def test_a_task_weight_scales_the_gradient_of_its_task(tiny_run):
 
 def test_task_weights_follow_the_measured_norms_and_survive_a_checkpoint(tiny_run):
     settings = ["optimization.schedule=constant", "task_weights.adapt=2", "output.equity_steps=0"]
-    whole = builtin(tiny_run, *settings, "optimization.steps=4", folder="whole")
+    whole = builtin(tiny_run, *settings, "optimization.steps=8", folder="whole")
     train(whole)
     lines = metrics_of(whole)
     weights = np.ones(2)
@@ -281,9 +281,9 @@ def test_task_weights_follow_the_measured_norms_and_survive_a_checkpoint(tiny_ru
             weights = g2rpo.adapt_task_weights(np.asarray(norms, np.float64), weights)
         found = [line[f"task_weight/{task}"] for task in ("grounding", "ocr")]
         assert found == pytest.approx(weights.tolist())
-    assert abs(np.log(weights[0])) > 0.001
+    assert abs(np.log(weights[0])) > 0.01
 
     train(builtin(tiny_run, *settings, "optimization.steps=3", folder="parts"))
-    parts = builtin(tiny_run, *settings, "optimization.steps=4", folder="parts")
+    parts = builtin(tiny_run, *settings, "optimization.steps=8", folder="parts")
     train(parts, resume=True)
     assert metrics_of(parts) == lines
