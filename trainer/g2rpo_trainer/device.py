@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -114,6 +114,28 @@ def attention_without_cudnn() -> Iterator[None]:
 
 
 @contextmanager
+def environment_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment inside the context.
+
+    Examples
+    --------
+    >>> with environment_with({"G2RPO_EXAMPLE": "1"}):
+    ...     os.environ["G2RPO_EXAMPLE"]
+    '1'
+    >>> "G2RPO_EXAMPLE" in os.environ
+    False
+    """
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextmanager
 def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
     """Let PyTorch use only kernels that repeat themselves to the bit inside the context.
 
@@ -125,15 +147,12 @@ def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
         return
     variable, before = "CUBLAS_WORKSPACE_CONFIG", torch.are_deterministic_algorithms_enabled()
     # cuBLAS repeats itself only in a workspace of a fixed size.
-    given = os.environ.get(variable)
-    os.environ.setdefault(variable, ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        if given is None:
-            del os.environ[variable]
+    with environment_with({variable: os.environ.get(variable, ":4096:8")}):
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from g2rpo_trainer.config import Model, Rollout
 from g2rpo_trainer.errors import RunError
 from g2rpo_trainer.launch import Launch
 
-from .device import release_memory
+from .device import environment_with, release_memory
 from .estimate import VLLM_SHARE, vllm_share
 from .model.policy_model import Policy
 from .model_shape import kv_cache
@@ -228,16 +228,8 @@ def _launched_on(device: torch.device) -> Iterator[None]:
     place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(device.index)}
     # Port 0 is any that is free.
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    before = {name: os.environ.get(name) for name in place}
-    os.environ.update(place)
-    try:
+    with environment_with(place):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
